@@ -1,0 +1,238 @@
+"""What a run leaves behind: metrics, curves, checkpoints, a line an epoch."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from torch import Tensor
+
+METRICS_FILE = "metrics.csv"
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv, each without its empty cells."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+class RunLogger(CSVLogger):
+    """Metrics in ``metrics.csv``; a resumed run goes on in the folder, and the file, it began.
+
+    Args:
+        save_dir, name, version: the folder, ``save_dir/name/version``.
+        resumed_step: rows that were logged from this optimiser step on are dropped, because the
+            resumed run will log them again; None for a fresh run.
+    """
+
+    def __init__(
+        self,
+        save_dir: str,
+        name: str,
+        version: str | None = None,
+        resumed_step: int | None = None,
+    ) -> None:
+        super().__init__(save_dir, name, version)
+        self.resumed_step = resumed_step
+
+    @property
+    def experiment(self) -> ExperimentWriter:
+        if self._experiment is None:
+            path = Path(self.log_dir)
+            path.mkdir(parents=True, exist_ok=True)
+            rows = read_metrics(path / METRICS_FILE)
+            # Lightning's writer warns of a folder that is not empty and deletes what it finds:
+            # it is shown an empty one, and given the rows to keep.
+            writer = _Writer(log_dir=str(path))
+            if self.resumed_step is not None:
+                writer.metrics = [row for row in rows if row["step"] < self.resumed_step]
+            (path / METRICS_FILE).unlink(missing_ok=True)
+            self._experiment = writer
+        return self._experiment  # type: ignore[return-value]
+
+
+class _Writer(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        """Nothing: the logger has seen to it."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the file and renames, so that a killed run leaves no half checkpoint."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        partial = f"{path}.part"
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        os.replace(partial, path)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``checkpoints/last.ckpt``: after every epoch, and every so many steps within one.
+
+    Args:
+        folder: where ``last.ckpt`` goes.
+        every_n_steps: optimiser steps between two saves within an epoch.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int = 1000) -> None:
+        self.path = folder / "last.ckpt"
+        self.every_n_steps = every_n_steps
+        self._saved = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        last_batch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if step % self.every_n_steps == 0 and step != self._saved and not last_batch:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The end may have renewed the average's statistics.
+        if trainer.global_step:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._saved = trainer.global_step
+        trainer.save_checkpoint(self.path, weights_only=False)
+
+
+class EpochLine(Callback):
+    """One line an epoch, for a log file, where a progress bar would be noise."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start, self._first_epoch = time.perf_counter(), trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        done = trainer.current_epoch + 1
+        elapsed = time.perf_counter() - self._start
+        values = [
+            f"{name} {float(value):.4f}"
+            for name, value in sorted(trainer.callback_metrics.items())
+            if name.endswith(("train/loss", "val/loss", "val/accuracy"))
+        ]
+        line = f"epoch {done}/{trainer.max_epochs or '?'}  {'  '.join(values)}"
+        per_epoch = elapsed / max(1, done - self._first_epoch)
+        line += f"  {per_epoch:.1f} s an epoch"
+        if trainer.max_epochs and trainer.max_epochs > 0:
+            line += f", {duration(per_epoch * (trainer.max_epochs - done))} left"
+        print(line, flush=True)
+
+
+class Curves(Callback):
+    """Draws ``curves.png`` after every epoch: loss and accuracy, training and validation."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and trainer.log_dir and not trainer.sanity_checking:
+            for logger in trainer.loggers:
+                logger.save()
+            folder = Path(trainer.log_dir)
+            if read_metrics(folder / METRICS_FILE):
+                draw_curves(folder / METRICS_FILE, folder / "curves.png", title=run_name(folder))
+
+
+class Predictions(BasePredictionWriter):
+    """Writes ``predictions.csv``: for every image its label, confidence and probabilities."""
+
+    def __init__(self, path: Path, classes: list[str]) -> None:
+        super().__init__("epoch")
+        self.path, self.classes = path, classes
+
+    def write_on_epoch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Any,
+        batch_indices: Any,
+    ) -> None:
+        probabilities: list[Tensor] = list(predictions)
+        # One file a process: each has its own share of the images.
+        path = self.path
+        if trainer.world_size > 1:
+            path = path.with_stem(f"{path.stem}_rank{trainer.global_rank}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".part")
+        index = trainer.global_rank
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", "label", "confidence", *self.classes])
+            for batch in probabilities:
+                for row in batch.tolist():
+                    best = max(range(len(row)), key=row.__getitem__)
+                    name = self.classes[best] if self.classes else best
+                    cells = [f"{value:.6f}" for value in row]
+                    writer.writerow([index, name, f"{row[best]:.6f}", *cells])
+                    index += trainer.world_size
+        partial.replace(path)
+        print(f"predictions: {path}")
+
+
+def run_name(folder: Path) -> str:
+    """``RECIPE/VERSION`` of a run's folder."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
+
+
+def draw_curves(metrics: Path, picture: Path, title: str = "") -> None:
+    """Loss and accuracy over epochs, training and validation, from a ``metrics.csv``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    rows = read_metrics(metrics)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2)
+    for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
+        for stage, label in (("train", "training"), ("val", "validation")):
+            points = [
+                (row["epoch"] + 1, value)
+                for row in rows
+                for name, value in row.items()
+                if name.endswith(f"{stage}/{kind}")
+            ]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker=".", label=label)
+                last = points[-1][1]
+                text = f"{last:.2%}" if kind == "accuracy" else f"{last:.3f}"
+                axis.annotate(
+                    text, points[-1], xytext=(4, 4), textcoords="offset points", fontsize=8
+                )
+        axis.set_xlabel("epoch")
+        axis.set_ylabel("loss (nats)" if kind == "loss" else "accuracy")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend()
+    figure.suptitle(title)
+    partial = picture.with_suffix(".part.png")
+    figure.savefig(partial, dpi=120)
+    partial.replace(picture)

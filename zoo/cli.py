@@ -1,0 +1,460 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line, driven by recipes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import platform
+import re
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+import yaml
+from jsonargparse import ActionConfigFile
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+
+from zoo import callbacks, checkpoints, data, networks, recipes
+from zoo.errors import UserError
+from zoo.tasks.base import read_checkpoint
+
+
+class RecipeAction(ActionConfigFile):
+    """``--recipe NAME|FILE``: applies the recipe's bases first, and checks after each file."""
+
+    @staticmethod
+    def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
+        for path, content in recipes.chain(recipes.find(str(value))):
+            if not content:
+                continue
+            try:
+                ActionConfigFile.apply_config(parser, cfg, dest, yaml.safe_dump(content))
+                parser.validate(cfg.clone(), skip_required=True)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+            except (TypeError, ValueError, KeyError) as error:
+                raise UserError(f"{path}: {explain(str(error), parser)}") from None
+        parser.recipes.append(str(value))
+
+
+class RecipeParser(LightningArgumentParser):
+    """A parser whose errors are one line each, naming the nearest option."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+        self.recipes: list[str] = []
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        cause: BaseException | None = ex
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause
+            cause = cause.__cause__ or cause.__context__
+        parser = getattr(ex, "subcommand_parser", None) or self
+        raise UserError(explain(message, parser, ZooCLI.typed))
+
+
+def explain(message: str, parser: Any, arguments: Sequence[str] = ()) -> str:
+    """jsonargparse's message in one line, with the full key and the nearest known option."""
+    text = " ".join(message.split())
+    text = re.sub(r'^Parser key "(recipe|config)": ?', "", text)
+    text = re.sub(r"^Validation failed: ?", "", text)
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    if key := re.match(r'Parser key "([\w.]+)": ?', text):
+        given = [a[2:].split("=")[0] for a in arguments if a.startswith("--")]
+        full = next((name for name in given if name.endswith(f".{key[1]}")), key[1])
+        text = f"{full}: {text[key.end() :]}"
+    if unknown := re.search(r"(?i)unrecognized arguments?: --([\w.+]+)", text):
+        text += recipes.nearest(unknown[1], _options(parser))
+    elif unknown := re.search(r"Key ['\"]([\w.+]+)['\"] is not expected", text):
+        text += recipes.nearest(unknown[1], _options(parser))
+    elif unknown := re.search(r"does not accept (?:nested )?(?:option|key)s? ['\"]?([\w.+]+)", text):
+        text += recipes.nearest(unknown[1], _options(parser))
+    elif unknown := re.search(r"Option '([\w.+]+)' is not accepted", text):
+        text += recipes.nearest(unknown[1], _constructor_arguments())
+    elif unknown := re.search(r"Literal\[(.+?)\]\. Got value: (\S+)", text):
+        text += recipes.nearest(unknown[2], re.findall(r"'([^']+)'", unknown[1]))
+    return text
+
+
+def _constructor_arguments() -> list[str]:
+    """Of every network, task and data module of the zoo: what a nested option may be called."""
+    classes = [*networks.REGISTRY.values(), *checkpoints.TASKS.values()]
+    classes += [getattr(data, name) for name in data.__all__ if isinstance(getattr(data, name), type)]
+    return sorted({name for one in classes for name in inspect.signature(one).parameters})
+
+
+def _options(parser: Any) -> list[str]:
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    return [flag[2:].removesuffix("+") for flag in flags if flag.startswith("--")]
+
+
+class ZooCLI(LightningCLI):
+    """LightningCLI with ``--recipe``, a folder a run, shipped weights, and data that may stand in."""
+
+    command: Literal["fit", "validate", "test", "predict"] = "fit"
+    typed: Sequence[str] = ()
+
+    def __init__(self, command: str, arguments: list[str]) -> None:
+        # Only the parser of the command that was typed is built: each costs seconds.
+        type(self).command = command  # type: ignore[assignment]
+        type(self).typed = arguments
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            parser_class=RecipeParser,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # tasks record JSON values themselves
+            args=[command, *arguments],
+        )
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:  # type: ignore[override]
+        return {cls.command: LightningCLI.subcommands()[cls.command]}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "--recipe",
+            "--config",
+            action=RecipeAction,
+            help="a recipe's name (python -m zoo list) or a YAML file; repeatable, the last wins",
+        )
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # Lightning warns of arguments that are not sys.argv's; tests and notebooks give their own.
+        self.config = parser.parse_args(args)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="the run's folder, else the recipe's name"
+        )
+        if self.command == "fit":
+            parser.add_argument(
+                "--test_after_fit",
+                type=bool,
+                default=True,
+                help="measure the final weights on the test set once; false while you try things",
+            )
+            parser.add_argument(
+                "--save_every_n_steps",
+                type=int,
+                default=1000,
+                help="steps within an epoch between two saves of checkpoints/last.ckpt",
+            )
+            parser.add_argument(
+                "--wandb",
+                type=Literal["off", "online", "offline"],
+                default="off",
+                help="log to Weights & Biases as well as to metrics.csv",
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a checkpoint's hyper-parameters never beat the recipe and the command line."""
+
+    # -- what a run is called, and where it goes -------------------------------------------------
+
+    @property
+    def options(self) -> Any:
+        return self.config[self.command]
+
+    @property
+    def run_name(self) -> str:
+        """The recipe's name; with stand-in data, theirs too."""
+        given = self._parser(self.command).recipes  # type: ignore[attr-defined]
+        name = self.options.name or (Path(given[-1]).stem if given else "custom")
+        described = self._describe_data()
+        if "instead_of" in described:
+            name += f"-on-{described['name'].lower()}"
+        return str(name)
+
+    def _describe_data(self) -> dict[str, Any]:
+        describe = getattr(self.datamodule, "describe", None)
+        return describe() if describe is not None else {}
+
+    def _last_run(self) -> Path | None:
+        """The newest run of this name that has a checkpoint."""
+        found = Path(self.options.runs, self.run_name).glob("*/checkpoints/last.ckpt")
+        newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+        return newest.parent.parent if newest else None
+
+    def _find_checkpoint(self) -> Path | None:
+        """``--ckpt_path last|best|FILE`` as a file."""
+        wanted = self.options.ckpt_path
+        if wanted is None:
+            return None
+        if wanted not in ("last", "best"):
+            if not Path(wanted).is_file():
+                raise UserError(
+                    f"--ckpt_path: no such file: {wanted} (or last, or best, of the newest run in "
+                    f"{Path(self.options.runs, self.run_name)})"
+                )
+            return Path(wanted)
+        run = self._last_run()
+        file = run / "checkpoints" / f"{wanted}.ckpt" if run else None
+        if file is None or not file.is_file():
+            raise UserError(
+                f"--ckpt_path {wanted}: no run with such a checkpoint in "
+                f"{Path(self.options.runs, self.run_name)}"
+            )
+        return file
+
+    # -- building --------------------------------------------------------------------------------
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            # A constructor refused its arguments: the user's input, unless it is a bug of ours,
+            # which the environment variable ZOO_DEBUG shows whole.
+            if _debug():
+                raise
+            raise UserError(str(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.command]
+        if self.datamodule is None:
+            raise UserError("no data: give --recipe NAME, or --data CLASS")
+        # Which data are really used decides what the run is called.
+        self.datamodule.prepare_data()
+        self.checkpoint = self._find_checkpoint()
+        settings = config["trainer"]
+        if settings.get("fast_dev_run"):
+            return super().instantiate_trainer(**kwargs)
+
+        logger = self._make_logger()
+        folder = self.folder = Path(logger.log_dir)
+        ours: list[Any] = []
+        if self.command == "fit":
+            prefix = self._metric_prefix()
+            ours = [
+                callbacks.Curves(),
+                ModelCheckpoint(
+                    folder / "checkpoints",
+                    filename="best",
+                    monitor=f"{prefix}val/accuracy",
+                    mode="max",
+                    auto_insert_metric_name=False,
+                    enable_version_counter=False,
+                ),
+                callbacks.LastCheckpoint(folder / "checkpoints", config["save_every_n_steps"]),
+            ]
+        elif self.command == "predict":
+            classes = self._describe_data().get("classes", [])
+            ours = [callbacks.Predictions(folder / "predictions.csv", classes)]
+        if not sys.stderr.isatty() and settings.get("enable_progress_bar") is None:
+            kwargs["enable_progress_bar"] = False
+            kwargs["enable_model_summary"] = False
+            ours.append(callbacks.EpochLine())
+        kwargs["logger"] = [logger, *self._more_loggers(folder)]
+        kwargs["callbacks"] = [*(settings.get("callbacks") or []), *ours]
+        kwargs["plugins"] = [*_as_list(settings.get("plugins")), callbacks.AtomicCheckpointIO()]
+        if several_gpus(settings):
+            kwargs["sync_batchnorm"] = True
+        return super().instantiate_trainer(**kwargs)
+
+    def _metric_prefix(self) -> str:
+        described = self._describe_data()
+        return f"{described['name'].lower()}/" if "instead_of" in described else ""
+
+    def _make_logger(self) -> callbacks.RunLogger:
+        name, root = self.run_name, self.options.runs
+        if self.command == "fit" and self.checkpoint is not None:
+            step = int(read_checkpoint(self.checkpoint).get("global_step", 0))
+            run = self.checkpoint.resolve().parent.parent
+            if run.parent == Path(root, name).resolve():  # goes on where it stopped
+                return callbacks.RunLogger(root, name, run.name, resumed_step=step)
+        return callbacks.RunLogger(root, name)
+
+    def _more_loggers(self, folder: Path) -> list[Logger]:
+        given = self.config_init[self.command]["trainer"].get("logger")
+        loggers = [one for one in _as_list(given) if isinstance(one, Logger)]
+        if self.command == "fit" and self.options.wandb != "off":
+            from lightning.pytorch.loggers import WandbLogger
+
+            folder.mkdir(parents=True, exist_ok=True)
+            loggers.append(
+                WandbLogger(
+                    project="zoo",
+                    name=callbacks.run_name(folder),
+                    save_dir=folder,
+                    offline=self.options.wandb == "offline",
+                )
+            )
+        return loggers
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.config_init[subcommand]["ckpt_path"] = self.checkpoint
+        self.config_init[subcommand]["weights_only"] = True
+        if subcommand != "fit" and self.checkpoint is None:
+            self._load_shipped_weights()
+        self.started = time.perf_counter()
+        super()._run_subcommand(subcommand)
+
+    def _load_shipped_weights(self) -> None:
+        given = self._parser(self.command).recipes  # type: ignore[attr-defined]
+        name = Path(given[-1]).stem if given else ""
+        if name not in checkpoints.names():
+            raise UserError(
+                f"recipe {name!r} ships no weights: give --ckpt_path last, best or a file"
+            )
+        if "instead_of" in (described := self._describe_data()):
+            raise UserError(
+                f"the shipped weights of {name} are for {described['instead_of']}, which is neither "
+                "on disk nor to be had: set ZOO_DATA to the folder that holds it"
+            )
+        checkpoints.load_weights(self.model.network, name)
+
+    def after_fit(self) -> None:
+        trainer = self.trainer
+        if trainer.interrupted or not hasattr(self, "folder"):
+            return
+        seconds = time.perf_counter() - self.started
+        if self.options.test_after_fit:
+            trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()
+            described = self._describe_data()
+            facts = {
+                "parameters": sum(p.numel() for p in self.model.parameters()),
+                "epochs": trainer.current_epoch,
+                "steps": trainer.global_step,
+                "wall_time_s": round(seconds, 1),
+                "command": shlex.join(["python", "-m", "zoo", self.command, *self.typed]),
+                "date": time.strftime("%Y-%m-%d"),
+                "hardware": hardware(trainer),
+                "versions": versions(),
+                "seed": self.options.seed_everything,
+                "resumed": self.checkpoint is not None,
+                "devices": trainer.world_size,
+                "data": described,
+                "metrics": final_metrics(self.folder / callbacks.METRICS_FILE),
+            }
+            checkpoints.write_json(self.folder / "run.json", facts)
+            text = summary(self.folder, facts, type(self.model).__name__)
+            checkpoints.write_text(self.folder / "summary.txt", text)
+            print("\n" + text, flush=True)
+
+    def after_validate(self) -> None:
+        self._say_where()
+
+    def after_test(self) -> None:
+        self._say_where()
+
+    def _say_where(self) -> None:
+        if self.trainer.is_global_zero and hasattr(self, "folder"):
+            weights = self.checkpoint or f"shipped {self.run_name}"
+            print(f"weights: {weights}\nmetrics: {self.folder / callbacks.METRICS_FILE}")
+
+
+def final_metrics(path: Path) -> dict[str, float]:
+    """The last value of each metric of a run."""
+    metrics: dict[str, float] = {}
+    for row in callbacks.read_metrics(path):
+        metrics.update({k: v for k, v in row.items() if k not in ("step", "epoch", "lr")})
+    return metrics
+
+
+def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
+    """What a finished run says of itself; the last lines are the Python that loads the result."""
+    data = facts["data"]
+    lines = [f"{callbacks.run_name(folder)}: {facts['parameters']:,} parameters"]
+    if data:
+        lines[0] += f", {data['name']}"
+    lines.append(
+        f"{facts['epochs']} epochs, {facts['steps']:,} steps in "
+        f"{callbacks.duration(facts['wall_time_s'])}, seed {facts['seed']}"
+    )
+    for name, value in sorted(facts["metrics"].items()):
+        shown = f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4f}"
+        lines.append(f"  {name:<20} {shown}")
+    lines.append(f"curves, metrics, checkpoints: {folder}")
+    if "instead_of" in data:
+        lines.append(
+            f"!! TRAINED ON {data['name'].upper()}, NOT ON {data['instead_of'].upper()}: every "
+            "number above is about the stand-in data."
+        )
+    file = folder / "checkpoints" / "last.ckpt"
+    lines += [
+        "",
+        "Use it in Python:",
+        "",
+        "import zoo",
+        f'model = zoo.load("{file.as_posix()}")  # {task} in eval mode',
+        "logits = model(images)  # normalised by model.data['mean'] and model.data['std']",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def hardware(trainer: Trainer) -> str:
+    """What a run ran on, in words."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    cpu = models[0].strip() if models else platform.processor() or platform.machine()
+    text = f"{cpu}, {os.cpu_count()} cores"
+    if trainer.strategy.root_device.type == "cuda":
+        text += f"; {trainer.world_size} × {torch.cuda.get_device_name()}"
+    return text
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that numbers depend on."""
+    packages = ("torch", "lightning", "torchvision", "timm", "torchmetrics")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def several_gpus(trainer: Any) -> bool:
+    """Whether a run will use more than one GPU, over all nodes: only then BatchNorm is synced."""
+    if trainer.get("accelerator", "auto") not in ("auto", "gpu", "cuda"):
+        return False
+    if not torch.cuda.is_available():
+        return False
+    devices, nodes = trainer.get("devices", "auto"), int(trainer.get("num_nodes") or 1)
+    if devices in ("auto", -1, "-1"):
+        count = torch.cuda.device_count()
+    elif isinstance(devices, list):
+        count = len(devices)
+    elif isinstance(devices, str) and "," in devices:
+        count = len([device for device in devices.split(",") if device.strip()])
+    else:
+        count = int(devices)
+    return count * nodes > 1
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _debug() -> bool:
+    return bool(os.environ.get("ZOO_DEBUG"))
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m zoo fit|validate|test|predict …``."""
+    # Advice for other people's loaders: ours hold the data in memory and need no workers.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    ZooCLI(arguments[0], arguments[1:])
+    return 0

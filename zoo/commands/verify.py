@@ -1,0 +1,43 @@
+"""``python -m zoo verify [NAME …]``: checksums and golden outputs of shipped checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo verify",
+        description="Check every file's sha256 and compare the outputs with the stored ones.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("names", nargs="*", help="checkpoints, by name or folder; all by default")
+    options = parser.parse_args(arguments)
+
+    from zoo import checkpoints
+
+    for name in options.names or checkpoints.names():
+        difference = golden_difference(name)
+        print(f"{name}: checksums match, outputs within {difference:.1e} of the stored ones")
+    return 0
+
+
+def golden_difference(name: str) -> float:
+    """The largest difference between a checkpoint's outputs now and the stored ones.
+
+    Raises:
+        UserError: a file is altered, or the difference is more than rounding explains.
+    """
+    import torch
+
+    from zoo import checkpoints
+    from zoo.errors import UserError
+
+    config = checkpoints.verify(checkpoints.folder_of(name))
+    task = checkpoints.load(name)
+    now = torch.tensor(checkpoints.golden_logits(task, config["data"]["input_shape"]))
+    difference = float((now - torch.tensor(config["golden"])).abs().max())
+    # Another machine's convolutions sum in another order.
+    if not difference < 1e-3:
+        raise UserError(f"{name}: outputs differ from the stored ones by {difference:.3g}")
+    return difference

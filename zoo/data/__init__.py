@@ -1,0 +1,8 @@
+"""Data modules: everything a network is fed, split once, normalised and augmented in batches."""
+
+from zoo.data.base import ImageData, data_folder
+from zoo.data.batches import Batches
+from zoo.data.digits import Digits
+from zoo.data.fashion_mnist import FashionMNIST
+
+__all__ = ["Batches", "Digits", "FashionMNIST", "ImageData", "data_folder"]

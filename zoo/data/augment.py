@@ -1,0 +1,74 @@
+"""Augmentation of whole batches on the device: a random draw for every sample, no loop over them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def shift_and_flip(
+    images: Tensor, shift: int, flip: bool, generator: torch.Generator | None = None
+) -> Tensor:
+    """Moves each image by up to ``shift`` pixels each way, zeros coming in, and mirrors half.
+
+    The batched form of random cropping with padding (He et al. 2016, section 4.2). One gather
+    does both: the rows and columns to read are computed for every sample.
+
+    Args:
+        images: (B, C, H, W), any type.
+        shift: pixels, at most; 0 leaves images where they are.
+        flip: mirror left and right with probability 1/2.
+        generator: on the images' device.
+
+    Returns:
+        (B, C, H, W), the same type.
+    """
+    if not shift and not flip:
+        return images
+    batch, _, height, width = images.shape
+    device = images.device
+    rows = torch.arange(height, device=device).expand(batch, height)
+    columns = torch.arange(width, device=device).expand(batch, width)
+    if flip:
+        mirrored = torch.rand(batch, 1, device=device, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    if shift:
+        images = F.pad(images, (shift,) * 4)
+        offsets = torch.randint(
+            0, 2 * shift + 1, (2, batch, 1), device=device, generator=generator
+        )
+        rows, columns = rows + offsets[0], columns + offsets[1]
+    sample = torch.arange(batch, device=device)[:, None, None]
+    # Advanced indices around the channel slice put it last: (B, H, W, C).
+    return images[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cutout(
+    images: Tensor, size: int, probability: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Blanks a ``size`` × ``size`` square of each image, with its centre anywhere in the image.
+
+    DeVries & Taylor 2017, section 3.2: the square may reach over the border.
+
+    Args:
+        images: (B, C, H, W); 0 is what a blank pixel becomes.
+        size: pixels; 0 does nothing.
+        probability: that an image gets a square at all.
+        generator: on the images' device.
+
+    Returns:
+        (B, C, H, W), the same type.
+    """
+    if not size or not probability:
+        return images
+    batch, _, height, width = images.shape
+    device = images.device
+    top = torch.randint(0, height, (batch, 1), device=device, generator=generator) - size // 2
+    left = torch.randint(0, width, (batch, 1), device=device, generator=generator) - size // 2
+    chosen = torch.rand(batch, 1, device=device, generator=generator) < probability
+    row = torch.arange(height, device=device)
+    column = torch.arange(width, device=device)
+    rows = (row >= top) & (row < top + size) & chosen
+    columns = (column >= left) & (column < left + size)
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)

@@ -1,0 +1,238 @@
+"""What every set of small images shares: split, batches, augmentation on the device, fallback."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from zoo.data.augment import cutout, shift_and_flip
+from zoo.data.batches import Batches
+from zoo.errors import UserError
+
+
+def data_folder() -> Path:
+    """``ZOO_DATA`` if set, else a per-user cache (``XDG_CACHE_HOME`` or ``~/.cache``)."""
+    if folder := os.environ.get("ZOO_DATA"):
+        return Path(folder)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "zoo"
+
+
+class DataMissing(UserError):
+    """The data are neither on disk nor to be had; the only error that a fallback may answer."""
+
+
+class ImageData(LightningDataModule):
+    """Labelled images in memory as uint8, normalised and augmented on the device.
+
+    A subclass names itself, its classes and its statistics, and implements ``fetch`` and
+    ``read``. A batch is ``(images, labels)``: uint8 (B, C, H, W) from the loader, float
+    (B, C, H, W) with zero mean and unit variance after ``on_after_batch_transfer``, and int64
+    (B,). Training images are shifted, flipped and cut out; others never are.
+    """
+
+    name: str
+    classes: Sequence[str]
+    mean: Sequence[float]
+    std: Sequence[float]
+    input_shape: Sequence[int]  # (C, H, W)
+
+    def __init__(
+        self,
+        batch_size: int,
+        validation_size: int,
+        shift: int,
+        flip: bool,
+        cutout_size: int,
+        cutout_probability: float,
+        drop_last: bool,
+        fallback: str | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size is {batch_size}: it must be at least 1")
+        if validation_size < 1:
+            raise UserError(f"data.validation_size is {validation_size}: it must be at least 1")
+        if not 0 <= cutout_probability <= 1:
+            raise UserError(
+                f"data.cutout_probability is {cutout_probability}: it must lie between 0 and 1"
+            )
+        if min(shift, cutout_size) < 0:
+            raise UserError("data.shift and data.cutout_size are pixels: they cannot be negative")
+        self.batch_size, self.validation_size = batch_size, validation_size
+        self.shift, self.flip = shift, flip
+        self.cutout_size, self.cutout_probability = cutout_size, cutout_probability
+        self.drop_last = drop_last
+        self.fallback = fallback
+        self.stand_in: ImageData | None = None  # what is really used, if the data are not to be had
+        self._train: tuple[Tensor, Tensor] | None = None
+        self._validation: tuple[Tensor, Tensor] | None = None
+        self._test: tuple[Tensor, Tensor] | None = None
+
+    # -- what a subclass says --------------------------------------------------------------------
+
+    @abstractmethod
+    def fetch(self) -> None:
+        """Puts the data on disk if they are not; safe in several processes at once.
+
+        Raises:
+            DataMissing: they are neither on disk nor to be had.
+            UserError: they are there, but truncated or altered.
+        """
+
+    @abstractmethod
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Images uint8 (N, C, H, W) and labels int64 (N,) of the training or the test set."""
+
+    @abstractmethod
+    def checksums(self) -> dict[str, str]:
+        """sha256 by file name, of the data that a checkpoint was trained on."""
+
+    # -- what all share --------------------------------------------------------------------------
+
+    @property
+    def used(self) -> ImageData:
+        """The data really used: these, or the fallback's."""
+        return self.stand_in or self
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values that a checkpoint keeps: name, classes, normalisation, shape, checksums."""
+        used = self.used
+        described: dict[str, Any] = {
+            "name": used.name,
+            "classes": list(used.classes),
+            "mean": list(used.mean),
+            "std": list(used.std),
+            "input_shape": list(used.input_shape),
+            "sha256": used.checksums(),
+        }
+        if self.stand_in is not None:
+            described["instead_of"] = self.name
+        return described
+
+    def prepare_data(self) -> None:
+        """Fetches the data, or decides on the fallback; may run in every process, any number of times.
+
+        Raises:
+            UserError: the data are altered, or not to be had and there is no fallback.
+        """
+        if self.stand_in is not None:
+            return
+        try:
+            self.fetch()
+        except DataMissing as missing:
+            if self.fallback is None:
+                raise UserError(f"{missing}") from None
+            self.stand_in = self._fallback_data()
+            rank_zero_warn(
+                f"\n{'!' * 88}\n!! {self.name} is neither on disk nor to be had. TRAINING ON "
+                f"{self.stand_in.name.upper()} INSTEAD.\n!! Every number of this run is about "
+                f"{self.stand_in.name}, not {self.name}.\n!! {missing}\n{'!' * 88}"
+            )
+
+    def _fallback_data(self) -> ImageData:
+        from zoo.data.digits import Digits
+
+        if self.fallback != "digits":
+            raise UserError(f"data.fallback is {self.fallback!r}: choose digits or null")
+        return Digits(
+            batch_size=min(self.batch_size, 128),
+            shift=self.shift,
+            cutout_size=self.cutout_size,
+            cutout_probability=self.cutout_probability,
+            drop_last=self.drop_last,
+            # The recipe's network was built for images of this size.
+            image_size=self.input_shape[-1],
+        )
+
+    def setup(self, stage: str) -> None:
+        """Reads what the stage needs; the test set is read for ``test`` and ``predict`` only."""
+        self.prepare_data()
+        used = self.used
+        if stage in ("fit", "validate") and self._train is None:
+            images, labels = used.read(train=True)
+            if used.validation_size >= len(images):
+                raise UserError(
+                    f"data.validation_size is {used.validation_size}, but the training set has "
+                    f"only {len(images)} images"
+                )
+            # Fixed, whatever the seed of a run: runs are compared on the same validation images.
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+            held_out, kept = order[: used.validation_size], order[used.validation_size :]
+            self._train = images[kept], labels[kept]
+            self._validation = images[held_out], labels[held_out]
+        if stage in ("test", "predict") and self._test is None:
+            self._test = used.read(train=False)
+
+    def _batches(self, data: tuple[Tensor, Tensor] | None, train: bool = False) -> Batches:
+        if data is None:
+            raise RuntimeError("call setup first")
+        rank, world, seed = 0, 1, torch.initial_seed()
+        if self.trainer is not None:
+            rank, world = self.trainer.global_rank, self.trainer.world_size
+            seed = self.trainer.strategy.broadcast(seed)
+        return Batches(
+            *data,
+            # Nothing remembers activations in evaluation, so that batches may be larger.
+            batch_size=self.used.batch_size if train else max(500, self.used.batch_size),
+            shuffle=train,
+            drop_last=train and self.used.drop_last,
+            seed=seed % 2**31,
+            rank=rank,
+            world=world,
+        )
+
+    def train_dataloader(self) -> Batches:
+        batches = self._batches(self._train, train=True)
+        if not len(batches):
+            raise UserError(
+                f"data.batch_size is {batches.batch_size} a process, but the training set has "
+                f"only {len(batches.inputs)} images"
+            )
+        return batches
+
+    def val_dataloader(self) -> Batches:
+        return self._batches(self._validation)
+
+    def test_dataloader(self) -> Batches:
+        return self._batches(self._test)
+
+    def predict_dataloader(self) -> Batches:
+        return self._batches(self._test)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) → float32 with zero mean and unit variance a channel."""
+        shape = (1, -1, 1, 1)
+        mean = torch.tensor(self.used.mean, device=images.device).view(shape)
+        std = torch.tensor(self.used.std, device=images.device).view(shape)
+        return (images.float() / 255 - mean) / std
+
+    def augment(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The training augmentation of uint8 images (B, C, H, W)."""
+        used = self.used
+        images = shift_and_flip(images, used.shift, used.flip, generator)
+        return cutout(images, used.cutout_size, used.cutout_probability, generator)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        images, labels = batch
+        if images.dtype != torch.uint8:  # already normalised by somebody's own loader
+            return batch
+        if self.trainer is not None and self.trainer.training:
+            images = self.augment(images, self._generator(images.device))
+        return self.normalise(images), labels
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        # A function of the run's seed, the process and the count of batches: resuming needs no state.
+        trainer = self.trainer
+        assert trainer is not None
+        step = trainer.fit_loop.total_batch_idx
+        seed = (torch.initial_seed() % 2**31) * 1_000_003 + step * 4099 + trainer.global_rank
+        return torch.Generator(device).manual_seed(seed)

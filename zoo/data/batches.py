@@ -1,0 +1,112 @@
+"""Batches of tensors that live in memory: one indexing operation each, and resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Batches:
+    """An iterable of ``(inputs, targets)`` batches, in place of a DataLoader.
+
+    The order of an epoch is a function of ``(seed, epoch)`` alone, and the position within it is
+    state that a Lightning checkpoint keeps: a run resumed in mid-epoch continues with the batch
+    that would have come next. With several processes, each takes its own slice of every global
+    batch when shuffling (all do the same number of steps), or every ``world``-th sample when not
+    (each sample is seen exactly once, so that reduced metrics are exact).
+
+    Args:
+        inputs: (N, …), any type.
+        targets: (N,).
+        batch_size: samples a batch and process.
+        shuffle: a new order every epoch.
+        drop_last: leave out what does not fill a batch; with ``shuffle`` and several processes
+            the last, incomplete global batch is always left out.
+        seed: of the order.
+        rank, world: this process and how many there are.
+    """
+
+    batch_sampler = None  # Lightning asks
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.inputs, self.targets = inputs, targets
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.rank, self.world = rank, world
+        self.drop_last = drop_last or (shuffle and world > 1)
+        self.epoch = 0
+        self.position = 0  # batches of this epoch already handed out
+        self._resume = False
+
+    @property
+    def sampler(self) -> Batches:
+        """Where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches an epoch, in this process."""
+        per_batch = self.batch_size * (self.world if self.shuffle else 1)
+        samples = len(self.inputs)
+        if not self.shuffle:
+            samples = len(range(self.rank, samples, self.world))
+        return samples // per_batch if self.drop_last else -(-samples // per_batch)
+
+    def _order(self) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(self.rank, len(self.inputs), self.world)
+        # A large odd factor keeps the streams of (seed, epoch) and (seed + 1, epoch - 1) apart.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.inputs), generator=generator)
+        if self.world == 1:
+            return order
+        whole = len(self) * self.batch_size * self.world
+        return order[:whole].view(-1, self.world, self.batch_size)[:, self.rank].flatten()
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        start = self.position if self._resume else 0
+        self._resume = False
+        self.position = start
+        order = self._order()
+        for batch in range(start, len(self)):
+            index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            self.position = batch + 1
+            yield self.inputs[index], self.targets[index]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position, self.seed = state["epoch"], state["position"], state["seed"]
+        # A finished epoch resumes with the first batch of the next.
+        self._resume = self.position < len(self)
+
+    def fresh(self) -> Batches:
+        """An independent pass over the same epoch, which leaves this one's position alone."""
+        copy = Batches(
+            self.inputs,
+            self.targets,
+            self.batch_size,
+            shuffle=self.shuffle,
+            drop_last=self.drop_last,
+            seed=self.seed,
+            rank=self.rank,
+            world=self.world,
+        )
+        copy.epoch = self.epoch
+        return copy

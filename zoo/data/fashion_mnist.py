@@ -1,0 +1,133 @@
+"""FashionMNIST (Xiao, Rasul and Vollgraf 2017): 70,000 grey images of 28 × 28, ten kinds of clothes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from zoo.data.base import DataMissing, ImageData, data_folder
+from zoo.errors import UserError
+
+# The IDX files, unpacked, of the data as replaced in August 2017; older ones overlapped.
+SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+
+
+class FashionMNIST(ImageData):
+    """FashionMNIST: 55,000 training, 5,000 validation and 10,000 test images.
+
+    Looks in ``ZOO_DATA``, else in a per-user cache, for ``FashionMNIST/raw`` as torchvision lays
+    it out; downloads through torchvision where it is missing, and checks every file's sha256.
+
+    Args:
+        batch_size: images a batch and process.
+        validation_size: training images held out for validation, by a fixed seed.
+        shift: pixels of random shift, at most.
+        flip: mirror half of the training images.
+        cutout_size: side of the square blanked in training, in pixels.
+        cutout_probability: that an image gets one.
+        drop_last: leave out the last, incomplete training batch.
+        fallback: ``digits`` trains on scikit-learn's digits where FashionMNIST is not to be had,
+            and says so; ``null`` makes that an error.
+
+    Raises:
+        UserError: a file is truncated or altered; or the data are not to be had, without fallback.
+    """
+
+    name = "FashionMNIST"
+    classes = (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    )
+    mean = (0.2860,)
+    std = (0.3530,)
+    input_shape = (1, 28, 28)
+
+    def __init__(
+        self,
+        batch_size: int = 256,
+        validation_size: int = 5000,
+        shift: int = 2,
+        flip: bool = True,
+        cutout_size: int = 0,
+        cutout_probability: float = 0.5,
+        drop_last: bool = True,
+        fallback: Literal["digits"] | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size,
+            validation_size,
+            shift,
+            flip,
+            cutout_size,
+            cutout_probability,
+            drop_last,
+            fallback,
+        )
+        self._checked = False
+
+    @property
+    def folder(self) -> Path:
+        return data_folder() / "FashionMNIST" / "raw"
+
+    def fetch(self) -> None:
+        if not all((self.folder / name).exists() for name in SHA256):
+            self._download()
+        if not self._checked:
+            for name, expected in SHA256.items():
+                path = self.folder / name
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if digest != expected:
+                    raise UserError(
+                        f"{path} is truncated or altered (sha256 {digest[:12]}…, expected "
+                        f"{expected[:12]}…): delete it, and it will be downloaded again"
+                    )
+            self._checked = True
+
+    def _download(self) -> None:
+        from torchvision import datasets
+
+        root = data_folder()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            # One process downloads; the others wait, and then find the files.
+            with FileLock(root / "FashionMNIST.lock"):
+                datasets.FashionMNIST(str(root), download=True)
+        except (OSError, RuntimeError) as error:  # URLError is an OSError
+            raise DataMissing(
+                f"FashionMNIST is not in {self.folder} and could not be downloaded ({error}). Set "
+                "ZOO_DATA to a folder that holds FashionMNIST/raw/ with the four IDX files, or "
+                "train where there is a network; --data.fallback digits trains on digits instead"
+            ) from None
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        prefix = "train" if train else "t10k"
+        # IDX: a header of 16 bytes before images and 8 before labels, then plain bytes.
+        images = np.fromfile(self.folder / f"{prefix}-images-idx3-ubyte", np.uint8)[16:]
+        labels = np.fromfile(self.folder / f"{prefix}-labels-idx1-ubyte", np.uint8)[8:]
+        return (
+            torch.from_numpy(images.reshape(-1, *self.input_shape)),
+            torch.from_numpy(labels.astype(np.int64)),
+        )
+
+    def checksums(self) -> dict[str, str]:
+        return dict(SHA256)

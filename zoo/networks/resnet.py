@@ -1,0 +1,221 @@
+"""Residual networks: BatchNorm after every convolution, no dropout anywhere.
+
+He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 3;
+the stride of a bottleneck sits in its 3 × 3 convolution, as in torchvision and timm. Parameter
+names are theirs too, so that published weights load with ``strict=True``.
+
+BatchNorm regularises by the noise of its batch statistics (Ioffe & Szegedy 2015, section 3.4),
+and dropout in front of it would shift the variance its running statistics remember (Li et al.,
+CVPR 2019): a ResNet is regularised by augmentation, weight decay and label smoothing instead.
+
+Shapes: B batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.networks.layers import Network, init_he
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    # No bias: the BatchNorm that follows subtracts it again.
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+
+
+def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """conv-BN-ReLU-conv-BN, added to its input, then ReLU (He et al. 2016, figure 5 left)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, width, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(in_channels, width, stride)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.bn2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, width, H / stride, W / stride)."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.downsample is not None:
+            x = self.downsample(x)
+        out += x
+        return self.relu(out)
+
+
+class Bottleneck(nn.Module):
+    """1 × 1, 3 × 3 and 1 × 1 convolutions around a residual sum (He et al. 2016, figure 5 right)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = conv1x1(in_channels, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv1x1(width, out_channels)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(in_channels, out_channels, stride)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.bn3
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, 4 · width, H / stride, W / stride)."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        if self.downsample is not None:
+            x = self.downsample(x)
+        out += x
+        return self.relu(out)
+
+
+def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """The projection where a block changes its input's shape (He et al. 2016, option B)."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(
+        conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
+    )
+
+
+class ResNet(Network):
+    """A residual network for images of any size.
+
+    Args:
+        num_classes: size of the output; 0 returns pooled features.
+        in_channels: 1 for grey images, 3 for colour.
+        block: ``basic`` (18 and 34 layers) or ``bottleneck`` (50 and more).
+        layers: blocks in each stage; every stage after the first halves height and width.
+        width: channels of the first stage; every stage doubles them.
+        stem: ``small``, one 3 × 3 convolution that keeps the resolution (He et al. 2016,
+            section 4.2, for 32 × 32 images), ``pool``, the same and then 2 × 2 max pooling, or
+            ``imagenet``, 7 × 7 with stride 2 and then max pooling (section 3.4).
+
+    Raises:
+        ValueError: an unknown block or stem, no stage, or a size below one.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        block: Literal["basic", "bottleneck"] = "basic",
+        layers: tuple[int, ...] = (2, 2, 2, 2),
+        width: int = 64,
+        stem: Literal["small", "pool", "imagenet"] = "imagenet",
+    ) -> None:
+        super().__init__()
+        if block not in ("basic", "bottleneck"):
+            raise ValueError(f"block is {block!r}: choose basic or bottleneck")
+        if stem not in ("small", "pool", "imagenet"):
+            raise ValueError(f"stem is {stem!r}: choose small, pool or imagenet")
+        if not layers or min(layers) < 1:
+            raise ValueError(f"layers is {list(layers)}: give each stage at least one block")
+        if width < 1 or in_channels < 1 or num_classes < 0:
+            raise ValueError(
+                f"width {width} and in_channels {in_channels} must be at least 1, "
+                f"num_classes {num_classes} at least 0"
+            )
+        make_block = BasicBlock if block == "basic" else Bottleneck
+
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
+        else:
+            self.conv1 = conv3x3(in_channels, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool: nn.Module = {
+            "small": nn.Identity(),
+            "pool": nn.MaxPool2d(2),
+            "imagenet": nn.MaxPool2d(3, stride=2, padding=1),
+        }[stem]
+
+        channels = width
+        self.stages: list[str] = []
+        for stage, depth in enumerate(layers):
+            blocks = []
+            for index in range(depth):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(make_block(channels, width * 2**stage, stride))
+                channels = width * 2**stage * make_block.expansion
+            self.stages.append(f"layer{stage + 1}")
+            self.add_module(self.stages[-1], nn.Sequential(*blocks))
+
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.num_features = channels
+        self.num_classes = num_classes
+        self.fc: nn.Module = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+
+        init_he(self)
+        for module in self.modules():
+            if isinstance(module, BasicBlock | Bottleneck):
+                # Each block starts as the identity (Goyal et al. 2017, section 5.1).
+                nn.init.zeros_(module.last_norm.weight)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → feature maps (B, num_features, H', W')."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for stage in self.stages:
+            x = self.get_submodule(stage)(x)
+        return x
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, num_features, H', W') → logits (B, K), or (B, num_features) if ``pre_logits``."""
+        pooled = torch.flatten(self.avgpool(features), 1)
+        return pooled if pre_logits else self.fc(pooled)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W), normalised → logits (B, K)."""
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer, as timm names it."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
+        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        init_he(head)
+        self.fc = head.to(self.conv1.weight.device)
+        self.num_classes = self.config["num_classes"] = num_classes
+
+
+def resnet18(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
+    """ResNet-18 (He et al. 2016, table 1): 11.7 M parameters at 1000 classes."""
+    return ResNet(num_classes, in_channels, "basic", (2, 2, 2, 2))
+
+
+def resnet34(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
+    """ResNet-34 (He et al. 2016, table 1): 21.8 M parameters at 1000 classes."""
+    return ResNet(num_classes, in_channels, "basic", (3, 4, 6, 3))
+
+
+def resnet50(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
+    """ResNet-50 (He et al. 2016, table 1): 25.6 M parameters at 1000 classes."""
+    return ResNet(num_classes, in_channels, "bottleneck", (3, 4, 6, 3))
+
+
+def resnet101(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
+    """ResNet-101 (He et al. 2016, table 1): 44.5 M parameters at 1000 classes."""
+    return ResNet(num_classes, in_channels, "bottleneck", (3, 4, 23, 3))

@@ -1,0 +1,195 @@
+"""Find, inherit and list recipes. Standard library and yaml only: ``zoo list`` must answer at once.
+
+A recipe is a YAML file with ``model``, ``data`` and ``trainer`` (LightningCLI's sections), and:
+
+- ``base``: the recipe it starts from, by name or by path relative to the file; what the child
+  says wins, key by key, and ``callbacks+`` appends.
+- ``about``: ``trains`` (one line) and ``parameters`` (a number, held against the network by a
+  test), for ``zoo list``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.errors import UserError
+
+OWN_KEYS = ("base", "about")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's floats: a bare ``1e-4`` is a number, as everybody expects, and not a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def shipped_folder(name: str) -> Path:
+    """``recipes`` or ``checkpoints``: the checkout's own folder, else the installed copy."""
+    package = Path(__file__).resolve().parent
+    if (package.parent / "pyproject.toml").is_file() and (package.parent / name).is_dir():
+        return package.parent / name
+    return package / f"_{name}"
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """``"; did you mean 'X'?"`` for the choice most like ``word``, or nothing."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def names() -> list[str]:
+    """Every shipped recipe's name, sorted; one in a sub-folder is named ``folder/recipe``."""
+    folder = shipped_folder("recipes")
+    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
+
+
+def find(recipe: str, beside: Path | None = None) -> Path:
+    """The file of a recipe given by name or by path.
+
+    Args:
+        recipe: a shipped recipe's name, or a path to a YAML file.
+        beside: the file that mentions it; a relative path is tried from its folder first.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    named = shipped_folder("recipes") / f"{recipe}.yaml"
+    candidates = [named, Path(recipe)]
+    if beside is not None:
+        candidates[1:1] = [beside.parent / recipe, beside.parent / f"{recipe}.yaml"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    where = f"{beside}: base: " if beside else ""
+    if recipe.endswith((".yaml", ".yml")):
+        raise UserError(f"{where}no such file: {recipe}")
+    raise UserError(
+        f"{where}no recipe named {recipe!r}{nearest(recipe, names())} "
+        "(python -m zoo list shows them all)"
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One recipe file as it stands, without its base.
+
+    Raises:
+        UserError: the file is not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a recipe is a mapping of model, data and trainer")
+    return content
+
+
+def chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The recipe's files and their contents, base first, without the zoo's own keys.
+
+    Raises:
+        UserError: a base does not exist, or the bases go round in a circle.
+    """
+    links: list[tuple[Path, dict[str, Any]]] = []
+    seen: set[Path] = set()
+    current: Path | None = path
+    while current is not None:
+        if current.resolve() in seen:
+            raise UserError(f"{path}: base: the recipes go round in a circle at {current}")
+        seen.add(current.resolve())
+        content = read(current)
+        links.insert(0, (current, {k: v for k, v in content.items() if k not in OWN_KEYS}))
+        base = content.get("base")
+        if base is not None and not isinstance(base, str):
+            raise UserError(f"{current}: base: expected the name of one recipe, got {base!r}")
+        current = find(base, beside=current) if base else None
+    return links
+
+
+def merge(base: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    """``child`` over ``base``, key by key; a key ending in ``+`` appends to the base's list."""
+    merged = dict(base)
+    for key, value in child.items():
+        if key.endswith("+"):
+            extra = value if isinstance(value, list) else [value]
+            merged[key[:-1]] = [*(merged.get(key[:-1]) or []), *extra]
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def resolve(recipe: str) -> dict[str, Any]:
+    """The whole recipe with its bases merged in, by name or by path."""
+    merged: dict[str, Any] = {}
+    for _, content in chain(find(recipe)):
+        merged = merge(merged, content)
+    return merged
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of ``zoo list``."""
+
+    name: str
+    trains: str
+    data: str
+    parameters: int | None
+    metric: str | None
+    value: float | None
+    weights: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def entries() -> list[Entry]:
+    """Every shipped recipe, with what is measured of its shipped weights."""
+    listed = []
+    for name in names():
+        path = find(name)
+        recipe, about = resolve(name), _about(path)
+        card = shipped_folder("checkpoints") / name / "config.json"
+        config = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+        metric = config.get("headline")
+        listed.append(
+            Entry(
+                name=name,
+                trains=str(about.get("trains", "")),
+                data=str((recipe.get("data") or {}).get("class_path", "")).rsplit(".", 1)[-1],
+                parameters=config.get("parameters", about.get("parameters")),
+                metric=metric,
+                value=config["metrics"][metric] if metric else None,
+                weights=bool(config),
+            )
+        )
+    return listed
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """The ``about`` of a recipe; a child inherits what it does not say."""
+    content = read(path)
+    base = content.get("base")
+    inherited = _about(find(base, beside=path)) if base else {}
+    return {**inherited, **(content.get("about") or {})}

@@ -1,0 +1,75 @@
+"""An exponential moving average (EMA) of the weights, with BatchNorm statistics of its own."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import RunningStage
+from torch import Tensor
+
+from zoo.diagnostics.recalibrate import estimate_running_statistics
+
+
+class EMA(WeightAveraging):
+    """Averages the weights during training; validates, saves and ends with the average.
+
+    Running statistics are no parameters: those of the trained weights do not belong to the
+    averaged ones (Izmailov et al. 2018, section 3.2, for weight averaging in general). Before
+    every validation and at the end of the fit they are estimated anew for the average, over
+    training images without augmentation, as evaluation sees them, and with dropout off.
+
+    Args:
+        decay: of the average; smaller in the beginning, min(decay, (1 + n) / (10 + n)) after n
+            steps, so that the average soon forgets where it started.
+        batches: of the training set, for the statistics.
+    """
+
+    def __init__(self, decay: float = 0.998, batches: int = 40) -> None:
+        def average(
+            average: tuple[Tensor, ...] | list[Tensor],
+            current: tuple[Tensor, ...] | list[Tensor],
+            count: Tensor | int,
+        ) -> None:
+            # The count is kept here too: reading torch's would wait for the device at every step.
+            steps = self._latest_update_step
+            rate = min(decay, (1 + steps) / (10 + steps))
+            if average[0].is_floating_point():
+                torch._foreach_lerp_(average, current, 1 - rate)
+            else:
+                torch._foreach_copy_(average, current)
+
+        super().__init__(use_buffers=True, multi_avg_fn=average)
+        self.batches = batches
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_epoch_start(trainer, pl_module)  # the average is now in pl_module
+        if self._average_model is not None and not trainer.sanity_checking:
+            self._renew_statistics(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)  # the average is now in pl_module, for good
+        self._renew_statistics(trainer, pl_module)
+        assert self._average_model is not None
+        self._average_model.module.load_state_dict(pl_module.state_dict())
+
+    def _renew_statistics(self, trainer: Trainer, module: LightningModule) -> None:
+        loader = trainer.train_dataloader
+        # Our own loader's position in the epoch must stay where it is.
+        fresh = loader.fresh() if hasattr(loader, "fresh") else loader
+
+        def forward(batch: Any) -> None:
+            batch = trainer.strategy.batch_to_device(batch)
+            with trainer.precision_plugin.forward_context():
+                module(module.inputs_of(batch))  # type: ignore[operator]
+
+        devices = [module.device] if module.device.type == "cuda" else []
+        stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING  # no augmentation
+        try:
+            with torch.random.fork_rng(devices):
+                estimate_running_statistics(module, islice(fresh, self.batches), forward)
+        finally:
+            trainer.state.stage = stage

@@ -1,0 +1,222 @@
+"""What every task shares: a network, its optimiser, its average, and a faithful checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from zoo import networks
+from zoo.errors import UserError
+from zoo.tasks.averaging import EMA
+from zoo.tasks.optim import Schedule, make_optimizer, make_schedule
+
+
+class Task(LightningModule):
+    """How a network learns, whatever its architecture.
+
+    ``hparams`` hold JSON values only, the network's description among them, so that a ``.ckpt``
+    loads with ``weights_only=True``, in user code, without the command line. A fit begins in
+    training mode; resuming restores the random state of every process.
+    """
+
+    network: nn.Module
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: str,
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        optimizer_args: dict[str, Any] | None,
+        schedule: Schedule,
+        warmup: float,
+        ema_decay: float | None,
+        channels_last: bool,
+        compile: bool,
+    ) -> None:
+        super().__init__()
+        if lr <= 0:
+            raise UserError(f"model.lr is {lr}: it must be positive")
+        if weight_decay < 0:
+            raise UserError(f"model.weight_decay is {weight_decay}: it cannot be negative")
+        if warmup < 0:
+            raise UserError(f"model.warmup is {warmup}: it cannot be negative")
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise UserError(f"model.ema_decay is {ema_decay}: it must lie between 0 and 1, or null")
+        self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
+        self.momentum, self.optimizer_args = momentum, optimizer_args
+        self.schedule, self.warmup, self.ema_decay = schedule, warmup, ema_decay
+        self.channels_last = channels_last
+        self.network = (
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if channels_last
+            else network
+        )
+        if compile:
+            self.network.compile()  # in place: the names of the state dict stay as they are
+        self.data: dict[str, Any] = {}  # what the network was trained on, as its data module says
+        self._random_state: list[dict[str, Tensor]] | None = None
+
+    def remember(self, arguments: Mapping[str, Any]) -> None:
+        """Keeps a constructor's ``locals()`` as hyper-parameters, the network by description."""
+        kept = {
+            name: value
+            for name, value in arguments.items()
+            if name not in ("self", "network") and not name.startswith("__")
+        }
+        kept["network"] = networks.describe(self.network)
+        self.save_hyperparameters(kept)
+
+    # -- input and output ------------------------------------------------------------------------
+
+    def inputs_of(self, batch: Any) -> Any:
+        """The network's input within a batch."""
+        return batch[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.network(x)
+
+    def report(self, name: str, value: Any, **options: Any) -> None:
+        """Logs a metric; one of stand-in data is named for them, ``digits/val/accuracy``."""
+        self.log(self.metric_prefix + name, value, **options)
+
+    @property
+    def metric_prefix(self) -> str:
+        return f"{self.data['name'].lower()}/" if "instead_of" in self.data else ""
+
+    def check_finite(self, loss: Tensor) -> Tensor:
+        """Stops the run before a loss that is no number reaches the weights."""
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the training loss is {loss.item()} at step {self.global_step}: the weights were "
+                "not changed by it and the last checkpoint is intact; lower model.lr "
+                f"({self.lr}), warm up longer, or train in trainer.precision 32-true"
+            )
+        return loss
+
+    # -- Lightning's hooks -----------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        describe = getattr(getattr(self.trainer, "datamodule", None), "describe", None)
+        if stage == "fit" and describe is not None:
+            self.data = describe()
+
+    def on_fit_start(self) -> None:
+        self.train()  # Lightning would leave a loaded model in evaluation mode for the whole fit
+
+    def configure_callbacks(self) -> list[Callback]:
+        # Lightning asks at every stage, and only a fit averages.
+        fitting = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
+        return [EMA(self.ema_decay)] if fitting and self.ema_decay is not None else []
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = make_optimizer(
+            self.network,
+            self.optimizer,
+            self.lr,
+            self.weight_decay,
+            self.momentum,
+            self.optimizer_args,
+        )
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            if self.schedule != "constant":
+                raise UserError(
+                    f"model.schedule {self.schedule} needs an end: set trainer.max_epochs or "
+                    "trainer.max_steps, or model.schedule constant"
+                )
+            steps = 1 if self.warmup < 1 else self.warmup
+        schedule = make_schedule(optimizer, self.schedule, self.warmup, int(steps))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self._random_state is not None:
+            state = self._random_state[self.global_rank % len(self._random_state)]
+            torch.set_rng_state(state["cpu"])
+            if "cuda" in state and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda"], self.device)
+            self._random_state = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        states: list[Any] = [state]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            states = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(states, state)
+        checkpoint["random_state"] = states
+        checkpoint["task"] = type(self).__name__
+        checkpoint["data"] = self.data
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.data = checkpoint.get("data", {})
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._random_state = checkpoint.get("random_state")
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Rebuilds task and network from a ``.ckpt`` that ``fit`` wrote, on the CPU by default.
+
+        Args:
+            checkpoint_path: the file.
+            map_location: where the weights go.
+            hparams_file, strict: as Lightning has them.
+            weights_only: nothing but tensors and JSON values is unpickled.
+            kwargs: constructor arguments in place of the recorded ones; ``network`` is needed
+                for one that is not the zoo's.
+
+        Raises:
+            UserError: no such file, no checkpoint, or a network that must be given.
+        """
+        path = Path(checkpoint_path)
+        if "network" not in kwargs:
+            hparams = read_checkpoint(path).get("hyper_parameters", {})
+            if not hparams.get("network"):
+                raise UserError(
+                    f"{path} was trained on a network that is not the zoo's: pass it, "
+                    f"{cls.__name__}.load_from_checkpoint(path, network=...)"
+                )
+            kwargs["network"] = networks.build(hparams["network"])
+        return super().load_from_checkpoint(
+            path, map_location, hparams_file, strict, weights_only, **kwargs
+        )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a Lightning ``.ckpt``; only tensors and JSON values are unpickled.
+
+    Raises:
+        UserError: no such file, or it is not a checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"no such checkpoint: {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is not a readable checkpoint: {first[:200]}") from None
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise UserError(f"{path} is not a Lightning checkpoint: it has no state_dict")
+    return content

@@ -1,0 +1,139 @@
+"""Image classification by cross-entropy, for any network with logits out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from zoo.errors import UserError
+from zoo.tasks.base import Task
+from zoo.tasks.optim import Schedule
+
+
+class ImageClassifier(Task):
+    """Trains a network from normalised images (B, C, H, W) to logits (B, K).
+
+    Logs ``train/loss`` (with label smoothing) and ``train/accuracy`` (both of augmented images),
+    ``val/loss`` and ``test/loss`` (negative
+    log-likelihood in nats, no smoothing), ``val/accuracy``, ``test/accuracy`` and ``lr``.
+
+    Args:
+        network: any module with logits out.
+        optimizer: ``sgd`` (Nesterov), ``adamw``, ``muon``, or another of timm's optimisers.
+        lr: peak learning rate.
+        weight_decay: of matrices and filters; norms and biases are never decayed.
+        momentum: of ``sgd`` and ``muon``.
+        optimizer_args: further arguments of the optimiser.
+        schedule: after the warm-up, ``linear`` or ``cosine`` down to zero, or ``constant``.
+        warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
+        label_smoothing: part of the target spread over all classes (Szegedy et al. 2016,
+            section 7).
+        ema_decay: of the averaged weights, which are what is validated and saved; null for none.
+        channels_last: memory format of images and filters; faster for convolutions.
+        compile: the network, by torch.compile.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: str = "sgd",
+        lr: float = 0.1,
+        weight_decay: float = 5e-4,
+        momentum: float = 0.9,
+        optimizer_args: dict[str, Any] | None = None,
+        schedule: Schedule = "cosine",
+        warmup: float = 0.1,
+        label_smoothing: float = 0.0,
+        ema_decay: float | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(
+            network,
+            optimizer,
+            lr,
+            weight_decay,
+            momentum,
+            optimizer_args,
+            schedule,
+            warmup,
+            ema_decay,
+            channels_last,
+            compile,
+        )
+        if not 0 <= label_smoothing < 1:
+            raise UserError(
+                f"model.label_smoothing is {label_smoothing}: it must be at least 0 and below 1"
+            )
+        self.label_smoothing = label_smoothing
+        self.remember(locals())
+        # Means over samples, not over batches, and over all processes.
+        self.metrics = nn.ModuleDict(
+            {
+                f"{stage}_{name}": MeanMetric()
+                for stage in ("validate", "test")
+                for name in ("loss", "accuracy")
+            }
+        )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        try:
+            logits = self(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"a training batch of {len(images)} leaves BatchNorm one value per channel, whose "
+                "variance is not defined: set data.drop_last true, or another data.batch_size "
+                f"(epoch {self.current_epoch}, batch {batch_idx}); the last checkpoint is intact"
+            ) from None
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        values = {
+            "loss": self.check_finite(loss).detach(),
+            "accuracy": (logits.detach().argmax(1) == labels).float().mean(),
+        }
+        for name, value in values.items():
+            self.report(
+                f"train/{name}",
+                value,
+                on_step=False,
+                on_epoch=True,
+                prog_bar=name == "loss",
+                batch_size=len(images),
+                sync_dist=True,
+            )
+        self.report("lr", self._peak_lr(), on_step=False, on_epoch=True, batch_size=1)
+        return loss
+
+    def _peak_lr(self) -> float:
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "validate", "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "test", "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Class probabilities (B, K) of a batch (images, labels), or of images alone."""
+        images = batch[0] if isinstance(batch, tuple | list) else batch
+        return torch.softmax(self(images).float(), dim=1)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, prefix: str) -> None:
+        images, labels = batch
+        logits = self(images).float()
+        values = {
+            "loss": F.cross_entropy(logits, labels, reduction="none"),
+            "accuracy": (logits.argmax(1) == labels).float(),
+        }
+        for name, value in values.items():
+            metric = self.metrics[f"{stage}_{name}"]
+            metric.update(value)  # type: ignore[operator]
+            self.report(
+                f"{prefix}/{name}", metric, on_epoch=True, prog_bar=True, batch_size=len(images)
+            )

@@ -1,0 +1,89 @@
+"""Optimisers and learning-rate schedules, by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import timm.optim
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from zoo.errors import UserError
+from zoo.recipes import nearest
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+def make_optimizer(
+    network: nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    extra: dict[str, Any] | None = None,
+) -> torch.optim.Optimizer:
+    """Any optimiser of timm's factory, never decaying norms' weights or biases.
+
+    Frozen parameters are left out. ``muon`` orthogonalises the update of every matrix and filter
+    and steps the rest by AdamW.
+
+    Args:
+        network: its trainable parameters are optimised.
+        name: ``sgd`` (Nesterov), ``adamw``, ``muon``, or another of timm's.
+        lr: peak learning rate.
+        weight_decay: of matrices and filters only.
+        momentum: where the optimiser has one.
+        extra: further arguments of the optimiser.
+
+    Raises:
+        UserError: an unknown optimiser or argument, or nothing to train.
+    """
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError("every parameter of the network is frozen: there is nothing to train")
+    try:
+        return timm.optim.create_optimizer_v2(
+            network,
+            opt=name,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            filter_bias_and_bn=True,
+            **(extra or {}),
+        )
+    except (ValueError, KeyError, AssertionError):
+        if name in timm.optim.list_optimizers():
+            raise
+        hint = nearest(name, timm.optim.list_optimizers())
+        raise UserError(f"model.optimizer: no optimiser named {name!r}{hint}") from None
+    except TypeError as error:
+        raise UserError(f"model.optimizer_args: {error}") from None
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, warmup: float, total_steps: int
+) -> LambdaLR:
+    """Linear warm-up to the peak, then linear or half a cosine down to zero, step by step.
+
+    Args:
+        optimizer: its learning rates are the peaks.
+        schedule: ``linear``, ``cosine`` (Loshchilov & Hutter 2017, section 3) or ``constant``.
+        warmup: part of the steps, between 0 and 1, or their number from 1 up.
+        total_steps: optimiser steps of the whole run.
+    """
+    warmup_steps = round(warmup * total_steps) if warmup < 1 else round(warmup)
+    warmup_steps = min(warmup_steps, total_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        # The last step still moves: the factor reaches zero one step after it.
+        progress = min((step - warmup_steps) / max(1, total_steps - warmup_steps), 1.0)
+        if schedule == "linear":
+            return 1 - progress
+        if schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 1.0
+
+    return LambdaLR(optimizer, factor)
