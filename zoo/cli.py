@@ -68,7 +68,13 @@ def explain(message: str, parser: Any, arguments: Sequence[str] = ()) -> str:
     text = " ".join(message.split())
     text = re.sub(r'^Parser key "(recipe|config)": ?', "", text)
     text = re.sub(r"^Validation failed: ?", "", text)
+    text = re.sub(r"- Expected a path but \S+ either not accessible or invalid - ", "", text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    # Of a union's complaints, the first is about the type that was meant.
+    if errors := re.search(r"Does not validate against any .*?Errors: - (.+?)(?= - | Given value)", text):
+        text = text[: errors.start()].removesuffix("- ").rstrip(" -") + " " + errors[1]
+    if "arguments are required" in text:
+        return "there is nothing to run: give --recipe NAME (python -m zoo list shows them all)"
     if key := re.match(r'Parser key "([\w.]+)": ?', text):
         given = [a[2:].split("=")[0] for a in arguments if a.startswith("--")]
         full = next((name for name in given if name.endswith(f".{key[1]}")), key[1])
@@ -80,7 +86,10 @@ def explain(message: str, parser: Any, arguments: Sequence[str] = ()) -> str:
     elif unknown := re.search(r"does not accept (?:nested )?(?:option|key)s? ['\"]?([\w.+]+)", text):
         text += recipes.nearest(unknown[1], _options(parser))
     elif unknown := re.search(r"Option '([\w.+]+)' is not accepted", text):
-        text += recipes.nearest(unknown[1], _constructor_arguments())
+        hint = recipes.nearest(unknown[1], _constructor_arguments())
+        text += "; give --recipe NAME before it" if f"{unknown[1]!r}?" in hint else hint
+    elif unknown := re.search(r"module '[\w.]+' has no attribute '(\w+)'", text):
+        text += recipes.nearest(unknown[1], [*checkpoints.TASKS, *data.__all__, *networks.__all__])
     elif unknown := re.search(r"Literal\[(.+?)\]\. Got value: (\S+)", text):
         text += recipes.nearest(unknown[2], re.findall(r"'([^']+)'", unknown[1]))
     return text
@@ -224,7 +233,7 @@ class ZooCLI(LightningCLI):
             # which the environment variable ZOO_DEBUG shows whole.
             if _debug():
                 raise
-            raise UserError(str(error)) from error
+            raise UserError(explain(str(error), self.parser)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.command]

@@ -128,19 +128,30 @@ class Task(LightningModule):
             self.momentum,
             self.optimizer_args,
         )
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            if self.schedule != "constant":
-                raise UserError(
-                    f"model.schedule {self.schedule} needs an end: set trainer.max_epochs or "
-                    "trainer.max_steps, or model.schedule constant"
-                )
-            steps = 1 if self.warmup < 1 else self.warmup
-        schedule = make_schedule(optimizer, self.schedule, self.warmup, int(steps))
+        steps = self._total_steps()
+        schedule = make_schedule(optimizer, self.schedule, self.warmup, steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def _total_steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        # To count, Lightning made the loaders, before a checkpoint's state of them is read, and
+        # would keep them: a resumed run would begin its epoch anew. It makes them again instead.
+        self.trainer.fit_loop._combined_loader = None
+        if steps != float("inf"):
+            return int(steps)
+        if self.schedule != "constant":
+            raise UserError(
+                f"model.schedule {self.schedule} needs an end: set trainer.max_epochs or "
+                "trainer.max_steps, or model.schedule constant"
+            )
+        if 0 < self.warmup < 1:
+            raise UserError(
+                f"model.warmup {self.warmup} is part of a run without an end: give it in steps"
+            )
+        return max(1, round(self.warmup))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self._random_state is not None:
@@ -149,6 +160,9 @@ class Task(LightningModule):
             if "cuda" in state and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda"], self.device)
             self._random_state = None
+
+    def on_train_epoch_end(self) -> None:
+        self.report("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = {"cpu": torch.get_rng_state()}

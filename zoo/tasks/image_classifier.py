@@ -107,11 +107,7 @@ class ImageClassifier(Task):
                 batch_size=len(images),
                 sync_dist=True,
             )
-        self.report("lr", self._peak_lr(), on_step=False, on_epoch=True, batch_size=1)
         return loss
-
-    def _peak_lr(self) -> float:
-        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate(batch, "validate", "val")
