@@ -69,7 +69,9 @@ class _Writer(ExperimentWriter):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the file and renames, so that a killed run leaves no half checkpoint."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         partial = f"{path}.part"
         super().save_checkpoint(checkpoint, partial, storage_options)
         os.replace(partial, path)

@@ -71,7 +71,9 @@ def explain(message: str, parser: Any, arguments: Sequence[str] = ()) -> str:
     text = re.sub(r"- Expected a path but \S+ either not accessible or invalid - ", "", text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     # Of a union's complaints, the first is about the type that was meant.
-    if errors := re.search(r"Does not validate against any .*?Errors: - (.+?)(?= - | Given value)", text):
+    if errors := re.search(
+        r"Does not validate against any .*?Errors: - (.+?)(?= - | Given value)", text
+    ):
         text = text[: errors.start()].removesuffix("- ").rstrip(" -") + " " + errors[1]
     if "arguments are required" in text:
         return "there is nothing to run: give --recipe NAME (python -m zoo list shows them all)"
@@ -83,7 +85,9 @@ def explain(message: str, parser: Any, arguments: Sequence[str] = ()) -> str:
         text += recipes.nearest(unknown[1], _options(parser))
     elif unknown := re.search(r"Key ['\"]([\w.+]+)['\"] is not expected", text):
         text += recipes.nearest(unknown[1], _options(parser))
-    elif unknown := re.search(r"does not accept (?:nested )?(?:option|key)s? ['\"]?([\w.+]+)", text):
+    elif unknown := re.search(
+        r"does not accept (?:nested )?(?:option|key)s? ['\"]?([\w.+]+)", text
+    ):
         text += recipes.nearest(unknown[1], _options(parser))
     elif unknown := re.search(r"Option '([\w.+]+)' is not accepted", text):
         hint = recipes.nearest(unknown[1], _constructor_arguments())
@@ -98,7 +102,9 @@ def explain(message: str, parser: Any, arguments: Sequence[str] = ()) -> str:
 def _constructor_arguments() -> list[str]:
     """Of every network, task and data module of the zoo: what a nested option may be called."""
     classes = [*networks.REGISTRY.values(), *checkpoints.TASKS.values()]
-    classes += [getattr(data, name) for name in data.__all__ if isinstance(getattr(data, name), type)]
+    classes += [
+        getattr(data, name) for name in data.__all__ if isinstance(getattr(data, name), type)
+    ]
     return sorted({name for one in classes for name in inspect.signature(one).parameters})
 
 

@@ -37,5 +37,7 @@ def main(arguments: list[str]) -> int:
         )
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
     for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
     return 0

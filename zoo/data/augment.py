@@ -35,9 +35,7 @@ def shift_and_flip(
         columns = torch.where(mirrored, columns.flip(1), columns)
     if shift:
         images = F.pad(images, (shift,) * 4)
-        offsets = torch.randint(
-            0, 2 * shift + 1, (2, batch, 1), device=device, generator=generator
-        )
+        offsets = torch.randint(0, 2 * shift + 1, (2, batch, 1), device=device, generator=generator)
         rows, columns = rows + offsets[0], columns + offsets[1]
     sample = torch.arange(batch, device=device)[:, None, None]
     # Advanced indices around the channel slice put it last: (B, H, W, C).

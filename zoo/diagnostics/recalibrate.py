@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class PooledMoments:
-    """Mean and variance of each channel over every value seen, in double precision.
+    """Mean and variance of each channel over every value seen.
 
     Pooled, not averaged over batches: the spread of the batch means belongs to the variance.
     """
@@ -23,11 +23,15 @@ class PooledMoments:
 
     def update(self, x: Tensor) -> None:
         """Adds a BatchNorm's input, (B, C) or (B, C, …)."""
-        values = x.detach().double().transpose(0, 1).flatten(1)
-        total, squares = values.sum(1), values.square().sum(1)
+        others = [dimension for dimension in range(x.ndim) if dimension != 1]
+        # A batch's own moments in single precision, about its own mean; the pooling in double.
+        variance, mean = torch.var_mean(x.detach().float(), dim=others, correction=0)
+        count = x.numel() // x.shape[1]
+        mean, variance = mean.double(), variance.double()
+        total, squares = mean * count, (variance + mean.square()) * count
         self.total = total if self.total is None else self.total + total
         self.squares = squares if self.squares is None else self.squares + squares
-        self.count += values.shape[1]
+        self.count += count
 
     def reduce(self) -> tuple[Tensor, Tensor]:
         """Mean and unbiased variance (C,), over all processes where there are several."""

@@ -94,9 +94,7 @@ def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential 
     """The projection where a block changes its input's shape (He et al. 2016, option B)."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(
-        conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
-    )
+    return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
 class ResNet(Network):

@@ -28,7 +28,7 @@ class EMA(WeightAveraging):
         batches: of the training set, for the statistics.
     """
 
-    def __init__(self, decay: float = 0.998, batches: int = 40) -> None:
+    def __init__(self, decay: float = 0.998, batches: int = 16) -> None:
         def average(
             average: tuple[Tensor, ...] | list[Tensor],
             current: tuple[Tensor, ...] | list[Tensor],

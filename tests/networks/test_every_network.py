@@ -1,0 +1,143 @@
+"""What every network must do. A new one joins by a line in harness.CASES."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import zoo
+from tests.networks.harness import CASES, Case
+from zoo import networks
+
+every_network = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def test_every_registered_network_has_a_case() -> None:
+    assert {case.name for case in CASES} == set(networks.REGISTRY)
+
+
+def test_networks_import_no_lightning() -> None:
+    code = "import sys, zoo.networks; sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@every_network
+def test_logits_and_features_fit_together(case: Case) -> None:
+    network, images = case.build().eval(), case.images()
+    with torch.no_grad():
+        features = network.forward_features(images)
+        logits = network(images)
+        assert logits.shape == (4, 5)
+        assert torch.equal(network.forward_head(features), logits)
+        pooled = network.forward_head(features, pre_logits=True)
+        assert pooled.shape == (4, network.num_features)
+        assert torch.equal(network.get_classifier()(pooled), logits)
+
+
+@every_network
+def test_the_classifier_can_be_renewed_and_removed(case: Case) -> None:
+    network = case.build().eval()
+    network.reset_classifier(7)
+    assert network(case.images()).shape == (4, 7)
+    assert network.config["num_classes"] == 7
+    network.reset_classifier(0)
+    assert network(case.images()).shape == (4, network.num_features)
+
+
+@every_network
+def test_the_configuration_is_json_and_makes_the_same_network(case: Case) -> None:
+    network = case.build()
+    description = json.loads(json.dumps(networks.describe(network)))
+    assert description["args"] == json.loads(json.dumps({**network.config}))
+    assert set(description["args"]) == set(inspect.signature(type(network)).parameters)
+    twin = networks.build(description)
+    twin.load_state_dict(network.state_dict())
+    twin.eval(), network.eval()
+    assert torch.equal(twin(case.images()), network(case.images()))
+    assert copy.deepcopy(network).config == network.config
+
+
+@every_network
+def test_it_saves_and_loads_in_hugging_face_layout(case: Case, tmp_path) -> None:
+    network = case.build().eval()
+    network.save_pretrained(tmp_path)
+    twin = type(network).from_pretrained(tmp_path).eval()
+    assert torch.equal(twin(case.images()), network(case.images()))
+
+
+@every_network
+def test_evaluation_is_deterministic_and_takes_a_batch_of_one(case: Case) -> None:
+    network, images = case.build().eval(), case.images()
+    before = buffers(network)
+    with torch.no_grad():
+        together = network(images)
+        assert torch.equal(together, network(images))
+        torch.testing.assert_close(network(images[:1]), together[:1])
+    assert all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers())
+
+
+@every_network
+def test_every_parameter_gets_a_gradient(case: Case) -> None:
+    network = case.build().train()
+    # Zero-initialised gammas hide what lies behind them: one step away from the start none does.
+    for parameter in network.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    network(case.images(8)).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@every_network
+def test_freezing_leaves_every_buffer_of_the_backbone_bit_identical(case: Case) -> None:
+    network = zoo.freeze(case.build())
+    trainable = [name for name, p in network.named_parameters() if p.requires_grad]
+    head = {f"fc.{name}" for name, _ in network.get_classifier().named_parameters()}
+    assert set(trainable) == head
+    before = buffers(network)
+    optimizer = torch.optim.SGD((p for p in network.parameters() if p.requires_grad), lr=0.1)
+    for _ in range(3):
+        network.train()  # does not thaw
+        network(case.images() * 3 + 1).square().sum().backward()
+        optimizer.step()
+    assert all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers())
+    assert network.training
+
+    zoo.unfreeze(network).train()
+    network(case.images() * 3 + 1)
+    moved = [not torch.equal(before[name], buffer) for name, buffer in network.named_buffers()]
+    assert all(moved)
+
+
+@every_network
+def test_a_frozen_network_can_be_copied(case: Case) -> None:
+    network = zoo.freeze(case.build())
+    twin = copy.deepcopy(network).train()
+    norms = [m for m in twin.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    before = buffers(network)
+    twin(case.images())
+    assert all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers())
+
+
+@every_network
+def test_channels_last_and_bfloat16_change_speed_not_meaning(case: Case) -> None:
+    network, images = case.build().eval(), case.images()
+    expected = network(images)
+    network.to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = network(images.contiguous(memory_format=torch.channels_last)).float()
+    # bfloat16 keeps 8 bits of a number; the error of a sum over layers is a few of their units.
+    assert (result - expected).abs().max() < 0.05 * expected.abs().max() + 0.02

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import zoo
+from zoo import networks
+from zoo.networks.layers import adapt_input
+
+
+def test_a_widened_first_convolution_gives_the_same_output_for_repeated_channels() -> None:
+    weight = torch.randn(4, 1, 3, 3)
+    images = torch.randn(2, 1, 8, 8)
+    expected = nn.functional.conv2d(images, weight)
+    widened = adapt_input(weight, 3)
+    assert widened.shape == (4, 3, 3, 3)
+    torch.testing.assert_close(nn.functional.conv2d(images.repeat(1, 3, 1, 1), widened), expected)
+
+
+def test_freeze_finds_the_classifier_of_other_zoos() -> None:
+    for model in (torchvision.models.resnet18(), timm.create_model("resnet18")):
+        zoo.freeze(model)
+        assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+            "fc.weight",
+            "fc.bias",
+        }
+        model.train()
+        assert not model.bn1.training
+
+
+def test_freeze_keeps_what_it_is_told_to() -> None:
+    model = zoo.freeze(torchvision.models.resnet18(), keep=("layer4", "fc"))
+    model.train()
+    assert model.layer4[0].bn1.training
+    assert not model.layer3[0].bn1.training
+    assert model.layer4[0].conv1.weight.requires_grad
+    assert not model.layer3[0].conv1.weight.requires_grad
+
+
+def test_freeze_asks_where_it_cannot_tell() -> None:
+    with pytest.raises(ValueError, match="name what stays trainable"):
+        zoo.freeze(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="no module of the network is named 'haed'"):
+        zoo.freeze(torchvision.models.resnet18(), keep=("haed",))
+
+
+def test_only_registered_networks_are_described_and_built() -> None:
+    assert networks.describe(nn.Linear(2, 2)) is None
+    with pytest.raises(ValueError, match=r"no network named 'os\.system'"):
+        networks.build({"name": "os.system", "args": {}})

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+
+from zoo import recipes
+from zoo.errors import UserError
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_child_says_only_what_differs(tmp_path: Path) -> None:
+    write(tmp_path / "parent.yaml", "trainer: {max_epochs: 5, precision: 32}\nmodel: {lr: 0.1}")
+    child = write(
+        tmp_path / "child.yaml", "base: parent\ntrainer: {max_epochs: 1}\nabout: {trains: x}"
+    )
+    assert recipes.resolve(str(child)) == {
+        "trainer": {"max_epochs": 1, "precision": 32},
+        "model": {"lr": 0.1},
+    }
+
+
+def test_a_plus_appends() -> None:
+    merged = recipes.merge({"callbacks": [1]}, {"callbacks+": [2]})
+    assert merged == {"callbacks": [1, 2]}
+    assert recipes.merge({}, {"callbacks+": 3}) == {"callbacks": [3]}
+
+
+def test_a_circle_of_bases_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "base: b")
+    write(tmp_path / "b.yaml", "base: a")
+    with pytest.raises(UserError, match="circle"):
+        recipes.resolve(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a list", "mapping"),
+        ("model: {lr: 1", "not YAML"),
+        ("base: [a, b]", "name of one recipe"),
+        ("base: resnet_fmnits", "did you mean 'resnet_fmnist'"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "bad.yaml", text)
+    with pytest.raises(UserError, match=message) as error:
+        recipes.resolve(str(path))
+    assert "bad.yaml" in str(error.value)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"model: \xff")
+    with pytest.raises(UserError, match="byte 7"):
+        recipes.read(path)
+
+
+def test_exponents_are_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", "lr: 1e-4\nother: 2.5E3\nname: e4\nversion: '1e4'")
+    assert recipes.read(path) == {"lr": 1e-4, "other": 2500.0, "name": "e4", "version": "1e4"}
+
+
+def test_a_missing_file_says_so() -> None:
+    with pytest.raises(UserError, match=r"no such file: nowhere/x\.yaml"):
+        recipes.find("nowhere/x.yaml")
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_begins_with_a_comment_and_says_what_it_trains(name: str) -> None:
+    path = recipes.find(name)
+    assert path.read_text().startswith("# ")
+    entry = next(entry for entry in recipes.entries() if entry.name == name)
+    assert entry.trains
+    assert entry.data
+    assert entry.parameters
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_states_its_true_number_of_parameters(name: str) -> None:
+    from zoo import networks
+
+    network = recipes.resolve(name)["model"]["init_args"]["network"]
+    built = getattr(networks, network["class_path"].rsplit(".", 1)[-1])(**network["init_args"])
+    entry = next(entry for entry in recipes.entries() if entry.name == name)
+    assert sum(parameter.numel() for parameter in built.parameters()) == entry.parameters
