@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -64,48 +64,32 @@ class RecipeParser(LightningArgumentParser):
 
 
 def explain(message: str, parser: Any, arguments: Sequence[str] = ()) -> str:
-    """jsonargparse's message in one line, with the full key and the nearest known option."""
+    """jsonargparse's message in one line, with the full key and the nearest known name."""
     text = " ".join(message.split())
-    text = re.sub(r'^Parser key "(recipe|config)": ?', "", text)
-    text = re.sub(r"^Validation failed: ?", "", text)
-    text = re.sub(r"- Expected a path but \S+ either not accessible or invalid - ", "", text)
+    for noise in (
+        r'^Parser key "(recipe|config)": ?',
+        r"^Validation failed: ?",
+        r"- Expected a path but \S+ either not accessible or invalid - ",
+    ):
+        text = re.sub(noise, "", text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     # Of a union's complaints, the first is about the type that was meant.
-    if errors := re.search(
-        r"Does not validate against any .*?Errors: - (.+?)(?= - | Given value)", text
-    ):
-        text = text[: errors.start()].removesuffix("- ").rstrip(" -") + " " + errors[1]
+    union = r"(?:- )?Does not validate against any .*?Errors: - (.+?)(?: - | Given value).*$"
+    text = re.sub(union, r"\1", text)
     if "arguments are required" in text:
         return "there is nothing to run: give --recipe NAME (python -m zoo list shows them all)"
     if key := re.match(r'Parser key "([\w.]+)": ?', text):
         given = [a[2:].split("=")[0] for a in arguments if a.startswith("--")]
         full = next((name for name in given if name.endswith(f".{key[1]}")), key[1])
         text = f"{full}: {text[key.end() :]}"
-    if unknown := re.search(r"(?i)unrecognized arguments?: --([\w.+]+)", text):
-        text += recipes.nearest(unknown[1], _options(parser))
-    elif unknown := re.search(r"Key ['\"]([\w.+]+)['\"] is not expected", text):
-        text += recipes.nearest(unknown[1], _options(parser))
-    elif unknown := re.search(
-        r"does not accept (?:nested )?(?:option|key)s? ['\"]?([\w.+]+)", text
-    ):
-        text += recipes.nearest(unknown[1], _options(parser))
-    elif unknown := re.search(r"Option '([\w.+]+)' is not accepted", text):
-        hint = recipes.nearest(unknown[1], _constructor_arguments())
-        text += "; give --recipe NAME before it" if f"{unknown[1]!r}?" in hint else hint
-    elif unknown := re.search(r"module '[\w.]+' has no attribute '(\w+)'", text):
-        text += recipes.nearest(unknown[1], [*checkpoints.TASKS, *data.__all__, *networks.__all__])
-    elif unknown := re.search(r"Literal\[(.+?)\]\. Got value: (\S+)", text):
-        text += recipes.nearest(unknown[2], re.findall(r"'([^']+)'", unknown[1]))
+    if choice := re.search(r"Literal\[(.+?)\]\. Got value: (\S+)", text):
+        return text + recipes.nearest(choice[2], re.findall(r"'([^']+)'", choice[1]))
+    for pattern, known in _HINTS:
+        if unknown := re.search(pattern, text):
+            hint = recipes.nearest(unknown[1], known(parser))
+            # A name that exists, but not before there is a model to have it.
+            return text + ("; give --recipe NAME before it" if f"'{unknown[1]}'" in hint else hint)
     return text
-
-
-def _constructor_arguments() -> list[str]:
-    """Of every network, task and data module of the zoo: what a nested option may be called."""
-    classes = [*networks.REGISTRY.values(), *checkpoints.TASKS.values()]
-    classes += [
-        getattr(data, name) for name in data.__all__ if isinstance(getattr(data, name), type)
-    ]
-    return sorted({name for one in classes for name in inspect.signature(one).parameters})
 
 
 def _options(parser: Any) -> list[str]:
@@ -113,15 +97,36 @@ def _options(parser: Any) -> list[str]:
     return [flag[2:].removesuffix("+") for flag in flags if flag.startswith("--")]
 
 
-class ZooCLI(LightningCLI):
-    """LightningCLI with ``--recipe``, a folder a run, shipped weights, and data that may stand in."""
+def _constructor_arguments(_: Any) -> list[str]:
+    """Of every network, task and data module of the zoo: what a nested option may be called."""
+    parts = [*networks.REGISTRY.values(), *checkpoints.TASKS.values()]
+    parts += [part for name in data.__all__ if isinstance(part := getattr(data, name), type)]
+    return sorted({name for part in parts for name in inspect.signature(part).parameters})
 
-    command: Literal["fit", "validate", "test", "predict"] = "fit"
+
+def _classes(_: Any) -> list[str]:
+    return [*checkpoints.TASKS, *data.__all__, *networks.__all__]
+
+
+# What jsonargparse says of an unknown name, and what it may have been meant to be.
+_HINTS: tuple[tuple[str, Callable[[Any], list[str]]], ...] = (
+    (r"(?i)unrecognized arguments?: --([\w.+]+)", _options),
+    (r"Key ['\"]([\w.+]+)['\"] is not expected", _options),
+    (r"does not accept (?:nested )?(?:option|key)s? ['\"]?([\w.+]+)", _options),
+    (r"Option '([\w.+]+)' is not accepted", _constructor_arguments),
+    (r"module '[\w.]+' has no attribute '(\w+)'", _classes),
+)
+
+
+class ZooCLI(LightningCLI):
+    """LightningCLI with ``--recipe``, a folder a run, shipped weights, data that may stand in."""
+
+    command: str = "fit"
     typed: Sequence[str] = ()
 
     def __init__(self, command: str, arguments: list[str]) -> None:
         # Only the parser of the command that was typed is built: each costs seconds.
-        type(self).command = command  # type: ignore[assignment]
+        type(self).command = command
         type(self).typed = arguments
         super().__init__(
             LightningModule,
@@ -332,8 +337,8 @@ class ZooCLI(LightningCLI):
             )
         if "instead_of" in (described := self._describe_data()):
             raise UserError(
-                f"the shipped weights of {name} are for {described['instead_of']}, which is neither "
-                "on disk nor to be had: set ZOO_DATA to the folder that holds it"
+                f"the shipped weights of {name} are for {described['instead_of']}, which is "
+                "neither on disk nor to be had: set ZOO_DATA to the folder that holds it"
             )
         checkpoints.load_weights(self.model.network, name)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import timm
@@ -56,7 +57,7 @@ def test_batchnorm_after_every_convolution_and_no_dropout(block: str) -> None:
         if not list(module.children()):
             module.register_forward_hook(lambda m, *_: order.append(m))
     first = network(torch.randn(4, 1, 12, 12))
-    for module, following in zip(order, order[1:], strict=False):
+    for module, following in pairwise(order):
         if isinstance(module, nn.Conv2d):
             assert module.bias is None
             assert isinstance(following, nn.BatchNorm2d)

@@ -1,1 +1,24 @@
 """One small file for each command that is not Lightning's own; each has ``main(arguments)``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from zoo.errors import UserError
+from zoo.recipes import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with the nearest option where one is misspelt."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(
+            prog=f"python -m zoo {command}", description=description, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        if message.startswith("unrecognized arguments: -"):
+            message += nearest(message.split()[2], flags)
+        raise UserError(message)

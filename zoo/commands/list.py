@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 from zoo import recipes
+from zoo.commands import Parser
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m zoo list", description="Show every recipe.", allow_abbrev=False
-    )
+    parser = Parser("list", "Show every recipe.")
     parser.add_argument("--json", action="store_true", help="for scripts: one JSON array")
     options = parser.parse_args(arguments)
     entries = recipes.entries()

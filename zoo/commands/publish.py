@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -13,15 +12,26 @@ from typing import Any
 import yaml
 
 from zoo import recipes
+from zoo.commands import Parser
 from zoo.errors import UserError
+
+# What a run's run.json tells, and the checkpoint keeps.
+RUN_FACTS = [
+    "command",
+    "date",
+    "seed",
+    "epochs",
+    "steps",
+    "wall_time_s",
+    "resumed",
+    "devices",
+    "hardware",
+    "versions",
+]
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m zoo publish",
-        description="Measure a run's final weights and ship them with config and card.",
-        allow_abbrev=False,
-    )
+    parser = Parser("publish", "Measure a run's final weights and ship them with config and card.")
     parser.add_argument("run", type=Path, help="the run's folder, runs/RECIPE/VERSION")
     parser.add_argument("--name", required=True, help="the checkpoint's name, that of its recipe")
     parser.add_argument(
@@ -85,12 +95,7 @@ def publish(run: Path, name: str, seeds: list[Path], to: Path | None = None) -> 
                 {"seed": f["seed"], "metrics": f["metrics"], "wall_time_s": f["wall_time_s"]}
                 for f in (facts, *others)
             ],
-            "run": {
-                key: facts[key]
-                for key in (
-                    "command date seed epochs steps wall_time_s resumed devices hardware versions"
-                ).split()
-            },
+            "run": {key: facts[key] for key in RUN_FACTS},
             "global_step": int(content["global_step"]),
             "recipe": recipe,
         },

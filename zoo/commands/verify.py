@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
+from zoo.commands import Parser
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m zoo verify",
-        description="Check every file's sha256 and compare the outputs with the stored ones.",
-        allow_abbrev=False,
+    parser = Parser(
+        "verify", "Check every file's sha256 and compare the outputs with the stored ones."
     )
     parser.add_argument("names", nargs="*", help="checkpoints, by name or folder; all by default")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device: a random draw for every sample, no loop over them."""
+"""Augmentation of whole batches on the device: a draw for every sample, no loop over them."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class ImageData(LightningDataModule):
         return described
 
     def prepare_data(self) -> None:
-        """Fetches the data, or decides on the fallback; may run in every process, any number of times.
+        """Fetches the data, or decides on the fallback; any process may call it, at any time.
 
         Raises:
             UserError: the data are altered, or not to be had and there is no fallback.
@@ -230,7 +230,7 @@ class ImageData(LightningDataModule):
         return self.normalise(images), labels
 
     def _generator(self, device: torch.device) -> torch.Generator:
-        # A function of the run's seed, the process and the count of batches: resuming needs no state.
+        # A function of the seed, the process and the count of batches: resuming needs no state.
         trainer = self.trainer
         assert trainer is not None
         step = trainer.fit_loop.total_batch_idx

@@ -1,4 +1,4 @@
-"""FashionMNIST (Xiao, Rasul and Vollgraf 2017): 70,000 grey images of 28 × 28, ten kinds of clothes."""
+"""FashionMNIST (Xiao, Rasul and Vollgraf 2017): 70,000 grey 28 × 28 images of clothes."""
 
 from __future__ import annotations
 

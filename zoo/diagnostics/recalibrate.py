@@ -35,7 +35,8 @@ class PooledMoments:
 
     def reduce(self) -> tuple[Tensor, Tensor]:
         """Mean and unbiased variance (C,), over all processes where there are several."""
-        assert self.total is not None and self.squares is not None
+        assert self.total is not None
+        assert self.squares is not None
         count = torch.full_like(self.total[:1], self.count)
         pooled = torch.cat([self.total, self.squares, count])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -69,19 +70,15 @@ def estimate_running_statistics(
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    norms = []
+    norms: list[_BatchNorm] = []
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            if module.train().training:  # a frozen one refuses
+            module.train()
+            if module.training:  # a frozen one refuses
                 norms.append(module)
     gathered = {norm: PooledMoments() for norm in norms}
-    before = [(n.running_mean.clone(), n.running_var.clone()) for n in norms]  # type: ignore[union-attr]
-    counts = [n.num_batches_tracked.clone() for n in norms]  # type: ignore[union-attr]
-
-    def hook_for(norm: _BatchNorm) -> Any:
-        return norm.register_forward_pre_hook(lambda _, inputs: gathered[norm].update(inputs[0]))
-
-    hooks = [hook_for(norm) for norm in norms]
+    before = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
+    hooks = [norm.register_forward_pre_hook(_gather(gathered[norm])) for norm in norms]
     try:
         if norms:
             for batch in batches:
@@ -91,15 +88,18 @@ def estimate_running_statistics(
             hook.remove()
         for module, training in modes:
             module.training = training
-        for norm, (mean, variance), count in zip(norms, before, counts, strict=True):
-            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
-            norm.running_var.copy_(variance)  # type: ignore[union-attr]
-            norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
-    renewed = 0
-    for norm in norms:
-        if gathered[norm].count:
-            mean, variance = gathered[norm].reduce()
-            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
-            norm.running_var.copy_(variance)  # type: ignore[union-attr]
-            renewed += 1
-    return renewed
+        for norm, saved in zip(norms, before, strict=True):
+            for buffer, value in zip(norm.buffers(), saved, strict=True):
+                buffer.copy_(value)
+    renewed = [norm for norm in norms if gathered[norm].count]
+    for norm in renewed:
+        mean, variance = gathered[norm].reduce()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+    return len(renewed)
+
+
+def _gather(moments: PooledMoments) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    return lambda _, inputs: moments.update(inputs[0])

@@ -27,7 +27,7 @@ REGISTRY: dict[str, type[Network]] = {"ResNet": ResNet}
 
 
 def describe(network: nn.Module) -> dict[str, Any] | None:
-    """``{"name": …, "args": …}`` from which ``build`` makes the same network, or None if not ours."""
+    """``{"name": …, "args": …}`` for ``build`` to make the same network; None if not ours."""
     name = type(network).__name__
     if isinstance(network, Network) and REGISTRY.get(name) is type(network):
         return {"name": name, "args": dict(network.config)}

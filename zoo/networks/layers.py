@@ -119,8 +119,8 @@ def _below(name: str, prefix: str) -> bool:
 
 
 def _classifier_name(network: nn.Module) -> str:
-    if callable(getattr(network, "get_classifier", None)):
-        classifier = network.get_classifier()
+    if get_classifier := getattr(network, "get_classifier", None):
+        classifier = get_classifier()
         for name, module in network.named_modules():
             if module is classifier and name:
                 return name

@@ -59,7 +59,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1 × 1, 3 × 3 and 1 × 1 convolutions around a residual sum (He et al. 2016, figure 5 right)."""
+    """1 × 1, 3 × 3, 1 × 1 convolutions, added to their input (He et al. 2016, figure 5 right)."""
 
     expansion = 4
 

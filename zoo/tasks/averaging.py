@@ -57,7 +57,7 @@ class EMA(WeightAveraging):
         self._average_model.module.load_state_dict(pl_module.state_dict())
 
     def _renew_statistics(self, trainer: Trainer, module: LightningModule) -> None:
-        loader = trainer.train_dataloader
+        loader: Any = trainer.train_dataloader
         # Our own loader's position in the epoch must stay where it is.
         fresh = loader.fresh() if hasattr(loader, "fresh") else loader
 

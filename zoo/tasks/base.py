@@ -55,11 +55,7 @@ class Task(LightningModule):
         self.momentum, self.optimizer_args = momentum, optimizer_args
         self.schedule, self.warmup, self.ema_decay = schedule, warmup, ema_decay
         self.channels_last = channels_last
-        self.network = (
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            if channels_last
-            else network
-        )
+        self.network = network.to(memory_format=torch.channels_last) if channels_last else network
         if compile:
             self.network.compile()  # in place: the names of the state dict stay as they are
         self.data: dict[str, Any] = {}  # what the network was trained on, as its data module says

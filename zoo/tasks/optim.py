@@ -53,9 +53,10 @@ def make_optimizer(
             **(extra or {}),
         )
     except (ValueError, KeyError, AssertionError):
-        if name in timm.optim.list_optimizers():
+        known = [str(optimizer) for optimizer in timm.optim.list_optimizers()]
+        if name in known:
             raise
-        hint = nearest(name, timm.optim.list_optimizers())
+        hint = nearest(name, known)
         raise UserError(f"model.optimizer: no optimiser named {name!r}{hint}") from None
     except TypeError as error:
         raise UserError(f"model.optimizer_args: {error}") from None

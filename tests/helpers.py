@@ -1,0 +1,40 @@
+"""Callbacks for runs in other processes, given to the real command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class KillAt(Callback):
+    """``kill -9`` of this very process before a training step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SaveEachRank(Callback):
+    """Writes every process's final weights, and the validation accuracy it was told."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        content = {
+            "state": pl_module.state_dict(),
+            "accuracy": trainer.callback_metrics["val/accuracy"],
+            "loss": trainer.callback_metrics["train/loss"],
+            "batches": trainer.num_training_batches,
+        }
+        torch.save(content, self.folder / f"rank{trainer.global_rank}.pt")

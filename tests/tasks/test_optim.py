@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import zoo
+from zoo.errors import UserError
+from zoo.networks import ResNet
+from zoo.tasks.optim import make_optimizer, make_schedule
+
+
+def network() -> ResNet:
+    return ResNet(5, 1, "basic", (1,), 8, "small")
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_norms_and_biases_are_never_decayed(name: str) -> None:
+    model = network()
+    optimizer = make_optimizer(model, name, 0.1, 0.01, 0.9)
+    decayed = {
+        id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]
+    }
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    spared = {id(p) for m in norms for p in m.parameters()} | {id(model.fc.bias)}
+    everything = {id(p) for p in model.parameters()}
+    assert decayed == everything - spared
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert optimized == everything
+
+
+def test_sgd_is_nesterov() -> None:
+    assert all(g["nesterov"] for g in make_optimizer(network(), "sgd", 0.1, 0, 0.9).param_groups)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_every_optimiser_learns(name: str) -> None:
+    torch.manual_seed(0)
+    model = network().train()
+    optimizer = make_optimizer(model, name, {"sgd": 0.05}.get(name, 0.01), 0.0, 0.9)
+    images, labels = torch.randn(32, 1, 8, 8), torch.arange(32) % 5
+    losses = []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = zoo.freeze(network())
+    optimizer = make_optimizer(model, "sgd", 0.1, 0.01, 0.9)
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == 2
+    model.requires_grad_(False)
+    with pytest.raises(UserError, match="nothing to train"):
+        make_optimizer(model, "sgd", 0.1, 0.01, 0.9)
+
+
+def test_unknown_names_and_arguments_are_told() -> None:
+    with pytest.raises(UserError, match="no optimiser named 'admaw'; did you mean 'adamw'"):
+        make_optimizer(network(), "admaw", 0.1, 0, 0.9)
+    with pytest.raises(UserError, match=r"model\.optimizer_args: .*betta"):
+        make_optimizer(network(), "adamw", 0.1, 0, 0.9, {"betta": 1})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        ("cosine", [0.5, 1, 1, 0.9619, 0.8536, 0.6913, 0.5, 0.3087, 0.1464, 0.0381]),
+    ],
+)
+@pytest.mark.parametrize("warmup", [0.2, 2])
+def test_schedules_step_by_step(schedule, expected, warmup) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = make_schedule(optimizer, schedule, warmup, 10)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx(expected, abs=1e-4)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(schedule == "constant", abs=1e-9)

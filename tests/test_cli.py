@@ -1,0 +1,267 @@
+"""The command line, in-process, on the digits: what a run leaves behind and how it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+import zoo
+from tests.conftest import needs_fashion_mnist
+from zoo import recipes
+from zoo.cli import several_gpus
+
+DIGITS = ("--recipe", "resnet_digits", "--model.network.width", "8")
+SHORT = ("fit", *DIGITS, "--trainer.max_epochs", "2")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_everything_behind(zoo_cli) -> None:
+    result = zoo_cli(*SHORT)
+    assert result.code == 0, result.err
+    run = Path("runs/resnet_digits/version_0")
+    assert {path.name for path in run.iterdir()} >= {
+        "config.yaml",
+        "metrics.csv",
+        "checkpoints",
+        "curves.png",
+        "summary.txt",
+        "run.json",
+    }
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {"train/loss", "val/loss", "val/accuracy", "test/accuracy", "lr"} <= set(
+        rows(run / "metrics.csv")[0]
+    )
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["network"]["init_args"]["width"] == 8
+    assert config["trainer"]["max_epochs"] == 2
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["command"].startswith("python -m zoo fit --recipe resnet_digits")
+    assert facts["metrics"]["test/accuracy"] > 0.1
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "summary.txt").read_text() in result.out
+
+    # The summary's last lines are Python that loads the result: they are run.
+    lines = result.out.strip().splitlines()
+    start = lines.index("import zoo")
+    images = torch.randn(2, 1, 8, 8)
+    scope = {"images": images}
+    exec("\n".join(lines[start:]), scope)
+    assert scope["logits"].shape == (2, 10)
+
+    # A second run does not touch the first.
+    assert zoo_cli(*SHORT, "--test_after_fit", "false").code == 0
+    second = Path("runs/resnet_digits/version_1/metrics.csv")
+    assert "test/accuracy" not in rows(second)[0]
+
+
+def test_one_epoch_line_in_a_log_file(zoo_cli) -> None:
+    lines = [line for line in zoo_cli(*SHORT).out.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2
+    assert "val/accuracy" in lines[0]
+    assert "left" in lines[0]
+
+
+def test_the_run_is_named_by_the_last_recipe_or_by_name(zoo_cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "base: resnet_digits\nmodel: {init_args: {network: {init_args: {width: 4}}}}\n"
+    )
+    short = ("--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1")
+    assert zoo_cli("fit", "--recipe", "mine.yaml", *short).code == 0
+    config = yaml.safe_load(Path("runs/mine/version_0/config.yaml").read_text())
+    assert config["model"]["init_args"]["network"]["init_args"]["width"] == 4
+    assert config["model"]["init_args"]["optimizer"] == "muon"
+    assert zoo_cli("fit", "--config", "mine.yaml", "--name", "other", *short).code == 0
+    assert Path("runs/other/version_0/config.yaml").is_file()
+    # What is saved is itself a recipe.
+    again = ("fit", "--recipe", "runs/mine/version_0/config.yaml", "--name", "again")
+    assert zoo_cli(*again).code == 0
+
+
+def test_print_config_shows_the_resolved_recipe(zoo_cli) -> None:
+    result = zoo_cli("fit", *DIGITS, "--print_config")
+    assert result.code == 0
+    config = yaml.safe_load(result.out)
+    assert config["model"]["init_args"]["network"]["init_args"]["width"] == 8
+    assert not Path("runs").exists()
+
+
+def test_test_and_validate_and_predict_take_last_best_or_a_file(zoo_cli) -> None:
+    assert zoo_cli(*SHORT).code == 0
+    file = "runs/resnet_digits/version_0/checkpoints/best.ckpt"
+    expected = json.loads(Path("runs/resnet_digits/version_0/run.json").read_text())["metrics"]
+    last = zoo_cli("test", *DIGITS, "--ckpt_path", "last")
+    assert last.code == 0, last.err
+    found = rows(Path("runs/resnet_digits/version_1/metrics.csv"))
+    assert float(found[-1]["test/accuracy"]) == pytest.approx(expected["test/accuracy"])
+    assert zoo_cli("validate", *DIGITS, "--ckpt_path", file).code == 0
+    found = rows(Path("runs/resnet_digits/version_2/metrics.csv"))
+    assert float(found[-1]["val/accuracy"]) == pytest.approx(expected["val/accuracy"])
+    assert zoo_cli("predict", *DIGITS, "--ckpt_path", "best").code == 0
+    predictions = rows(Path("runs/resnet_digits/version_3/predictions.csv"))
+    assert [int(row["index"]) for row in predictions] == list(range(360))
+    assert set(predictions[0]) == {"index", "label", "confidence", *map(str, range(10))}
+
+
+def test_fit_goes_on_in_the_same_folder(zoo_cli) -> None:
+    assert zoo_cli(*SHORT).code == 0
+    longer = zoo_cli("fit", *DIGITS, "--trainer.max_epochs", "4", "--ckpt_path", "last")
+    assert longer.code == 0, longer.err
+    assert [path.name for path in Path("runs/resnet_digits").iterdir()] == ["version_0"]
+    found = rows(Path("runs/resnet_digits/version_0/metrics.csv"))
+    epochs = [float(row["epoch"]) for row in found if row["val/accuracy"]]
+    assert epochs == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--recipe", "resnet_digit"], "did you mean 'resnet_digits'?"),
+        ([*DIGITS, "--trainer.max_epoch", "1"], "did you mean 'trainer.max_epochs'?"),
+        ([*DIGITS, "--model.network.widht", "8"], "did you mean 'width'?"),
+        ([*DIGITS, "--model.network.width", "wide"], "model.network.width: Expected a int"),
+        ([*DIGITS, "--model.network.block", "basci"], "did you mean 'basic'?"),
+        ([*DIGITS, "--model.optimizer", "moun"], "did you mean 'muon'?"),
+        ([*DIGITS, "--model", "zoo.tasks.ImageClasifier"], "did you mean 'ImageClassifier'?"),
+        ([*DIGITS, "--data.batch_size", "0"], "data.batch_size is 0"),
+        ([*DIGITS, "--data.batch_size", "5000"], "has only 1257 images"),
+        ([*DIGITS, "--model.network.layers", "[0]"], "at least one block"),
+        ([*DIGITS, "--ckpt_path", "lst"], "no such file: lst"),
+        ([*DIGITS, "--ckpt_path", "last"], "no run with such a checkpoint"),
+        ([], "give --recipe NAME"),
+        (["--model.lr", "1"], "give --recipe NAME before it"),
+        (["--recipe", "bad.yaml"], "bad.yaml: Group 'trainer' does not accept option 'max_epoch'"),
+        (["--recipe", "nested.yaml"], "nested.yaml: Option 'widht' is not accepted"),
+    ],
+    ids=lambda value: "_".join(value)[-40:] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_two(zoo_cli, arguments, expected) -> None:
+    Path("bad.yaml").write_text("base: resnet_digits\ntrainer: {max_epoch: 3}\n")
+    Path("nested.yaml").write_text(
+        "base: resnet_digits\nmodel: {init_args: {network: {init_args: {widht: 3}}}}\n"
+    )
+    result = zoo_cli("fit", *arguments)
+    assert result.code == 2
+    last = result.err.strip().splitlines()[-1]
+    assert last.startswith("zoo fit: error: ")
+    assert expected in last
+    assert "Traceback" not in result.err
+    assert not list(Path(".").glob("runs/*/*/checkpoints/*"))
+
+
+def test_a_broken_checkpoint_is_named(zoo_cli) -> None:
+    Path("broken.ckpt").write_bytes(b"not a checkpoint")
+    result = zoo_cli("fit", *DIGITS, "--ckpt_path", "broken.ckpt")
+    assert result.code == 2
+    assert "broken.ckpt is not a readable checkpoint" in result.err
+
+
+def test_a_recipe_without_weights_says_so(zoo_cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: resnet_digits\n")
+    result = zoo_cli("test", "--recipe", "mine.yaml")
+    assert result.code == 2
+    assert "ships no weights: give --ckpt_path" in result.err
+
+
+def test_the_fallback_says_so_where_nobody_can_miss_it(zoo_cli, no_fashion_mnist: Path) -> None:
+    short = ["--trainer.max_epochs", "1", "--model.network.width", "4"]
+    with pytest.warns(UserWarning, match="TRAINING ON DIGITS INSTEAD"):
+        result = zoo_cli("fit", "--recipe", "resnet_fmnist", *short)
+    assert result.code == 0, result.err
+    run = Path("runs/resnet_fmnist-on-digits/version_0")
+    assert {"digits/val/accuracy", "digits/test/accuracy", "digits/train/loss"} <= set(
+        rows(run / "metrics.csv")[0]
+    )
+    assert "TRAINED ON DIGITS, NOT ON FASHIONMNIST" in result.out
+    model = zoo.load(run / "checkpoints" / "last.ckpt")
+    assert model.data["name"] == "Digits"
+    assert model.data["instead_of"] == "FashionMNIST"
+    assert zoo_cli("publish", str(run), "--name", "resnet_fmnist", "--to", "out").code == 2
+    assert not Path("out").exists()
+
+    refused = zoo_cli("fit", "--recipe", "resnet_fmnist", "--data.fallback", "null", *short)
+    assert refused.code == 2
+    assert "Set ZOO_DATA to a folder" in refused.err
+    shipped = zoo_cli("test", "--recipe", "resnet_fmnist")
+    assert shipped.code == 2
+    assert "set ZOO_DATA" in shipped.err
+
+
+def test_wandb_offline_beside_the_csv(zoo_cli) -> None:
+    result = zoo_cli(*SHORT, "--wandb", "offline", "--test_after_fit", "false")
+    assert result.code == 0, result.err
+    run = Path("runs/resnet_digits/version_0")
+    assert rows(run / "metrics.csv")
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_fast_dev_run_leaves_nothing(zoo_cli) -> None:
+    result = zoo_cli("fit", *DIGITS, "--trainer.fast_dev_run", "2")
+    assert result.code == 0, result.err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_runs_two_batches(zoo_cli, name: str) -> None:
+    limits = ["--trainer.max_epochs", "1"]
+    for stage in ("train", "val", "test"):
+        limits += [f"--trainer.limit_{stage}_batches", "2"]
+    result = zoo_cli("fit", "--recipe", name, "--data.batch_size", "16", *limits)
+    assert result.code == 0, result.err
+
+
+def test_resnet_digits_reaches_its_97_percent(zoo_cli) -> None:
+    assert zoo_cli("fit", "--recipe", "resnet_digits").code == 0
+    facts = json.loads(Path("runs/resnet_digits/version_0/run.json").read_text())
+    assert facts["metrics"]["test/accuracy"] > 0.97
+    assert facts["seed"] == 0
+
+
+@needs_fashion_mnist
+def test_three_hundred_steps_on_real_fashion_mnist(zoo_cli) -> None:
+    result = zoo_cli(
+        *("fit", "--recipe", "resnet_fmnist", "--data.fallback", "null"),
+        *(
+            "--trainer.max_steps",
+            "300",
+            "--trainer.max_epochs",
+            "-1",
+            "--model.network.width",
+            "16",
+        ),
+        *("--model.ema_decay", "0.98", "--trainer.limit_train_batches", "150"),
+    )
+    assert result.code == 0, result.err
+    facts = json.loads(Path("runs/resnet_fmnist/version_0/run.json").read_text())
+    assert facts["steps"] == 300
+    assert facts["metrics"]["test/accuracy"] > 0.85
+    assert facts["data"]["name"] == "FashionMNIST"
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "expected"),
+    [
+        ({}, 0, False),
+        ({}, 1, False),
+        ({}, 2, True),
+        ({"devices": 1}, 2, False),
+        ({"devices": "2"}, 4, True),
+        ({"devices": "0,"}, 4, False),
+        ({"devices": [0, 1]}, 4, True),
+        ({"devices": 1, "num_nodes": 2}, 1, True),
+        ({"accelerator": "cpu", "devices": 2}, 2, False),
+    ],
+)
+def test_batchnorm_is_synced_over_several_gpus_only(monkeypatch, settings, gpus, expected) -> None:
+    cuda = SimpleNamespace(is_available=lambda: gpus > 0, device_count=lambda: gpus)
+    monkeypatch.setattr("zoo.cli.torch", SimpleNamespace(cuda=cuda))
+    assert several_gpus(settings) is expected
