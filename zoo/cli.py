@@ -142,7 +142,7 @@ class ZooCLI(LightningCLI):
         )
 
     @classmethod
-    def subcommands(cls) -> dict[str, set[str]]:  # type: ignore[override]
+    def subcommands(cls) -> dict[str, set[str]]:
         return {cls.command: LightningCLI.subcommands()[cls.command]}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -194,14 +194,18 @@ class ZooCLI(LightningCLI):
         return self.config[self.command]
 
     @property
+    def recipe_name(self) -> str:
+        given = self._parser(self.command).recipes  # type: ignore[attr-defined]
+        path = Path(given[-1] if given else "custom")
+        # A run's own config.yaml, runs/RECIPE/VERSION/config.yaml, is the recipe it came from.
+        return path.parts[-3] if path.name == "config.yaml" and path.parts[2:] else path.stem
+
+    @property
     def run_name(self) -> str:
         """The recipe's name; with stand-in data, theirs too."""
-        given = self._parser(self.command).recipes  # type: ignore[attr-defined]
-        name = self.options.name or (Path(given[-1]).stem if given else "custom")
+        name = str(self.options.name or self.recipe_name)
         described = self._describe_data()
-        if "instead_of" in described:
-            name += f"-on-{described['name'].lower()}"
-        return str(name)
+        return f"{name}-on-{described['name'].lower()}" if "instead_of" in described else name
 
     def _describe_data(self) -> dict[str, Any]:
         describe = getattr(self.datamodule, "describe", None)
@@ -329,8 +333,7 @@ class ZooCLI(LightningCLI):
         super()._run_subcommand(subcommand)
 
     def _load_shipped_weights(self) -> None:
-        given = self._parser(self.command).recipes  # type: ignore[attr-defined]
-        name = Path(given[-1]).stem if given else ""
+        name = self.recipe_name
         if name not in checkpoints.names():
             raise UserError(
                 f"recipe {name!r} ships no weights: give --ckpt_path last, best or a file"

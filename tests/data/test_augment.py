@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from zoo.data.augment import cutout, shift_and_flip
+from zoo.data.augment import cutout, erase, shift_and_flip
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -77,3 +77,33 @@ def test_the_same_generator_gives_the_same_images() -> None:
     assert torch.equal(
         shift_and_flip(before, 2, True, generator(1)), shift_and_flip(before, 2, True, generator(1))
     )
+
+
+def test_erasing_puts_noise_into_a_rectangle_inside_the_image() -> None:
+    before = torch.zeros(3000, 1, 28, 28, dtype=torch.uint8)
+    after = erase(before, 0.5, generator())
+    assert after.dtype == torch.uint8
+    touched = (after != 0).flatten(1).any(1)
+    assert touched.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    noisy = after[touched][:, 0]
+    rows, columns = (noisy != 0).any(2), (noisy != 0).any(1)
+    areas = (rows.sum(1) * columns.sum(1)).float() / 28**2
+    # Noise is sometimes 0 itself, and sizes are rounded: a little slack at both ends.
+    assert areas.min() > 0.01
+    assert areas.max() < 0.37
+    assert areas.mean().item() == pytest.approx(0.175, abs=0.02)
+    ratios = rows.sum(1) / columns.sum(1)
+    assert ratios.min() > 0.2
+    assert ratios.max() < 5
+    values = noisy[noisy != 0].float()
+    assert values.mean().item() == pytest.approx(128, abs=1)
+    assert (noisy != 0).float().mean(0).min() > 0.02  # no pixel is safe
+
+
+def test_what_is_not_erased_stays() -> None:
+    before = images(200, 3, 16)
+    after = erase(before, 1.0, generator())
+    changed = (after != before).any(1)
+    # Of each image at least two thirds are as they were.
+    assert changed.flatten(1).float().mean(1).max() < 0.4
+    assert erase(before, 0.0) is before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from zoo import recipes
 from zoo.commands import Parser
@@ -11,19 +12,28 @@ from zoo.commands import Parser
 def main(arguments: list[str]) -> int:
     parser = Parser("list", "Show every recipe.")
     parser.add_argument("--json", action="store_true", help="for scripts: one JSON array")
+    parser.add_argument(
+        "--markdown", action="store_true", help="the README's table, of recipes that ship weights"
+    )
     options = parser.parse_args(arguments)
-    entries = recipes.entries()
-    if options.json:
-        print(json.dumps([entry.as_dict() for entry in entries], indent=2))
-        return 0
-    header = ("RECIPE", "TRAINS", "DATA", "PARAMETERS", "MEASURED", "WEIGHTS")
-    table = [header]
-    for entry in entries:
+    if options.markdown:
+        print(table())
+    elif options.json:
+        print(json.dumps([entry.as_dict() for entry in recipes.entries()], indent=2))
+    else:
+        print("\n".join(lines()))
+    return 0
+
+
+def lines() -> Iterable[str]:
+    """The recipes in columns, for a terminal."""
+    rows = [("RECIPE", "TRAINS", "DATA", "PARAMETERS", "MEASURED", "WEIGHTS")]
+    for entry in recipes.entries():
         measured = "-"
         if entry.metric and entry.value is not None:
             share = entry.metric.endswith("accuracy")
             measured = f"{entry.metric} {entry.value:{'.2%' if share else '.4f'}}"
-        table.append(
+        rows.append(
             (
                 entry.name,
                 entry.trains,
@@ -33,9 +43,31 @@ def main(arguments: list[str]) -> int:
                 "shipped" if entry.weights else "-",
             )
         )
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    for row in table:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def table() -> str:
+    """The README's table, from the shipped checkpoints' config.json alone."""
+    from zoo.commands.publish import standard_error
+
+    rows = [
+        "| recipe | parameters | test accuracy of the shipped weights | mean over seeds | time "
+        "| hardware | command |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for entry in recipes.entries():
+        path = recipes.shipped_folder("checkpoints") / entry.name / "config.json"
+        if not entry.weights or entry.value is None:
+            continue
+        config = json.loads(path.read_text(encoding="utf-8"))
+        run, seeds = config["run"], config["seeds"]
+        error = standard_error(entry.value, config["samples"]["test"])
+        mean = sum(seed["metrics"]["test/accuracy"] for seed in seeds) / len(seeds)
+        rows.append(
+            f"| [{entry.name}](checkpoints/{entry.name}/README.md) | {entry.parameters:,} "
+            f"| {entry.value:.2%} ± {error:.2%} | {mean:.2%} of {len(seeds)} "
+            f"| {run['wall_time_s'] / 60:.0f} min | {run['hardware']} | `{run['command']}` |"
         )
-    return 0
+    return "\n".join(rows)

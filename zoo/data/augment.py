@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -70,3 +72,38 @@ def cutout(
     rows = (row >= top) & (row < top + size) & chosen
     columns = (column >= left) & (column < left + size)
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def erase(images: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """Random erasing: a rectangle of each chosen image becomes noise (Zhong et al., AAAI 2020).
+
+    The rectangle covers 2 to 33 % of the image and is 0.3 to 3.3 times as high as wide, as in
+    the paper's section 3; it lies inside the image. Noise, unlike the black of ``cutout``, cannot
+    be taken for a dark background: a pullover without its sleeves would be a dress.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        probability: that an image is erased.
+        generator: on the images' device.
+
+    Returns:
+        (B, C, H, W), uint8.
+    """
+    if not probability:
+        return images
+    batch, _, height, width = images.shape
+    device = images.device
+    chance, area, ratio, down, right = torch.rand(5, batch, 1, device=device, generator=generator)
+    area = (0.02 + 0.31 * area) * height * width
+    ratio = torch.exp(math.log(0.3) + (math.log(3.3) - math.log(0.3)) * ratio)
+    high = (area * ratio).sqrt().round().clamp(1, height)
+    wide = (area / ratio).sqrt().round().clamp(1, width)
+    top, left = (down * (height - high + 1)).floor(), (right * (width - wide + 1)).floor()
+    row = torch.arange(height, device=device)
+    column = torch.arange(width, device=device)
+    rows = (row >= top) & (row < top + high) & (chance < probability)
+    columns = (column >= left) & (column < left + wide)
+    noise = torch.randint(
+        0, 256, images.shape, dtype=torch.uint8, device=device, generator=generator
+    )
+    return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], noise, images)

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from zoo.data.augment import cutout, shift_and_flip
+from zoo.data.augment import cutout, erase, shift_and_flip
 from zoo.data.batches import Batches
 from zoo.errors import UserError
 
@@ -36,7 +36,7 @@ class ImageData(LightningDataModule):
     A subclass names itself, its classes and its statistics, and implements ``fetch`` and
     ``read``. A batch is ``(images, labels)``: uint8 (B, C, H, W) from the loader, float
     (B, C, H, W) with zero mean and unit variance after ``on_after_batch_transfer``, and int64
-    (B,). Training images are shifted, flipped and cut out; others never are.
+    (B,). Training images are shifted, flipped, cut out and erased; others never are.
     """
 
     name: str
@@ -53,6 +53,7 @@ class ImageData(LightningDataModule):
         flip: bool,
         cutout_size: int,
         cutout_probability: float,
+        erase_probability: float,
         drop_last: bool,
         fallback: str | None = None,
     ) -> None:
@@ -61,15 +62,15 @@ class ImageData(LightningDataModule):
             raise UserError(f"data.batch_size is {batch_size}: it must be at least 1")
         if validation_size < 1:
             raise UserError(f"data.validation_size is {validation_size}: it must be at least 1")
-        if not 0 <= cutout_probability <= 1:
-            raise UserError(
-                f"data.cutout_probability is {cutout_probability}: it must lie between 0 and 1"
-            )
+        for name, value in (("cutout", cutout_probability), ("erase", erase_probability)):
+            if not 0 <= value <= 1:
+                raise UserError(f"data.{name}_probability is {value}: it must lie between 0 and 1")
         if min(shift, cutout_size) < 0:
             raise UserError("data.shift and data.cutout_size are pixels: they cannot be negative")
         self.batch_size, self.validation_size = batch_size, validation_size
         self.shift, self.flip = shift, flip
         self.cutout_size, self.cutout_probability = cutout_size, cutout_probability
+        self.erase_probability = erase_probability
         self.drop_last = drop_last
         self.fallback = fallback
         self.stand_in: ImageData | None = None  # what is really used, if the data are not to be had
@@ -148,6 +149,7 @@ class ImageData(LightningDataModule):
             shift=self.shift,
             cutout_size=self.cutout_size,
             cutout_probability=self.cutout_probability,
+            erase_probability=self.erase_probability,
             drop_last=self.drop_last,
             # The recipe's network was built for images of this size.
             image_size=self.input_shape[-1],
@@ -219,7 +221,8 @@ class ImageData(LightningDataModule):
         """The training augmentation of uint8 images (B, C, H, W)."""
         used = self.used
         images = shift_and_flip(images, used.shift, used.flip, generator)
-        return cutout(images, used.cutout_size, used.cutout_probability, generator)
+        images = cutout(images, used.cutout_size, used.cutout_probability, generator)
+        return erase(images, used.erase_probability, generator)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         images, labels = batch

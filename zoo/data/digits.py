@@ -24,6 +24,7 @@ class Digits(ImageData):
         shift: pixels of random shift, at most.
         cutout_size: side of the square blanked in training, in pixels.
         cutout_probability: that an image gets one.
+        erase_probability: that a random rectangle of a training image becomes noise.
         drop_last: leave out the last, incomplete training batch.
         image_size: pixels; other than 8, images are resized bilinearly.
     """
@@ -40,12 +41,20 @@ class Digits(ImageData):
         shift: int = 1,
         cutout_size: int = 0,
         cutout_probability: float = 0.5,
+        erase_probability: float = 0.0,
         drop_last: bool = True,
         image_size: int = 8,
     ) -> None:
         # No flip: a mirrored digit is another one, or none.
         super().__init__(
-            batch_size, validation_size, shift, False, cutout_size, cutout_probability, drop_last
+            batch_size,
+            validation_size,
+            shift,
+            False,
+            cutout_size,
+            cutout_probability,
+            erase_probability,
+            drop_last,
         )
         self.image_size = image_size
         self.input_shape = (1, image_size, image_size)

@@ -36,6 +36,7 @@ class FashionMNIST(ImageData):
         flip: mirror half of the training images.
         cutout_size: side of the square blanked in training, in pixels.
         cutout_probability: that an image gets one.
+        erase_probability: that a random rectangle of a training image becomes noise.
         drop_last: leave out the last, incomplete training batch.
         fallback: ``digits`` trains on scikit-learn's digits where FashionMNIST is not to be had,
             and says so; ``null`` makes that an error.
@@ -69,6 +70,7 @@ class FashionMNIST(ImageData):
         flip: bool = True,
         cutout_size: int = 0,
         cutout_probability: float = 0.5,
+        erase_probability: float = 0.0,
         drop_last: bool = True,
         fallback: Literal["digits"] | None = None,
     ) -> None:
@@ -79,6 +81,7 @@ class FashionMNIST(ImageData):
             flip,
             cutout_size,
             cutout_probability,
+            erase_probability,
             drop_last,
             fallback,
         )
