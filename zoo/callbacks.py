@@ -118,13 +118,14 @@ class EpochLine(Callback):
         self._start, self._first_epoch = time.perf_counter(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = sorted(trainer.callback_metrics.items())  # reduced: every process must ask
         if not trainer.is_global_zero:
             return
         done = trainer.current_epoch + 1
         elapsed = time.perf_counter() - self._start
         values = [
             f"{name} {float(value):.4f}"
-            for name, value in sorted(trainer.callback_metrics.items())
+            for name, value in metrics
             if name.endswith(("train/loss", "val/loss", "val/accuracy"))
         ]
         line = f"epoch {done}/{trainer.max_epochs or '?'}  {'  '.join(values)}"
@@ -136,7 +137,14 @@ class EpochLine(Callback):
 
 
 class Curves(Callback):
-    """Draws ``curves.png`` after every epoch: loss and accuracy, training and validation."""
+    """Draws ``curves.png`` after every epoch: loss and accuracy, training and validation.
+
+    Args:
+        folder: the run's. Asking the trainer for it would wait for every process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer)
@@ -145,12 +153,13 @@ class Curves(Callback):
         self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero and trainer.log_dir and not trainer.sanity_checking:
-            for logger in trainer.loggers:
-                logger.save()
-            folder = Path(trainer.log_dir)
-            if read_metrics(folder / METRICS_FILE):
-                draw_curves(folder / METRICS_FILE, folder / "curves.png", title=run_name(folder))
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        metrics = self.folder / METRICS_FILE
+        if read_metrics(metrics):
+            draw_curves(metrics, self.folder / "curves.png", title=run_name(self.folder))
 
 
 class Predictions(BasePredictionWriter):

@@ -267,7 +267,7 @@ class ZooCLI(LightningCLI):
         if self.command == "fit":
             prefix = self._metric_prefix()
             ours = [
-                callbacks.Curves(),
+                callbacks.Curves(folder),
                 ModelCheckpoint(
                     folder / "checkpoints",
                     filename="best",

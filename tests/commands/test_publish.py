@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_a_run_becomes_a_checkpoint(zoo_cli) -> None:
     assert config["network"] == {"name": "ResNet", "args": config["network"]["args"]}
     assert config["recipe"]["trainer"]["max_epochs"] == 3
     assert config["run"]["seed"] == 0
-    assert config["run"]["versions"]["torch"] == torch.__version__
+    assert config["run"]["versions"]["torch"] == version("torch")
     text = (folder / "README.md").read_text()
     assert f"{config['metrics']['test/accuracy']:.2%}" in text
     assert "Mean of 2 seeds" in text

@@ -97,7 +97,7 @@ def test_erasing_puts_noise_into_a_rectangle_inside_the_image() -> None:
     assert ratios.max() < 5
     values = noisy[noisy != 0].float()
     assert values.mean().item() == pytest.approx(128, abs=1)
-    assert (noisy != 0).float().mean(0).min() > 0.02  # no pixel is safe
+    assert (noisy != 0).any(0).all()  # no pixel is safe
 
 
 def test_what_is_not_erased_stays() -> None:

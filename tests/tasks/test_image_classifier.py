@@ -31,8 +31,9 @@ def trainer(folder: Path, **settings: Any) -> Trainer:
 
 def test_it_learns_the_digits_from_python_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    task = ImageClassifier(network(), optimizer="muon", lr=0.02, weight_decay=0, ema_decay=0.95)
-    run = trainer(tmp_path, max_epochs=8)
+    wide = network(layers=(1, 1, 1), width=16)
+    task = ImageClassifier(wide, optimizer="muon", lr=0.02, weight_decay=0, ema_decay=0.95)
+    run = trainer(tmp_path, max_epochs=12)
     run.fit(task, datamodule=Digits())
     (result,) = run.test(task, datamodule=Digits(), verbose=False)
     assert result["test/accuracy"] > 0.93
