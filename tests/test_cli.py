@@ -137,6 +137,8 @@ def test_fit_goes_on_in_the_same_folder(zoo_cli) -> None:
         ([*DIGITS, "--model.network.layers", "[0]"], "at least one block"),
         ([*DIGITS, "--ckpt_path", "lst"], "no such file: lst"),
         ([*DIGITS, "--ckpt_path", "last"], "no run with such a checkpoint"),
+        ([*DIGITS, "--trainer.accelerator", "gpu"], "gpu"),
+        ([*DIGITS, "--trainer.max_time", "soon"], "max_time"),
         ([], "give --recipe NAME"),
         (["--model.lr", "1"], "give --recipe NAME before it"),
         (["--recipe", "bad.yaml"], "bad.yaml: Group 'trainer' does not accept option 'max_epoch'"),
@@ -202,6 +204,14 @@ def test_wandb_offline_beside_the_csv(zoo_cli) -> None:
     run = Path("runs/resnet_digits/version_0")
     assert rows(run / "metrics.csv")
     assert list(run.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_without_validation_there_is_no_best_but_a_last(zoo_cli) -> None:
+    result = zoo_cli(*SHORT, "--trainer.limit_val_batches", "0")
+    assert result.code == 0, result.err
+    assert [p.name for p in Path("runs/resnet_digits/version_0/checkpoints").iterdir()] == [
+        "last.ckpt"
+    ]
 
 
 def test_fast_dev_run_leaves_nothing(zoo_cli) -> None:

@@ -22,10 +22,12 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo import callbacks, checkpoints, data, networks, recipes
 from zoo.errors import UserError
-from zoo.tasks.base import read_checkpoint
+from zoo.tasks.base import Task, metric_prefix, read_checkpoint
 
 
 class RecipeAction(ActionConfigFile):
@@ -265,19 +267,12 @@ class ZooCLI(LightningCLI):
         folder = self.folder = Path(logger.log_dir)
         ours: list[Any] = []
         if self.command == "fit":
-            prefix = self._metric_prefix()
             ours = [
                 callbacks.Curves(folder),
-                ModelCheckpoint(
-                    folder / "checkpoints",
-                    filename="best",
-                    monitor=f"{prefix}val/accuracy",
-                    mode="max",
-                    auto_insert_metric_name=False,
-                    enable_version_counter=False,
-                ),
                 callbacks.LastCheckpoint(folder / "checkpoints", config["save_every_n_steps"]),
             ]
+            if settings.get("limit_val_batches") != 0:
+                ours.append(self._best_checkpoint(folder))
         elif self.command == "predict":
             classes = self._describe_data().get("classes", [])
             ours = [callbacks.Predictions(folder / "predictions.csv", classes)]
@@ -292,9 +287,16 @@ class ZooCLI(LightningCLI):
             kwargs["sync_batchnorm"] = True
         return super().instantiate_trainer(**kwargs)
 
-    def _metric_prefix(self) -> str:
-        described = self._describe_data()
-        return f"{described['name'].lower()}/" if "instead_of" in described else ""
+    def _best_checkpoint(self, folder: Path) -> ModelCheckpoint:
+        monitor = getattr(self.model, "monitor", Task.monitor)
+        return ModelCheckpoint(
+            folder / "checkpoints",
+            filename="best",
+            monitor=metric_prefix(self._describe_data()) + monitor,
+            mode=getattr(self.model, "monitor_mode", Task.monitor_mode),
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
 
     def _make_logger(self) -> callbacks.RunLogger:
         name, root = self.run_name, self.options.runs
@@ -311,7 +313,7 @@ class ZooCLI(LightningCLI):
         if self.command == "fit" and self.options.wandb != "off":
             from lightning.pytorch.loggers import WandbLogger
 
-            folder.mkdir(parents=True, exist_ok=True)
+            rank_zero_only(folder.mkdir)(parents=True, exist_ok=True)
             loggers.append(
                 WandbLogger(
                     project="zoo",
@@ -479,5 +481,10 @@ def main(arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-    ZooCLI(arguments[0], arguments[1:])
+    try:
+        ZooCLI(arguments[0], arguments[1:])
+    except MisconfigurationException as error:  # a setting of the trainer that cannot be
+        if _debug():
+            raise
+        raise UserError(str(error)) from error
     return 0

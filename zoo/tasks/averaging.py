@@ -29,20 +29,20 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.998, batches: int = 16) -> None:
-        def average(
+        def step(
             average: tuple[Tensor, ...] | list[Tensor],
             current: tuple[Tensor, ...] | list[Tensor],
-            count: Tensor | int,
+            _: Tensor | int,
         ) -> None:
             # The count is kept here too: reading torch's would wait for the device at every step.
-            steps = self._latest_update_step
-            rate = min(decay, (1 + steps) / (10 + steps))
+            count = self._latest_update_step
+            rate = min(decay, (1 + count) / (10 + count))
             if average[0].is_floating_point():
                 torch._foreach_lerp_(average, current, 1 - rate)
             else:
                 torch._foreach_copy_(average, current)
 
-        super().__init__(use_buffers=True, multi_avg_fn=average)
+        super().__init__(use_buffers=True, multi_avg_fn=step)
         self.batches = batches
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -27,6 +27,8 @@ class Task(LightningModule):
     """
 
     network: nn.Module
+    monitor = "val/loss"  # what the best checkpoint is best in,
+    monitor_mode = "min"  # and whether less or more of it is better
 
     def __init__(
         self,
@@ -84,11 +86,7 @@ class Task(LightningModule):
 
     def report(self, name: str, value: Any, **options: Any) -> None:
         """Logs a metric; one of stand-in data is named for them, ``digits/val/accuracy``."""
-        self.log(self.metric_prefix + name, value, **options)
-
-    @property
-    def metric_prefix(self) -> str:
-        return f"{self.data['name'].lower()}/" if "instead_of" in self.data else ""
+        self.log(metric_prefix(self.data) + name, value, **options)
 
     def check_finite(self, loss: Tensor) -> Tensor:
         """Stops the run before a loss that is no number reaches the weights."""
@@ -212,6 +210,11 @@ class Task(LightningModule):
         return super().load_from_checkpoint(
             path, map_location, hparams_file, strict, weights_only, **kwargs
         )
+
+
+def metric_prefix(data: dict[str, Any]) -> str:
+    """What metrics of stand-in data begin with; ``data`` is what a data module's describe says."""
+    return f"{data['name'].lower()}/" if "instead_of" in data else ""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

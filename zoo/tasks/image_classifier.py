@@ -37,6 +37,9 @@ class ImageClassifier(Task):
         compile: the network, by torch.compile.
     """
 
+    monitor = "val/accuracy"
+    monitor_mode = "max"
+
     def __init__(
         self,
         network: nn.Module,
