@@ -138,7 +138,7 @@ def test_fit_goes_on_in_the_same_folder(zoo_cli) -> None:
         ([*DIGITS, "--ckpt_path", "lst"], "no such file: lst"),
         ([*DIGITS, "--ckpt_path", "last"], "no run with such a checkpoint"),
         ([*DIGITS, "--trainer.accelerator", "gpu"], "gpu"),
-        ([*DIGITS, "--trainer.max_time", "soon"], "max_time"),
+        ([*DIGITS, "--trainer.max_time", "soon"], "duration='soon'"),
         ([], "give --recipe NAME"),
         (["--model.lr", "1"], "give --recipe NAME before it"),
         (["--recipe", "bad.yaml"], "bad.yaml: Group 'trainer' does not accept option 'max_epoch'"),

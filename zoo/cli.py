@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import platform
-import re
 import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -25,8 +21,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from zoo import callbacks, checkpoints, data, networks, recipes
+from zoo import callbacks, checkpoints, recipes
 from zoo.errors import UserError
+from zoo.explain import explain
+from zoo.summary import final_metrics, hardware, summary, versions
 from zoo.tasks.base import Task, metric_prefix, read_checkpoint
 
 
@@ -63,61 +61,6 @@ class RecipeParser(LightningArgumentParser):
             cause = cause.__cause__ or cause.__context__
         parser = getattr(ex, "subcommand_parser", None) or self
         raise UserError(explain(message, parser, ZooCLI.typed))
-
-
-def explain(message: str, parser: Any, arguments: Sequence[str] = ()) -> str:
-    """jsonargparse's message in one line, with the full key and the nearest known name."""
-    text = " ".join(message.split())
-    for noise in (
-        r'^Parser key "(recipe|config)": ?',
-        r"^Validation failed: ?",
-        r"- Expected a path but \S+ either not accessible or invalid - ",
-    ):
-        text = re.sub(noise, "", text)
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    # Of a union's complaints, the first is about the type that was meant.
-    union = r"(?:- )?Does not validate against any .*?Errors: - (.+?)(?: - | Given value).*$"
-    text = re.sub(union, r"\1", text)
-    if "arguments are required" in text:
-        return "there is nothing to run: give --recipe NAME (python -m zoo list shows them all)"
-    if key := re.match(r'Parser key "([\w.]+)": ?', text):
-        given = [a[2:].split("=")[0] for a in arguments if a.startswith("--")]
-        full = next((name for name in given if name.endswith(f".{key[1]}")), key[1])
-        text = f"{full}: {text[key.end() :]}"
-    if choice := re.search(r"Literal\[(.+?)\]\. Got value: (\S+)", text):
-        return text + recipes.nearest(choice[2], re.findall(r"'([^']+)'", choice[1]))
-    for pattern, known in _HINTS:
-        if unknown := re.search(pattern, text):
-            hint = recipes.nearest(unknown[1], known(parser))
-            # A name that exists, but not before there is a model to have it.
-            return text + ("; give --recipe NAME before it" if f"'{unknown[1]}'" in hint else hint)
-    return text
-
-
-def _options(parser: Any) -> list[str]:
-    flags = [flag for action in parser._actions for flag in action.option_strings]
-    return [flag[2:].removesuffix("+") for flag in flags if flag.startswith("--")]
-
-
-def _constructor_arguments(_: Any) -> list[str]:
-    """Of every network, task and data module of the zoo: what a nested option may be called."""
-    parts = [*networks.REGISTRY.values(), *checkpoints.TASKS.values()]
-    parts += [part for name in data.__all__ if isinstance(part := getattr(data, name), type)]
-    return sorted({name for part in parts for name in inspect.signature(part).parameters})
-
-
-def _classes(_: Any) -> list[str]:
-    return [*checkpoints.TASKS, *data.__all__, *networks.__all__]
-
-
-# What jsonargparse says of an unknown name, and what it may have been meant to be.
-_HINTS: tuple[tuple[str, Callable[[Any], list[str]]], ...] = (
-    (r"(?i)unrecognized arguments?: --([\w.+]+)", _options),
-    (r"Key ['\"]([\w.+]+)['\"] is not expected", _options),
-    (r"does not accept (?:nested )?(?:option|key)s? ['\"]?([\w.+]+)", _options),
-    (r"Option '([\w.+]+)' is not accepted", _constructor_arguments),
-    (r"module '[\w.]+' has no attribute '(\w+)'", _classes),
-)
 
 
 class ZooCLI(LightningCLI):
@@ -388,62 +331,6 @@ class ZooCLI(LightningCLI):
         if self.trainer.is_global_zero and hasattr(self, "folder"):
             weights = self.checkpoint or f"shipped {self.run_name}"
             print(f"weights: {weights}\nmetrics: {self.folder / callbacks.METRICS_FILE}")
-
-
-def final_metrics(path: Path) -> dict[str, float]:
-    """The last value of each metric of a run."""
-    metrics: dict[str, float] = {}
-    for row in callbacks.read_metrics(path):
-        metrics.update({k: v for k, v in row.items() if k not in ("step", "epoch", "lr")})
-    return metrics
-
-
-def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
-    """What a finished run says of itself; the last lines are the Python that loads the result."""
-    data = facts["data"]
-    lines = [f"{callbacks.run_name(folder)}: {facts['parameters']:,} parameters"]
-    if data:
-        lines[0] += f", {data['name']}"
-    lines.append(
-        f"{facts['epochs']} epochs, {facts['steps']:,} steps in "
-        f"{callbacks.duration(facts['wall_time_s'])}, seed {facts['seed']}"
-    )
-    for name, value in sorted(facts["metrics"].items()):
-        shown = f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4f}"
-        lines.append(f"  {name:<20} {shown}")
-    lines.append(f"curves, metrics, checkpoints: {folder}")
-    if "instead_of" in data:
-        lines.append(
-            f"!! TRAINED ON {data['name'].upper()}, NOT ON {data['instead_of'].upper()}: every "
-            "number above is about the stand-in data."
-        )
-    file = folder / "checkpoints" / "last.ckpt"
-    lines += [
-        "",
-        "Use it in Python:",
-        "",
-        "import zoo",
-        f'model = zoo.load("{file.as_posix()}")  # {task} in eval mode',
-        "logits = model(images)  # normalised by model.data['mean'] and model.data['std']",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def hardware(trainer: Trainer) -> str:
-    """What a run ran on, in words."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    cpu = models[0].strip() if models else platform.processor() or platform.machine()
-    text = f"{cpu}, {os.cpu_count()} cores"
-    if trainer.strategy.root_device.type == "cuda":
-        text += f"; {trainer.world_size} × {torch.cuda.get_device_name()}"
-    return text
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers depend on."""
-    packages = ("torch", "lightning", "torchvision", "timm", "torchmetrics")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def several_gpus(trainer: Any) -> bool:
