@@ -183,7 +183,7 @@ def test_the_fallback_says_so_where_nobody_can_miss_it(zoo_cli, no_fashion_mnist
     assert {"digits/val/accuracy", "digits/test/accuracy", "digits/train/loss"} <= set(
         rows(run / "metrics.csv")[0]
     )
-    assert "TRAINED ON DIGITS, NOT ON FASHIONMNIST" in result.out
+    assert "TRAINED ON DIGITS, NOT ON FASHIONMNIST" in result.out.strip().splitlines()[-1]
     model = zoo.load(run / "checkpoints" / "last.ckpt")
     assert model.data["name"] == "Digits"
     assert model.data["instead_of"] == "FashionMNIST"
@@ -275,3 +275,16 @@ def test_batchnorm_is_synced_over_several_gpus_only(monkeypatch, settings, gpus,
     cuda = SimpleNamespace(is_available=lambda: gpus > 0, device_count=lambda: gpus)
     monkeypatch.setattr("zoo.cli.torch", SimpleNamespace(cuda=cuda))
     assert several_gpus(settings) is expected
+
+
+@pytest.mark.slow
+@needs_fashion_mnist
+def test_four_epochs_of_the_main_recipe(zoo_cli) -> None:
+    """About three minutes on 2 cores."""
+    result = zoo_cli(
+        *("fit", "--recipe", "resnet_fmnist", "--data.fallback", "null"),
+        *("--trainer.max_epochs", "4", "--model.ema_decay", "0.99"),
+    )
+    assert result.code == 0, result.err
+    facts = json.loads(Path("runs/resnet_fmnist/version_0/run.json").read_text())
+    assert facts["metrics"]["test/accuracy"] > 0.92

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint
+from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from torch import Tensor
@@ -109,6 +109,27 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step
         trainer.save_checkpoint(self.path, weights_only=False)
+
+
+class RunBar(RichProgressBar):
+    """Rich's bar of the epoch, with the running loss and the time left of the whole run."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._start, self._first_epoch = time.perf_counter(), trainer.current_epoch
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
+        if trainer.training and epochs > 0 and 0 < batches < float("inf"):
+            within = (trainer.fit_loop.epoch_loop.batch_idx + 1) / batches
+            done = min(trainer.current_epoch + within, epochs)
+            pace = (time.perf_counter() - self._start) / max(done - self._first_epoch, 1e-9)
+            metrics["run left"] = duration(pace * (epochs - done))
+        return metrics
 
 
 class EpochLine(Callback):

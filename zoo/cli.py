@@ -15,7 +15,7 @@ import torch
 import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -219,12 +219,17 @@ class ZooCLI(LightningCLI):
         elif self.command == "predict":
             classes = self._describe_data().get("classes", [])
             ours = [callbacks.Predictions(folder / "predictions.csv", classes)]
-        if not sys.stderr.isatty() and settings.get("enable_progress_bar") is None:
-            kwargs["enable_progress_bar"] = False
-            kwargs["enable_model_summary"] = False
-            ours.append(callbacks.EpochLine())
+        given = _as_list(settings.get("callbacks"))
+        own_bar = any(isinstance(callback, ProgressBar) for callback in given)
+        if settings.get("enable_progress_bar") is None and not own_bar:
+            if sys.stderr.isatty():
+                ours.append(callbacks.RunBar())
+            else:  # a log file
+                kwargs["enable_progress_bar"] = False
+                kwargs["enable_model_summary"] = False
+                ours.append(callbacks.EpochLine())
         kwargs["logger"] = [logger, *self._more_loggers(folder)]
-        kwargs["callbacks"] = [*(settings.get("callbacks") or []), *ours]
+        kwargs["callbacks"] = [*given, *ours]
         kwargs["plugins"] = [*_as_list(settings.get("plugins")), callbacks.AtomicCheckpointIO()]
         if several_gpus(settings):
             kwargs["sync_batchnorm"] = True

@@ -19,7 +19,9 @@ def final_metrics(path: Path) -> dict[str, float]:
     """The last value of each metric of a run."""
     metrics: dict[str, float] = {}
     for row in callbacks.read_metrics(path):
-        metrics.update({k: v for k, v in row.items() if k not in ("step", "epoch", "lr")})
+        metrics.update(
+            {k: v for k, v in row.items() if k.split("/")[-1] not in ("step", "epoch", "lr")}
+        )
     return metrics
 
 
@@ -37,11 +39,6 @@ def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
         shown = f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4f}"
         lines.append(f"  {name:<20} {shown}")
     lines.append(f"curves, metrics, checkpoints: {folder}")
-    if "instead_of" in data:
-        lines.append(
-            f"!! TRAINED ON {data['name'].upper()}, NOT ON {data['instead_of'].upper()}: every "
-            "number above is about the stand-in data."
-        )
     file = folder / "checkpoints" / "last.ckpt"
     lines += [
         "",
@@ -51,6 +48,11 @@ def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
         f'model = zoo.load("{file.as_posix()}")  # {task} in eval mode',
         "logits = model(images)  # normalised by model.data['mean'] and model.data['std']",
     ]
+    if "instead_of" in data:  # the final line, where nobody can miss it, and still Python
+        lines.append(
+            f"# !! TRAINED ON {data['name'].upper()}, NOT ON {data['instead_of'].upper()}: every "
+            "number above is about the stand-in data."
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -106,10 +106,11 @@ class ImageClassifier(Task):
                 value,
                 on_step=False,
                 on_epoch=True,
-                prog_bar=name == "loss",
                 batch_size=len(images),
                 sync_dist=True,
             )
+        # For the progress bar alone; the epoch's mean is what metrics.csv keeps.
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
