@@ -160,6 +160,15 @@ def test_bad_input_is_one_line_and_exit_code_two(zoo_cli, arguments, expected) -
     assert not list(Path(".").glob("runs/*/*/checkpoints/*"))
 
 
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(zoo_cli) -> None:
+    assert zoo_cli(*SHORT, "--test_after_fit", "false").code == 0
+    result = zoo_cli("test", "--recipe", "resnet_digits", "--ckpt_path", "last")
+    assert result.code == 2
+    assert "width 8 there and 16 here" in result.err
+    advice = result.err.strip().split("--recipe ")[-1]
+    assert zoo_cli("test", "--recipe", advice, "--ckpt_path", "last").code == 0
+
+
 def test_a_broken_checkpoint_is_named(zoo_cli) -> None:
     Path("broken.ckpt").write_bytes(b"not a checkpoint")
     result = zoo_cli("fit", *DIGITS, "--ckpt_path", "broken.ckpt")

@@ -187,22 +187,33 @@ def build(config: dict[str, Any]) -> Task:
     return TASKS[task["name"]](networks.build(config["network"]), **task["args"])
 
 
-def load_weights(network: nn.Module, source: str | Path) -> None:
-    """Loads a checkpoint's verified weights into a network of the same shape, in place.
+def load_weights(task: nn.Module, source: str | Path) -> None:
+    """Loads a checkpoint's verified weights into the network of a task, in place.
 
     Raises:
-        UserError: the shapes differ, or a file is altered.
+        UserError: the task has another network, or a file is altered.
     """
     folder = folder_of(source)
-    verify(folder)
-    try:
-        network.load_state_dict(_read_weights(folder / WEIGHTS))
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"the weights of {folder.name} do not fit this network (an overridden model.network?): "
-            f"{detail}"
-        ) from None
+    check_same_network(verify(folder)["network"], task, folder)
+    task.network.load_state_dict(_read_weights(folder / WEIGHTS))  # type: ignore[operator, union-attr]
+
+
+def check_same_network(recorded: dict[str, Any] | None, task: nn.Module, source: Path) -> None:
+    """Compares a checkpoint's network with that of a task, where both are the zoo's.
+
+    Raises:
+        UserError: they differ; the message says in what.
+    """
+    asked = networks.describe(getattr(task, "network", None))
+    if recorded is None or asked is None or recorded == asked:
+        return
+    theirs, ours = recorded["args"], asked["args"]
+    differ = [key for key in theirs if theirs[key] != ours.get(key)]
+    detail = ", ".join(f"{key} {theirs[key]} there and {ours.get(key)} here" for key in differ)
+    advice = "give its own options"
+    if source.suffix == ".ckpt":
+        advice += f", or --recipe {source.parent.parent / 'config.yaml'}"
+    raise UserError(f"{source} holds another network ({recorded['name']}: {detail}): {advice}")
 
 
 def _adapt_stem(task: Task, in_channels: int) -> list[str]:

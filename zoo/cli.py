@@ -109,25 +109,25 @@ class ZooCLI(LightningCLI):
         parser.add_argument(
             "--name", type=str | None, default=None, help="the run's folder, else the recipe's name"
         )
-        if self.command == "fit":
-            parser.add_argument(
-                "--test_after_fit",
-                type=bool,
-                default=True,
-                help="measure the final weights on the test set once; false while you try things",
-            )
-            parser.add_argument(
-                "--save_every_n_steps",
-                type=int,
-                default=1000,
-                help="steps within an epoch between two saves of checkpoints/last.ckpt",
-            )
-            parser.add_argument(
-                "--wandb",
-                type=Literal["off", "online", "offline"],
-                default="off",
-                help="log to Weights & Biases as well as to metrics.csv",
-            )
+        # fit's own options: the other commands take them too, so that they take fit's recipes.
+        parser.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=True,
+            help="fit: measure the final weights on the test set once; false while you try things",
+        )
+        parser.add_argument(
+            "--save_every_n_steps",
+            type=int,
+            default=1000,
+            help="fit: steps within an epoch between two saves of checkpoints/last.ckpt",
+        )
+        parser.add_argument(
+            "--wandb",
+            type=Literal["off", "online", "offline"],
+            default="off",
+            help="fit: log to Weights & Biases as well as to metrics.csv",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint's hyper-parameters never beat the recipe and the command line."""
@@ -277,7 +277,10 @@ class ZooCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         self.config_init[subcommand]["ckpt_path"] = self.checkpoint
         self.config_init[subcommand]["weights_only"] = True
-        if subcommand != "fit" and self.checkpoint is None:
+        if self.checkpoint is not None:
+            recorded = read_checkpoint(self.checkpoint).get("hyper_parameters", {}).get("network")
+            checkpoints.check_same_network(recorded, self.model, self.checkpoint)
+        elif subcommand != "fit":
             self._load_shipped_weights()
         self.started = time.perf_counter()
         super()._run_subcommand(subcommand)
@@ -293,7 +296,7 @@ class ZooCLI(LightningCLI):
                 f"the shipped weights of {name} are for {described['instead_of']}, which is "
                 "neither on disk nor to be had: set ZOO_DATA to the folder that holds it"
             )
-        checkpoints.load_weights(self.model.network, name)
+        checkpoints.load_weights(self.model, name)
 
     def after_fit(self) -> None:
         trainer = self.trainer

@@ -26,7 +26,7 @@ __all__ = [
 REGISTRY: dict[str, type[Network]] = {"ResNet": ResNet}
 
 
-def describe(network: nn.Module) -> dict[str, Any] | None:
+def describe(network: nn.Module | None) -> dict[str, Any] | None:
     """``{"name": …, "args": …}`` for ``build`` to make the same network; None if not ours."""
     name = type(network).__name__
     if isinstance(network, Network) and REGISTRY.get(name) is type(network):
