@@ -195,7 +195,7 @@ def load_weights(task: nn.Module, source: str | Path) -> None:
     """
     folder = folder_of(source)
     check_same_network(verify(folder)["network"], task, folder)
-    task.network.load_state_dict(_read_weights(folder / WEIGHTS))  # type: ignore[operator, union-attr]
+    task.network.load_state_dict(_read_weights(folder / WEIGHTS))  # type: ignore[union-attr]
 
 
 def check_same_network(recorded: dict[str, Any] | None, task: nn.Module, source: Path) -> None:
