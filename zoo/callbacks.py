@@ -255,8 +255,9 @@ def draw_curves(metrics: Path, picture: Path, title: str = "") -> None:
                 axis.plot(*zip(*points, strict=True), marker=".", label=label)
                 last = points[-1][1]
                 text = f"{last:.2%}" if kind == "accuracy" else f"{last:.3f}"
+                above = 5 if stage == "train" else -10  # side by side they would overlap
                 axis.annotate(
-                    text, points[-1], xytext=(4, 4), textcoords="offset points", fontsize=8
+                    text, points[-1], xytext=(2, above), textcoords="offset points", fontsize=8
                 )
         axis.set_xlabel("epoch")
         axis.set_ylabel("loss (nats)" if kind == "loss" else "accuracy")

@@ -243,8 +243,8 @@ def card(config: dict[str, Any]) -> str:
         "## Limits",
         "",
         f"It knows {data['name']} and nothing else: centred, upright, grey images like those it "
-        "was trained on. Probabilities of a network trained with label smoothing are "
-        "under-confident on such images, and mean nothing on others.",
+        "was trained on. Its probabilities are not calibrated: label smoothing alone makes them "
+        "too modest on such images, and on others they mean nothing.",
         "",
         "## Files",
         "",

@@ -212,10 +212,9 @@ class ImageData(LightningDataModule):
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) → float32 with zero mean and unit variance a channel."""
-        shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.used.mean, device=images.device).view(shape)
-        std = torch.tensor(self.used.std, device=images.device).view(shape)
-        return (images.float() / 255 - mean) / std
+        mean = torch.tensor(self.used.mean, device=images.device)[:, None, None]
+        std = torch.tensor(self.used.std, device=images.device)[:, None, None]
+        return images.float().mul_(1 / (255 * std)).sub_(mean / std)
 
     def augment(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The training augmentation of uint8 images (B, C, H, W)."""
