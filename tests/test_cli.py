@@ -213,6 +213,9 @@ def test_wandb_offline_beside_the_csv(zoo_cli) -> None:
     run = Path("runs/resnet_digits/version_0")
     assert rows(run / "metrics.csv")
     assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    # A second run in the same process is a run of its own.
+    assert zoo_cli(*SHORT, "--wandb", "offline", "--test_after_fit", "false").code == 0
+    assert list(Path("runs/resnet_digits/version_1").glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_without_validation_there_is_no_best_but_a_last(zoo_cli) -> None:

@@ -283,7 +283,15 @@ class ZooCLI(LightningCLI):
         elif subcommand != "fit":
             self._load_shipped_weights()
         self.started = time.perf_counter()
-        super()._run_subcommand(subcommand)
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            if (
+                self.options.wandb != "off"
+            ):  # else a second run in this process would join the first
+                import wandb
+
+                wandb.finish()
 
     def _load_shipped_weights(self) -> None:
         name = self.recipe_name
@@ -373,6 +381,7 @@ def main(arguments: list[str]) -> int:
     """``python -m zoo fit|validate|test|predict …``."""
     # Advice for other people's loaders: ours hold the data in memory and need no workers.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Couldn't infer the batch indices.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
