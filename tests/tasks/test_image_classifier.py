@@ -132,9 +132,6 @@ def test_what_is_validated_is_the_average(tmp_path: Path) -> None:
     seen = []
 
     class Watching(ImageClassifier):
-        def on_validation_start(self) -> None:
-            pass
-
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             if not self.trainer.sanity_checking:
                 seen.append(self.network.fc.weight.detach().clone())
