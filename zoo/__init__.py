@@ -12,17 +12,39 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _HOME = {
+    "AuditCallback": "zoo.diagnostics.callback",
     "UserError": "zoo.errors",
-    "load": "zoo.checkpoints",
+    "audit": "zoo.diagnostics.audit",
+    "ensemble": "zoo.diagnostics.mc_dropout",
     "freeze": "zoo.networks.layers",
+    "load": "zoo.checkpoints",
+    "mc_dropout": "zoo.diagnostics.mc_dropout",
+    "recalibrate": "zoo.diagnostics.recalibrate",
     "unfreeze": "zoo.networks.layers",
+    "variance_shift": "zoo.diagnostics.variance_shift",
 }
-_ROOMS = ("checkpoints", "data", "diagnostics", "networks", "recipes", "tasks")
+_ROOMS = ("checkpoints", "data", "diagnostics", "networks", "recipes", "tasks", "testing")
 
-__all__ = ["UserError", "freeze", "load", "unfreeze"]
+__all__ = [
+    "AuditCallback",
+    "UserError",
+    "audit",
+    "ensemble",
+    "freeze",
+    "load",
+    "mc_dropout",
+    "recalibrate",
+    "unfreeze",
+    "variance_shift",
+]
 
 if TYPE_CHECKING:
     from zoo.checkpoints import load
+    from zoo.diagnostics.audit import audit
+    from zoo.diagnostics.callback import AuditCallback
+    from zoo.diagnostics.mc_dropout import ensemble, mc_dropout
+    from zoo.diagnostics.recalibrate import recalibrate
+    from zoo.diagnostics.variance_shift import variance_shift
     from zoo.errors import UserError
     from zoo.networks.layers import freeze, unfreeze
 

@@ -349,6 +349,47 @@ class ZooCLI(LightningCLI):
             print(f"weights: {weights}\nmetrics: {self.folder / callbacks.METRICS_FILE}")
 
 
+class _Reader(ZooCLI):
+    """Builds what a recipe describes, and runs nothing."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        LightningCLI.__init__(
+            self,
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            parser_class=RecipeParser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=None,
+            run=False,
+            args=arguments,
+        )
+
+    @property
+    def options(self) -> Any:
+        return self.config
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        return None
+
+
+def build(recipe: str, overrides: Sequence[str] = ()) -> tuple[LightningModule, Any]:
+    """Task and data module of a recipe, with fresh weights.
+
+    Args:
+        recipe: its name or file.
+        overrides: as on the command line, ``["--model.network.width", "8"]``.
+
+    Raises:
+        UserError: no such recipe, or a fault in it.
+    """
+    reader = _Reader(["--recipe", recipe, *overrides])
+    return reader.model, reader.datamodule
+
+
 def several_gpus(trainer: Any) -> bool:
     """Whether a run will use more than one GPU, over all nodes: only then BatchNorm is synced."""
     if trainer.get("accelerator", "auto") not in ("auto", "gpu", "cuda"):

@@ -210,6 +210,11 @@ class ImageData(LightningDataModule):
     def predict_dataloader(self) -> Batches:
         return self._batches(self._test)
 
+    def example_input(self, batch: int = 2) -> Tensor:
+        """Noise (B, C, H, W) of the images' shape and scale; needs no data."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch, *self.used.input_shape, generator=generator)
+
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) → float32 with zero mean and unit variance a channel."""
         mean = torch.tensor(self.used.mean, device=images.device)[:, None, None]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from zoo.diagnostics import calibration
+from zoo.diagnostics.trace import eagerly, untouched
+from zoo.errors import UserError
 
 
 class PooledMoments:
@@ -99,6 +104,152 @@ def estimate_running_statistics(
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance)
     return len(renewed)
+
+
+def forward_batch(model: nn.Module, batch: Any) -> Any:
+    """Runs a model on a loader's batch: a tensor, (input, …), or a dict of keyword arguments."""
+    if isinstance(batch, dict):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, list | tuple) else batch)
+
+
+def is_live(norm: _BatchNorm) -> bool:
+    """Whether a BatchNorm in its present mode learns running statistics."""
+    return norm.training and norm.running_mean is not None
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """What ``recalibrate`` did; ``before`` and ``after`` are scores on the held-out data."""
+
+    layers: int
+    passes: int  # over the loader
+    before: dict[str, float | None] | None = None
+    after: dict[str, float | None] | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{self.layers} BatchNorm layers re-estimated in {self.passes} passes"]
+        if self.before is not None and self.after is not None:
+            lines += [f"{'held-out data':<14}{'before':>10}{'after':>10}"]
+            for name, before in self.before.items():
+                cells = ["-" if v is None else f"{v:.4f}" for v in (before, self.after[name])]
+                lines.append(f"{name:<14}{cells[0]:>10}{cells[1]:>10}")
+            lines.append(
+                "The statistics are right now; whether the predictions are better is seen above."
+            )
+        return "\n".join(lines)
+
+
+def recalibrate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    held_out: Iterable[Any] | None = None,
+    forward: Callable[[Any], Any] | None = None,
+    passes: int | None = None,
+) -> Recalibration:
+    """Sets every running mean and variance to those of the data, with dropout off, in place.
+
+    Repairs what dropout before BatchNorm has done to the running variance (Hendrycks & Gimpel
+    2016, section 3; Li et al., CVPR 2019, section 5), and gives averaged weights statistics of
+    their own. The result is that of one huge batch: mean and unbiased variance are pooled over all
+    batches, and a layer is settled only when those before it are. So the loader is gone through
+    once, and then again until nothing moves. Under DDP all processes pool what they have seen.
+
+    Args:
+        model: its BatchNorm modules are renewed, but for frozen ones; parameters, modes, momentum
+            and ``num_batches_tracked`` stay as they are.
+        loader: training data, without augmentation where evaluation has none; a tensor, a tuple
+            whose first item is the input, or a dict of arguments at a time.
+        held_out: (inputs, labels), to see what it does to accuracy, NLL and ECE.
+        forward: runs the model on a batch, where the batches are of another form.
+        passes: over the loader; as many as it takes by default.
+
+    Raises:
+        UserError: there is nothing to renew, or the loader is empty.
+    """
+    batches = list(loader) if iter(loader) is loader else loader  # an iterator goes round once
+    run = forward or (lambda batch: forward_batch(model, batch))
+    norms = _live_norms(model)
+    if not norms:
+        raise UserError("recalibrate: the model has no BatchNorm with running statistics to renew")
+    if next(iter(batches), None) is None:
+        raise UserError("recalibrate: the loader gave no batch")
+    if passes is not None and passes < 1:
+        raise UserError(f"recalibrate: passes is {passes}: it must be at least 1")
+    before = _scores(model, held_out, run)
+    with eagerly(model):
+        # A first estimate for all layers at once, which leaves little to settle.
+        estimate_running_statistics(model, _large_enough(batches), run)
+        done, most = 1, passes if passes is not None else len(norms) + 1
+        while done < most:
+            done += 1
+            if _settle(model, norms, batches, run) < 1e-6:
+                break
+    return Recalibration(len(norms), done, before, _scores(model, held_out, run))
+
+
+def _live_norms(model: nn.Module) -> list[_BatchNorm]:
+    with untouched(model):
+        model.train()
+        return [m for m in model.modules() if isinstance(m, _BatchNorm) and is_live(m)]
+
+
+@torch.no_grad()
+def _settle(
+    model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Any], run: Callable[[Any], Any]
+) -> float:
+    """One pass in evaluation mode; returns how far the statistics have moved, in deviations."""
+    gathered = {norm: PooledMoments() for norm in norms}
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    hooks = [norm.register_forward_pre_hook(_gather(gathered[norm])) for norm in norms]
+    try:
+        for batch in batches:
+            run(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    moved = 0.0
+    for norm, moments in gathered.items():
+        if moments.count:
+            mean, variance = moments.reduce()
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            scale = variance + norm.eps
+            shift = (mean - norm.running_mean).abs() / scale.sqrt()
+            stretch = (variance - norm.running_var).abs() / scale
+            moved = max(moved, float(shift.max()), float(stretch.max()))
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+    return moved
+
+
+def _scores(
+    model: nn.Module, held_out: Iterable[Any] | None, run: Callable[[Any], Any]
+) -> dict[str, float | None] | None:
+    if held_out is None:
+        return None
+    probabilities, labels = [], []
+    with untouched(model), torch.no_grad():
+        model.eval()
+        for batch in held_out:
+            probabilities.append(run(batch).float().softmax(1).cpu())
+            labels.append(batch[1].cpu())
+    found = calibration.scores(torch.cat(probabilities), torch.cat(labels))
+    return {name: found[name] for name in ("accuracy", "nll", "ece")}
+
+
+def _large_enough(batches: Iterable[Any]) -> Iterable[Any]:
+    """All batches but those of a single sample, which training mode cannot normalise."""
+    for batch in batches:
+        first = batch
+        while not isinstance(first, Tensor):
+            first = next(iter(first.values())) if isinstance(first, dict) else first[0]
+        if len(first) > 1:
+            yield batch
 
 
 def _gather(moments: PooledMoments) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

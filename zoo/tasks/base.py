@@ -113,8 +113,9 @@ class Task(LightningModule):
         fitting = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
         return [EMA(self.ema_decay)] if fitting and self.ema_decay is not None else []
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = make_optimizer(
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser alone, without a trainer."""
+        return make_optimizer(
             self.network,
             self.optimizer,
             self.lr,
@@ -122,6 +123,9 @@ class Task(LightningModule):
             self.momentum,
             self.optimizer_args,
         )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer()
         steps = self._total_steps()
         schedule = make_schedule(optimizer, self.schedule, self.warmup, steps)
         return {

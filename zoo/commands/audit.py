@@ -1,0 +1,227 @@
+"""``python -m zoo audit``: where normalisation and dropout stand, in any model."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from zoo.commands import Parser
+from zoo.errors import UserError
+from zoo.recipes import nearest
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(
+        "audit",
+        "Follow the data through one forward and check where normalisation and dropout stand. "
+        "Exit code 1 where something as grave as --fail-on is found.",
+    )
+    subject = parser.add_mutually_exclusive_group()
+    subject.add_argument("--recipe", help="the network, optimiser and batch size of a recipe")
+    subject.add_argument(
+        "--model",
+        help="timm:NAME, torchvision:NAME, my_package.my_file:build or path/file.py:build",
+    )
+    parser.add_argument("--args", default="{}", help="the model's arguments, a JSON object")
+    parser.add_argument(
+        "--input",
+        action="append",
+        metavar="SHAPE",
+        help="such as 2,3,224,224, or 2,64:int for tokens; repeatable",
+    )
+    parser.add_argument("--batch-size", type=int, help="of training, a process")
+    parser.add_argument("--fail-on", choices=["info", "warning", "error", "never"], default="error")
+    parser.add_argument("--json", action="store_true", help="all findings, one JSON object")
+    parser.add_argument("--sarif", type=Path, metavar="FILE", help="for code review, as well")
+    parser.add_argument(
+        "--explain",
+        nargs="?",
+        const="",
+        metavar="RULE",
+        help="a rule in full, with an example; without a name, all rules",
+    )
+    options = parser.parse_args(arguments)
+    if options.explain is not None:
+        print(_explain(options.explain))
+        return 0
+    report = _audit(options)
+    if options.sarif:
+        from zoo.checkpoints import write_text
+
+        write_text(options.sarif, report.to_sarif() + "\n")
+    if options.json:
+        print(report.to_json())
+    else:
+        _print(report)
+    return int(options.fail_on != "never" and bool(report.at_least(options.fail_on)))
+
+
+def _explain(rule: str) -> str:
+    from zoo.diagnostics.audit import explain
+    from zoo.diagnostics.rules import RULES
+
+    if rule:
+        return explain(rule)
+    width = max(map(len, RULES))
+    return "\n".join(
+        f"{rule.id:<{width}}  {rule.severity:<7}  {rule.sentence}" for rule in RULES.values()
+    )
+
+
+def _print(report: Any) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True, highlight=False)
+    for line, style in report.lines():
+        console.print(Text(line, style=style))
+
+
+def _audit(options: argparse.Namespace) -> Any:
+    import torch
+
+    from zoo.diagnostics.audit import audit
+
+    if options.recipe:
+        from zoo.cli import build
+
+        task, data = build(options.recipe)
+        inputs = _inputs(options.input) or _example(data)
+        optimizer = task.make_optimizer() if hasattr(task, "make_optimizer") else None
+        return audit(
+            getattr(task, "network", task),
+            *inputs,
+            batch_size=options.batch_size or getattr(data, "batch_size", None),
+            optimizer=optimizer,
+        )
+    if not options.model:
+        raise UserError("audit what? give --recipe NAME, or --model timm:resnet50")
+    torch.manual_seed(0)
+    model, size = _model(options.model, _json(options.args))
+    inputs = _inputs(options.input)
+    if not inputs:
+        if size is None:
+            raise UserError(f"--input: what does {options.model} take? give its shape, 2,3,224,224")
+        inputs = (torch.randn(2, *size),)
+    return audit(model, *inputs, batch_size=options.batch_size)
+
+
+def _example(data: Any) -> tuple[Any, ...]:
+    if not hasattr(data, "example_input"):
+        raise UserError("--input: the recipe's data do not say what they look like; give a shape")
+    return (data.example_input(),)
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--args: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"--args: expected a JSON object, as in '{{\"drop_rate\": 0.2}}': {text}")
+    return value
+
+
+def _inputs(shapes: list[str] | None) -> tuple[Any, ...]:
+    import torch
+
+    inputs = []
+    generator = torch.Generator().manual_seed(0)
+    for text in shapes or []:
+        sizes, _, kind = text.partition(":")
+        try:
+            shape = [int(size) for size in sizes.split(",")]
+            if min(shape) < 1 or kind not in ("", "int"):
+                raise ValueError
+        except ValueError:
+            raise UserError(
+                f"--input {text}: expected sizes such as 2,3,224,224, or 2,64:int for tokens"
+            ) from None
+        inputs.append(
+            torch.zeros(shape, dtype=torch.long)
+            if kind == "int"
+            else torch.randn(shape, generator=generator)
+        )
+    return tuple(inputs)
+
+
+def _model(spec: str, args: dict[str, Any]) -> tuple[Any, tuple[int, ...] | None]:
+    """The model, and the size (C, H, W) of its images where that is known."""
+    origin, colon, name = spec.rpartition(":")
+    if not colon or not name:
+        raise UserError(f"--model {spec}: expected timm:NAME, torchvision:NAME or module:function")
+    try:
+        if origin == "timm":
+            return _timm(name, args)
+        if origin == "torchvision":
+            return _torchvision(name, args)
+        return _own(spec, origin, name, args), None
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"--model {spec}: {error}") from error
+
+
+def _timm(name: str, args: dict[str, Any]) -> tuple[Any, tuple[int, ...] | None]:
+    import timm
+
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model named {name!r}{nearest(name, timm.list_models())}")
+    model = timm.create_model(name, **{"pretrained": False, **args})
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    return model, tuple(size) if size else None
+
+
+def _torchvision(name: str, args: dict[str, Any]) -> tuple[Any, tuple[int, ...] | None]:
+    from torchvision import models
+
+    if name not in models.list_models():
+        raise UserError(
+            f"torchvision has no model named {name!r}{nearest(name, models.list_models())}"
+        )
+    builder = models.get_model_builder(name)
+    # Nothing is downloaded unless it is asked for.
+    offline = {k: None for k in ("weights", "weights_backbone") if _takes(builder, k)}
+    side = 299 if name == "inception_v3" else 224
+    frames = (3, 16, 112, 112) if "video" in builder.__module__ else (3, side, side)
+    return builder(**{**offline, **args}), frames
+
+
+def _takes(function: Any, name: str) -> bool:
+    return name in inspect.signature(function).parameters
+
+
+def _own(spec: str, origin: str, name: str, args: dict[str, Any]) -> Any:
+    from torch import nn
+
+    try:
+        if origin.endswith(".py"):
+            path = Path(origin)
+            if not path.is_file():
+                raise UserError(f"--model {spec}: no such file: {origin}")
+            found = importlib.util.spec_from_file_location(path.stem, path)
+            assert found is not None
+            assert found.loader is not None
+            module = importlib.util.module_from_spec(found)
+            sys.path.insert(0, str(path.resolve().parent))
+            found.loader.exec_module(module)
+        else:
+            sys.path.insert(0, str(Path.cwd()))
+            module = importlib.import_module(origin)
+    except ModuleNotFoundError as error:
+        raise UserError(f"--model {spec}: {error}") from None
+    finally:
+        if sys.path[0] in (str(Path.cwd()), str(Path(origin).resolve().parent)):
+            sys.path.pop(0)
+    if not hasattr(module, name):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise UserError(f"--model {spec}: {origin} has no {name!r}{nearest(name, public)}")
+    made = getattr(module, name)
+    model = made if isinstance(made, nn.Module) else made(**args)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"--model {spec}: it gives {type(model).__name__}, not an nn.Module")
+    return model

@@ -1,0 +1,127 @@
+"""``python -m zoo uncertainty --recipe X``: what trained weights do not know, and how well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from zoo.commands import Parser
+from zoo.errors import UserError
+
+COLUMNS = {
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "brier": "Brier",
+    "ece": "ECE",
+    "auroc_errors": "AUROC errors",
+    "auroc_ood": "AUROC strangers",
+}
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(
+        "uncertainty",
+        "Measure accuracy, NLL (nats), Brier score and calibration error of trained weights by one "
+        "forward, by MC dropout where the network has dropout, and as an ensemble; and how well "
+        "the entropy tells errors, and images of other things, from the rest.",
+    )
+    parser.add_argument("--recipe", required=True, help="the network and its data")
+    parser.add_argument(
+        "--ckpt_path", default=None, help="a checkpoint's name, folder or .ckpt; else the shipped"
+    )
+    parser.add_argument("--samples", type=int, default=30, help="of MC dropout")
+    parser.add_argument("--drop-path", action="store_true", help="sample stochastic depth too")
+    parser.add_argument(
+        "--ensemble",
+        nargs="+",
+        default=[],
+        metavar="CKPT",
+        help="further checkpoints of the same classes, to predict together",
+    )
+    parser.add_argument("--split", choices=["test", "validation"], default="test")
+    parser.add_argument("--images", type=int, default=None, help="of each kind, at most")
+    parser.add_argument(
+        "--ood", default="auto", help="strangers: digits, fashion_mnist, auto or none"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the masks")
+    parser.add_argument(
+        "--to", type=Path, default=None, help="folder of the pictures; runs/RECIPE/uncertainty"
+    )
+    parser.add_argument("--json", action="store_true", help="for scripts: one JSON object")
+    options = parser.parse_args(arguments)
+    for name in ("samples", "images"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UserError(f"--{name} is {value}: it must be at least 1")
+
+    from zoo import checkpoints, proof
+    from zoo.cli import build
+    from zoo.diagnostics import calibration
+
+    stem = Path(options.recipe).stem
+    if options.ckpt_path is None and stem not in checkpoints.names():
+        raise UserError(f"recipe {stem!r} ships no weights: give --ckpt_path FILE")
+    source = options.ckpt_path or stem
+    task = checkpoints.load(source)
+    _, data = build(options.recipe)
+    data.prepare_data()
+    if task.data.get("name") != data.used.name:
+        raise UserError(
+            f"{source} was trained on {task.data.get('name')}, and these are {data.used.name}"
+        )
+    others = [checkpoints.load(other).network for other in options.ensemble]
+    images = proof.Images(data, options.split, options.images)
+    strangers = proof.find_strangers(options.ood, data, options.images)
+    network = task.network
+    sampled = proof.has_dropout(network, data.example_input()) or options.drop_path
+    ways = proof.predictors(
+        network, options.samples if sampled else 0, options.drop_path, others, options.seed
+    )
+    rows: dict[str, dict[str, float | None]] = {}
+    curves: dict[str, Any] = {}
+    for name, predictor in ways.items():
+        rows[name], probabilities = proof.uncertainty(
+            predictor, images, strangers[1] if strangers else None
+        )
+        curves[name] = calibration.reliability(probabilities, images.labels)
+    folder = options.to or Path("runs", stem, "uncertainty")
+    calibration.draw_reliability(curves, folder / "reliability.png", f"{stem}, {options.split}")
+    calibration.draw_certainty(
+        images.images, probabilities, images.labels, data.used.classes, folder / "certainty.png"
+    )
+    result = {
+        "recipe": stem,
+        "weights": str(source),
+        "data": data.used.name,
+        "split": options.split,
+        "images": len(images.labels),
+        "strangers": strangers[0] if strangers else None,
+        "seed": options.seed,
+        "rows": rows,
+    }
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    print("\n".join(table(rows)))
+    print(
+        f"\n{len(images.labels):,} {options.split} images of {data.used.name}"
+        + (f"; strangers: {len(strangers[1]):,} of {strangers[0]}" if strangers else "")
+    )
+    if not sampled:
+        print(f"{type(network).__name__} has no dropout: MC dropout does not apply to it")
+    print(f"pictures: {folder / 'reliability.png'}, {folder / 'certainty.png'}")
+    return 0
+
+
+def table(rows: dict[str, dict[str, float | None]]) -> list[str]:
+    """The scores in columns."""
+    width = max(len(name) for name in rows)
+    lines = [" " * width + "".join(f"  {title:>{len(title)}}" for title in COLUMNS.values())]
+    for name, scores in rows.items():
+        cells = []
+        for key, title in COLUMNS.items():
+            value = scores.get(key)
+            text = "-" if value is None else f"{value:.2%}" if key == "accuracy" else f"{value:.4f}"
+            cells.append(f"  {text:>{len(title)}}")
+        lines.append(f"{name:<{width}}" + "".join(cells))
+    return lines

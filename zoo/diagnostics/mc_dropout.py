@@ -1,0 +1,275 @@
+"""Monte-Carlo dropout and deep ensembles: what a classifier does not know, on any model.
+
+Dropout stays on at prediction, and the spread of the predictions tells the uncertainty (Gal &
+Ghahramani, ICML 2016, section 4). Three things go wrong elsewhere and are taken care of here:
+dropout that is no module (functional, attention, recurrent) is reached too; BatchNorm goes on
+using its running statistics and moves none of them; and what comes before the first active dropout
+is computed once, not once a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from zoo.diagnostics.calibration import entropy
+from zoo.diagnostics.replay import Recording
+from zoo.diagnostics.trace import (
+    Node,
+    active_owners,
+    eagerly,
+    paths,
+    to_model,
+    untouched,
+)
+from zoo.errors import UserError
+
+CHUNK_BYTES = 2**30  # activations kept while a chunk of the batch is sampled
+FIRST_ROWS = 32  # of the first chunk, by which the size of the others is chosen
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """What S predictions of a batch say, in probabilities and nats.
+
+    ``mean`` (B, K) is the predictive distribution, ``variance`` (B, K) that of the probabilities
+    over the samples (divided by S), ``entropy`` (B,) the mean's, ``expected_entropy`` (B,) the
+    samples' own on average, and ``mutual_information`` (B,) their difference: the part that more
+    data could take away (Houlsby et al. 2011, section 2). ``samples`` (S, B, K) on request.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    entropy: Tensor
+    expected_entropy: Tensor
+    mutual_information: Tensor
+    samples: Tensor | None = None
+
+
+def mc_dropout(
+    model: nn.Module,
+    x: Any,
+    samples: int = 30,
+    *,
+    seed: int = 0,
+    drop_path: bool = False,
+    return_samples: bool = False,
+    batch_size: int | None = None,
+) -> Uncertainty:
+    """Predicts with dropout on, ``samples`` times; the model and the random state stay untouched.
+
+    Every dropout that ``zoo.audit`` sees is active, whatever module or function makes it.
+    BatchNorm normalises by its running statistics. Operations before the first active dropout run
+    once; the distribution is that of a plain loop, and on one chunk so are the numbers.
+
+    Args:
+        model: any eager module with logits (B, K) out, alone, first in a tuple, or as ``logits``.
+        x: the input (B, …), or a tuple or dict of such, as the model takes it.
+        samples: S, the number of predictions.
+        seed: of the masks.
+        drop_path: whether stochastic depth is sampled too.
+        return_samples: whether to keep all of them.
+        batch_size: rows at a time; by default as many as fit into a gigabyte of activations.
+
+    Raises:
+        UserError: the model has no dropout that training would use, or does not run in training
+            mode.
+    """
+    if samples < 1:
+        raise UserError(f"samples is {samples}: it must be at least 1")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: it must be at least 1")
+    x = to_model(model, x)
+    total = _rows(x)
+    owners = _owners(model, x, drop_path)
+    parts: list[Uncertainty] = []
+    with untouched(model), eagerly(model), torch.inference_mode(), _sampling(model, owners):
+        torch.manual_seed(seed)
+        done, rows = 0, batch_size or min(total, FIRST_ROWS)
+        while done < total:
+            part = _slice(x, done, done + rows)
+            drawer = Recording(lambda part=part: _logits(_call(model, part)))
+            parts.append(_summarise(drawer.draws(samples), return_samples))
+            done += rows
+            if batch_size is None:
+                per_row = max(1, drawer.bytes // _rows(part))
+                rows = max(1, CHUNK_BYTES // per_row)
+    return _join(parts)
+
+
+def ensemble(
+    models: Sequence[nn.Module], x: Any = None, *, return_samples: bool = False
+) -> Uncertainty | Callable[..., Uncertainty]:
+    """The predictions of several independently trained models, as ``mc_dropout`` gives samples.
+
+    Deep ensembles (Lakshminarayanan et al., NeurIPS 2017, section 2.4) are usually the better
+    calibrated of the two.
+
+    Args:
+        models: with logits (B, K) out; each predicts in evaluation mode and comes out untouched.
+        x: the input (B, …). Without it the ensemble itself is returned, to be called with one.
+        return_samples: whether to keep each model's probabilities, (models, B, K).
+
+    Raises:
+        UserError: there is no model.
+    """
+    models = list(models)
+    if not models:
+        raise UserError("ensemble needs at least one model")
+    if x is None:
+        return lambda x, return_samples=return_samples: _predict_all(models, x, return_samples)
+    return _predict_all(models, x, return_samples)
+
+
+def _predict_all(models: list[nn.Module], x: Any, return_samples: bool) -> Uncertainty:
+    def predictions() -> Iterator[Tensor]:
+        for model in models:
+            with untouched(model), torch.inference_mode():
+                model.eval()
+                yield _logits(_call(model, to_model(model, x)))
+
+    return _summarise(predictions(), return_samples)
+
+
+def single(model: nn.Module, x: Any) -> Uncertainty:
+    """One prediction in evaluation mode, in the same form: no variance, no mutual information."""
+    return _predict_all([model], x, False)
+
+
+# -- which modules must be in training mode ----------------------------------------------------
+
+
+def _owners(model: nn.Module, x: Any, drop_path: bool) -> list[str]:
+    args, kwargs = _arguments(_slice(x, 0, 2))
+    wanted = [node for node in active_owners(model, args, kwargs) if _samples(node, drop_path)]
+    if not wanted:
+        raise UserError(
+            f"{type(model).__name__} has no dropout that is active in training, so there is "
+            "nothing to sample"
+            + ("" if drop_path else " (drop_path=True samples stochastic depth, if it has any)")
+            + "; zoo.ensemble needs none"
+        )
+    return list(dict.fromkeys(node.module for node in wanted))
+
+
+def _samples(node: Node, drop_path: bool) -> bool:
+    assert node.dropout is not None
+    return node.dropout.kind != "selection" and (drop_path or node.dropout.kind != "path")
+
+
+class _RunningStatistics(TorchFunctionMode):
+    """BatchNorm by running statistics, even where one module owns it and a dropout."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.batch_norm and (len(args) > 1 or kwargs.get("running_mean") is not None):
+            running = args[1] if len(args) > 1 else kwargs["running_mean"]
+            if running is not None:
+                if len(args) > 5:
+                    args = (*args[:5], False, *args[6:])
+                else:
+                    kwargs["training"] = False
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _sampling(model: nn.Module, owners: list[str]) -> Iterator[None]:
+    """Evaluation mode, but for the modules that make the dropout calls."""
+    model.eval()
+    wanted = set(owners)
+    names = paths(model)
+    for module in model.modules():
+        if names[id(module)] in wanted:
+            module.training = True  # of this module alone: train() would reach its children
+    with _RunningStatistics():
+        yield
+
+
+# -- batches and predictions -------------------------------------------------------------------
+
+
+def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(x, dict):
+        return (), x
+    return (x if isinstance(x, tuple) else (x,)), {}
+
+
+def _call(model: nn.Module, x: Any) -> Any:
+    args, kwargs = _arguments(x)
+    return model(*args, **kwargs)
+
+
+def _logits(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return output.logits
+    if isinstance(output, dict) and "logits" in output:
+        return output["logits"]
+    tensor = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+    if tensor is None:
+        raise UserError(f"the model gives {type(output).__name__}, in which there are no logits")
+    return tensor
+
+
+def _rows(x: Any) -> int:
+    tensor = next((leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)), None)
+    if tensor is None or tensor.ndim == 0:
+        raise UserError("the input holds no tensor with a batch dimension")
+    return len(tensor)
+
+
+def _slice(x: Any, start: int, stop: int) -> Any:
+    rows = _rows(x)
+
+    def cut(leaf: Any) -> Any:
+        batched = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == rows
+        return leaf[start:stop] if batched else leaf
+
+    return tree_map(cut, x)
+
+
+def _summarise(logits: Iterator[Tensor], keep: bool) -> Uncertainty:
+    count = 0
+    total = squares = own = torch.zeros(())
+    kept: list[Tensor] = []
+    for each in logits:
+        probabilities = each.float().softmax(1)
+        # Squares of the distance from the first sample: no cancellation where they hardly differ.
+        if count == 0:
+            first = probabilities
+        off = (probabilities - first).double()
+        total, squares = total.to(off.device) + off, squares.to(off.device) + off.square()
+        own = own.to(off.device) + entropy(probabilities).double()
+        count += 1
+        if keep:
+            kept.append(probabilities.cpu())
+    shift = total / count
+    mean = first.double() + shift
+    variance = (squares / count - shift.square()).clamp_min(0)
+    predictive, expected = entropy(mean), own / count
+    summary = [mean, variance, predictive, expected, (predictive - expected).clamp_min(0)]
+    return Uncertainty(
+        *(tensor.float().cpu() for tensor in summary),
+        samples=torch.stack(kept) if keep else None,
+    )
+
+
+def _join(parts: list[Uncertainty]) -> Uncertainty:
+    # Clones leave inference mode: a user may go on computing with them.
+    def cat(name: str, dim: int = 0) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts], dim).clone()
+
+    names = ["mean", "variance", "entropy", "expected_entropy", "mutual_information"]
+    whole = [cat(name) for name in names]
+    return Uncertainty(*whole, samples=cat("samples", 1) if parts[0].samples is not None else None)

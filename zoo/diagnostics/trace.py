@@ -1,0 +1,778 @@
+"""One recorded forward of any model: the graph on which the other diagnostics stand.
+
+A ``TorchFunctionMode`` sees every torch function that the forward calls, whoever calls it: modules,
+functional code, fused attention, recurrent layers, masks made by hand. Each call becomes a ``Node``
+with the nodes it reads from, the path of the module whose forward made it, and the line of source.
+Tensors are mapped to nodes weakly, so that a recording costs no more memory than a forward.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from zoo.errors import UserError
+
+# Values unchanged, in another shape or type: a rule looks through these.
+PASS_THROUGH = frozenset(
+    """view reshape flatten unflatten permute transpose t swapaxes swapdims movedim contiguous to
+    type float half bfloat16 double squeeze unsqueeze expand expand_as repeat getitem chunk split
+    unbind clone detach narrow select view_as reshape_as type_as get requires_grad_ cpu cuda
+    unfold roll pixel_shuffle pixel_unshuffle channel_shuffle""".split()
+)
+# Where two streams of data meet by summing or side by side.
+MERGE = frozenset("add sub cat concat concatenate stack hstack vstack dstack lerp".split())
+NORMS = frozenset("layer_norm group_norm instance_norm rms_norm normalize".split())
+DROPOUTS = {
+    "dropout": "element-wise",
+    "native_dropout": "element-wise",
+    "dropout1d": "spatial",
+    "dropout2d": "spatial",
+    "dropout3d": "spatial",
+    "feature_dropout": "spatial",
+    "alpha_dropout": "alpha",
+    "feature_alpha_dropout": "alpha",
+}
+RECURRENT = frozenset("lstm gru rnn_tanh rnn_relu".split())
+# New tensors that take another's shape and none of its values.
+SHAPED_LIKE = frozenset(
+    """new_empty new_zeros new_ones new_full new_tensor empty_like zeros_like ones_like full_like
+    rand_like randn_like randint_like""".split()
+)
+# In place, and nothing of the old value remains.
+OVERWRITE = frozenset(
+    """bernoulli_ normal_ uniform_ random_ exponential_ cauchy_ geometric_ log_normal_ zero_ fill_
+    copy_ set_""".split()
+)
+RANDOM = frozenset(
+    """bernoulli bernoulli_ rand rand_like randn randn_like randint randint_like randperm normal
+    normal_ uniform_ random_ exponential_ cauchy_ geometric_ log_normal_ multinomial poisson
+    binomial gumbel_softmax fractional_max_pool2d fractional_max_pool3d""".split()
+)
+SELECTION = frozenset("getitem gather index_select take take_along_dim embedding".split())
+TO_PYTHON = frozenset("__bool__ item tolist __float__ __int__ __index__ numpy __array__".split())
+IN_PLACE_OPERATORS = frozenset(
+    f"__i{name}__" for name in "add sub mul truediv floordiv mod pow matmul and or xor".split()
+)
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+
+
+@dataclass(eq=False, slots=True)
+class Dropout:
+    """Noise that training puts on data.
+
+    ``kind``: ``element-wise``, ``spatial`` (whole channels), ``block``, ``path`` (whole samples:
+    stochastic depth), ``attention``, ``recurrent``, ``alpha``, ``weight`` (DropConnect),
+    ``noise`` (added, or of unknown form), ``selection`` (which entries are read).
+    """
+
+    kind: str
+    rate: float | None  # the share dropped; None where the recording cannot tell
+    function: str  # the torch function, for messages
+
+
+@dataclass(eq=False, slots=True)
+class BatchNorm:
+    """A normalisation with running statistics."""
+
+    live: bool  # normalises by the batch in training, and by running statistics in evaluation
+    values: int  # that share a mean in this forward: batch × positions
+    positions: int  # a sample
+    momentum: float | None  # None: cumulative
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One call of a torch function, or a source (``input``, ``parameter``, ``constant``)."""
+
+    index: int
+    op: str
+    module: str  # path of the module whose forward makes the call; "" is the model itself
+    inputs: tuple[Node, ...]
+    shape: tuple[int, ...]
+    source: str  # file:line
+    data: bool  # depends on the model's inputs
+    random: bool  # depends on random numbers
+    draws: bool = False  # draws them itself
+    dropout: Dropout | None = None
+    batch_norm: BatchNorm | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<{self.index} {self.op} {list(self.shape)} in {self.module or 'the model'}>"
+
+
+@dataclass(slots=True)
+class Trace:
+    """What one forward did."""
+
+    mode: str  # training, or evaluation
+    nodes: list[Node]  # in order: inputs before their consumers
+    outputs: list[Node]
+    calls: Counter[str]  # of each module, by path
+    notes: list[str]  # what could not be followed
+
+    @property
+    def dropouts(self) -> list[Node]:
+        return [node for node in self.nodes if node.dropout is not None]
+
+    @property
+    def batch_norms(self) -> list[Node]:
+        return [node for node in self.nodes if node.batch_norm is not None]
+
+
+# -- leaving a model as it was -------------------------------------------------------------------
+
+
+class Snapshot:
+    """All of a model that a forward could change, and the random state; ``restore`` puts it back.
+
+    Buffers are kept by value (BatchNorm's update does not show in their version counters),
+    attributes by identity, lists and dicts among them by content; parameters by value only where
+    ``protect`` was told that one is about to be written to.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = list(model.modules())
+        self.attributes = [
+            {} if _scripted(module) else dict(module.__dict__) for module in self.modules
+        ]
+        self.contents = [
+            {
+                name: value.copy()
+                for name, value in attributes.items()
+                if isinstance(value, list | dict | set)
+            }
+            for attributes in self.attributes
+        ]
+        self.modes = [module.training for module in self.modules]
+        self.buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        self.parameters = {id(p): p for p in model.parameters()}
+        self.protected: dict[int, tuple[Tensor, Tensor]] = {}
+        self.random = random.getstate()
+        self.numpy = np.random.get_state()  # noqa: NPY002 - the model's own calls use it
+        self.torch = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def protect(self, tensor: Tensor) -> None:
+        """Keeps a parameter's value, if this is one, or a view of one."""
+        base = tensor if tensor._base is None else tensor._base
+        if id(base) in self.parameters and id(base) not in self.protected:
+            self.protected[id(base)] = (base, base.detach().clone())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for module, attributes, contents, mode in zip(
+            self.modules, self.attributes, self.contents, self.modes, strict=True
+        ):
+            if _scripted(module):
+                module.train(mode)
+                continue
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for name, content in contents.items():
+                value: Any = attributes[name]
+                if value != content if isinstance(value, set) else not _same(value, content):
+                    value.clear()
+                    value.extend(content) if isinstance(value, list) else value.update(content)
+        for tensor, value in [*self.buffers, *self.protected.values()]:
+            tensor.detach().copy_(value)
+        random.setstate(self.random)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        torch.set_rng_state(self.torch)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+
+
+def _scripted(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def _same(now: Any, before: Any) -> bool:
+    """Whether a list or dict holds the same objects (never compares tensors by value)."""
+    if len(now) != len(before):
+        return False
+    if isinstance(now, list):
+        return all(a is b for a, b in zip(now, before, strict=True))
+    return list(now) == list(before) and all(now[key] is before[key] for key in before)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[Snapshot]:
+    """Whatever is run inside, the model, its modes and the random state come out as they were."""
+    snapshot = Snapshot(model)
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
+
+
+def eagerly(model: nn.Module) -> Any:
+    """A context in which compiled modules run as they were written."""
+    compiled = any(
+        type(module).__name__ == "OptimizedModule"
+        or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+    # set_stance imports the compiler, which takes seconds: only where there is something compiled.
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def paths(model: nn.Module) -> dict[int, str]:
+    """Module → its path, without torch.compile's ``_orig_mod``."""
+    return {
+        id(module): ".".join(part for part in name.split(".") if part != "_orig_mod")
+        for name, module in model.named_modules()
+    }
+
+
+def begin_training(model: nn.Module) -> None:
+    """Training mode; a model that is in it already keeps the modes its owner gave its parts."""
+    if not model.training:
+        model.train()
+
+
+# -- recording -------------------------------------------------------------------------------------
+
+
+def record(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *, mode: str
+) -> Trace:
+    """Runs one forward and records it; the model and the random state come out untouched.
+
+    Args:
+        model: any eager module.
+        inputs: the forward's positional arguments; tensors go where the model is.
+        kwargs: the forward's keyword arguments.
+        mode: ``training``, ``evaluation``, or ``evaluation as training``: dropout that is told
+            to be off and BatchNorm with running statistics count as they would in training.
+
+    Raises:
+        Exception: whatever the model's forward raises.
+    """
+    lazy = [name for name, p in model.named_parameters() if torch.nn.parameter.is_lazy(p)]
+    if lazy:
+        raise UserError(
+            f"{lazy[0]} has no shape yet: run the model once, then it can be recorded untouched"
+        )
+    inputs, kwargs = to_model(model, (inputs, kwargs or {}))
+    with untouched(model) as snapshot, eagerly(model), torch.no_grad():
+        if mode == "training":
+            begin_training(model)
+        else:
+            model.eval()
+        torch.manual_seed(0)
+        recorder = _Recorder(model, snapshot, assume_training=mode == "evaluation as training")
+        for leaf in tree_leaves((inputs, kwargs)):
+            if isinstance(leaf, Tensor):
+                recorder.source("input", leaf)
+        with recorder.hooks(), recorder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the model's owner has seen them
+            output = model(*inputs, **kwargs)
+        outputs = [recorder.nodes[t] for t in _tensors(output) if t in recorder.nodes]
+        return Trace(mode, recorder.order, outputs, recorder.calls, recorder.notes(model))
+
+
+def to_model(model: nn.Module, inputs: Any) -> Any:
+    """Tensors within ``inputs`` on the device of the model."""
+    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
+    if tensor is None:
+        return inputs
+
+    def move(leaf: Any) -> Any:
+        return leaf.to(tensor.device) if isinstance(leaf, Tensor) else leaf
+
+    return torch.utils._pytree.tree_map(move, inputs)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors within a forward's arguments or results."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors(item)]
+    if isinstance(value, dict):
+        return [tensor for item in value.values() for tensor in _tensors(item)]
+    if hasattr(value, "__dataclass_fields__"):
+        return _tensors(vars(value))
+    return []
+
+
+class _Recorder(TorchFunctionMode):
+    """Sees every torch function call of a forward, and writes it down."""
+
+    def __init__(self, model: nn.Module, snapshot: Snapshot, assume_training: bool) -> None:
+        super().__init__()
+        self.snapshot, self.assume_training = snapshot, assume_training
+        self.order: list[Node] = []
+        self.nodes = WeakTensorKeyDictionary()
+        self.views = WeakTensorKeyDictionary()  # base → its views, weakly
+        self.paths = paths(model)
+        self.parameters = {id(p) for p in model.parameters()}
+        self.stack: list[nn.Module] = []
+        self.where: list[str] = []
+        self.calls: Counter[str] = Counter()
+        self.norms_before: list[int] = []
+        self.norm_count = 0
+        self.said: dict[str, None] = {}
+        self.on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+        self.state = torch.get_rng_state()
+
+    # -- which module is running -----------------------------------------------------------------
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        # A module made within a forward has no path: its calls belong to whoever made it.
+        path = self.paths.get(id(module), self.where[-1] if self.where else "")
+        self.stack.append(module)
+        self.where.append(path)
+        self.norms_before.append(self.norm_count)
+        if id(module) in self.paths:
+            self.calls[path] += 1
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.stack.pop()
+        path, before = self.where.pop(), self.norms_before.pop()
+        own = module._buffers if not _scripted(module) else {}
+        running = own.get("running_var")
+        if running is None or self.norm_count > before:
+            return
+        # BatchNorm written out by hand: a module that keeps running statistics of its own.
+        for tensor in _tensors(output)[:1]:
+            old = next((v for b, v in self.snapshot.buffers if b is running), None)
+            moved = old is None or running.is_meta or not torch.equal(running, old)
+            node = self._append("batch_norm", path, (self._node(tensor),), tensor, "")
+            positions = tensor[0, 0].numel() if tensor.ndim > 2 else 1
+            live = (moved and module.training) or (self.assume_training and moved)
+            momentum = getattr(module, "momentum", None)
+            node.batch_norm = BatchNorm(
+                live, tensor.shape[0] * positions if tensor.ndim else 1, positions, momentum
+            )
+            self.nodes[tensor] = node
+
+    # -- nodes -----------------------------------------------------------------------------------
+
+    def source(self, op: str, tensor: Tensor) -> Node:
+        node = self._append(op, "", (), tensor, "", data=op == "input")
+        self.nodes[tensor] = node
+        return node
+
+    def _node(self, tensor: Tensor) -> Node:
+        if tensor in self.nodes:
+            return self.nodes[tensor]  # type: ignore[no-any-return]
+        return self.source("parameter" if id(tensor) in self.parameters else "constant", tensor)
+
+    def _append(
+        self,
+        op: str,
+        module: str,
+        inputs: tuple[Node, ...],
+        tensor: Tensor,
+        source: str,
+        data: bool = False,
+        draws: bool = False,
+    ) -> Node:
+        node = Node(
+            index=len(self.order),
+            op=op,
+            module=module,
+            inputs=inputs,
+            shape=tuple(tensor.shape),
+            source=source,
+            data=data or any(node.data for node in inputs),
+            random=draws or any(node.random for node in inputs),
+            draws=draws,
+        )
+        self.order.append(node)
+        return node
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        raw = getattr(func, "__name__", str(func))
+        written = self._written(raw, args, kwargs)
+        for tensor in written:
+            self.snapshot.protect(tensor)
+        result = self._run(func, raw, args, kwargs)
+        if raw in TO_PYTHON:
+            self._note_python(raw, args)
+        outputs = _tensors(result)
+        if raw in IN_PLACE_OPERATORS or raw == "__setitem__":
+            outputs = outputs or list(written)
+        drew = self._drew() or raw in RANDOM
+        if not outputs:
+            return result
+        reads = args[1:] if raw in OVERWRITE else () if raw in SHAPED_LIKE else args
+        given = _tensors(reads) + ([] if raw in SHAPED_LIKE else _tensors(kwargs))
+        inputs = tuple(dict.fromkeys(self._node(tensor) for tensor in given))
+        name = _plain(raw)
+        where = self.where[-1] if self.where else ""
+        node = self._append(name, where, inputs, outputs[0], _source_line(), draws=drew)
+        self._describe(node, func, args, kwargs)
+        for tensor in outputs:
+            if any(tensor is one for one in given) and name not in PASS_THROUGH:
+                written.append(tensor)
+            self.nodes[tensor] = node
+            if tensor._base is not None:
+                self.views.setdefault(tensor._base, []).append(torch.utils.weak.WeakIdRef(tensor))
+        for tensor in written:
+            self._write(tensor, node)
+        return result
+
+    def _written(self, raw: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The tensors that a call says it changes in place."""
+        in_place = (raw.endswith("_") and not raw.endswith("__")) or raw in IN_PLACE_OPERATORS
+        if (in_place or raw == "__setitem__") and args and isinstance(args[0], Tensor):
+            return [args[0]]
+        if kwargs.get("inplace") and args and isinstance(args[0], Tensor):
+            return [args[0]]
+        return _tensors(kwargs.get("out"))
+
+    def _write(self, tensor: Tensor, node: Node) -> None:
+        """A tensor has changed in place: so has what it is a view of, or what views it."""
+        self.nodes[tensor] = node
+        base = tensor._base
+        if base is not None:
+            old = self._node(base)
+            if old is not node:
+                self.nodes[base] = self._append(
+                    node.op, node.module, tuple(dict.fromkeys((old, node))), base, node.source
+                )
+            return
+        for reference in self.views.get(tensor, []):
+            view = reference()
+            if view is not None:
+                self.nodes[view] = node
+
+    def _run(self, func: Any, raw: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is F.batch_norm:
+            call = _bind_batch_norm(args, kwargs)
+            if call["training"] and call["input"].numel() == call["input"].shape[1]:
+                # One value a channel, which torch refuses; rules.py says so, and the rest is seen.
+                call |= {"training": False, "running_mean": None, "running_var": None}
+                zero = torch.zeros_like(call["input"][0].flatten()[: call["input"].shape[1]])
+                return func(**{**call, "running_mean": zero, "running_var": zero + 1})
+        return func(*args, **kwargs)
+
+    def _drew(self) -> bool:
+        """Whether torch's generator has moved since the last call."""
+        if not self.on_cpu:
+            return False
+        state = torch.get_rng_state()
+        moved = not torch.equal(state, self.state)
+        self.state = state
+        return moved
+
+    # -- what a call means -----------------------------------------------------------------------
+
+    def _describe(self, node: Node, func: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+        op = node.op
+        if op in DROPOUTS:
+            default = op not in ("alpha_dropout", "feature_alpha_dropout")
+            rate = float(_argument(args, kwargs, 1, "p", 0.5))
+            training = bool(_argument(args, kwargs, 2, "training", default))
+            node.facts["rate"] = rate
+            kind = DROPOUTS[op]
+            if kind == "element-wise" and through(node.inputs[0]).op == "softmax":
+                kind = "attention"
+            self._intrinsic(node, kind, rate, training)
+        elif op == "scaled_dot_product_attention":
+            rate = float(_argument(args, kwargs, 4, "dropout_p", 0.0))
+            self._intrinsic(node, "attention", rate, True)
+        elif op == "multi_head_attention_forward":
+            rate = float(_argument(args, kwargs, 10, "dropout_p", 0.0))
+            self._intrinsic(
+                node, "attention", rate, bool(_argument(args, kwargs, 13, "training", True))
+            )
+        elif op in RECURRENT:
+            at = next(i for i, argument in enumerate(args) if isinstance(argument, list))
+            layers, rate, training = int(args[at + 2]), float(args[at + 3]), bool(args[at + 4])
+            self._intrinsic(node, "recurrent", rate if layers > 1 else 0.0, training)
+        elif op == "rrelu":
+            self._intrinsic(node, "noise", None, node.draws)
+        elif func is F.batch_norm:
+            self._batch_norm(node, _bind_batch_norm(args, kwargs))
+        elif op == "batch_norm":  # torch.batch_norm has another order
+            names = ["input", "weight", "bias", "running_mean", "running_var", "training"]
+            call = dict(zip(names, args, strict=False)) | kwargs
+            self._batch_norm(node, {**call, "momentum": _argument(args, kwargs, 6, "momentum", 0)})
+        elif op in NORMS or op in ("linear", "addmm") or op.startswith("conv"):
+            self._remember_parameters(node, func, args, kwargs)
+        elif op == "bernoulli":
+            value = _argument(args, kwargs, 1, "p", None)
+            if isinstance(value, float | int):
+                node.facts["rate"] = 1 - float(value)
+        elif op in ("lt", "le", "gt", "ge"):
+            other = args[1] if len(args) > 1 else None
+            if isinstance(other, float | int) and node.random:
+                node.facts["rate"] = 1 - float(other) if op in ("lt", "le") else float(other)
+        if node.dropout is None and node.data:
+            if node.draws:
+                node.dropout = Dropout("noise", None, op)
+            elif op not in RECURRENT:
+                self._mask(node)
+
+    def _intrinsic(self, node: Node, kind: str, rate: float | None, training: bool) -> None:
+        active = training or self.assume_training
+        node.random = any(parent.random for parent in node.inputs)
+        node.draws = False
+        if not active or rate == 0:
+            return
+        node.random = node.draws = True
+        if node.data:
+            node.dropout = Dropout(kind, rate, node.op)
+
+    def _batch_norm(self, node: Node, call: dict[str, Any]) -> None:
+        if not node.data or not any(p.data for p in node.inputs):
+            return  # normalises weights (NFNet, BiT), no data
+        self.norm_count += 1
+        x, running = call["input"], call.get("running_mean")
+        positions = x[0, 0].numel() if x.ndim > 2 else 1
+        module = self.stack[-1] if self.stack else None
+        momentum = getattr(module, "momentum", call.get("momentum"))
+        training = bool(call.get("training")) or self.assume_training
+        node.batch_norm = BatchNorm(
+            training and running is not None, x.shape[0] * positions, positions, momentum
+        )
+        for name in ("weight", "bias"):
+            node.facts[name] = id(call.get(name))
+
+    def _remember_parameters(
+        self, node: Node, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        given = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, Tensor)]
+        if node.op in NORMS:
+            node.facts["parameters"] = [id(tensor) for tensor in given]
+        else:
+            node.facts["bias"] = _argument(args, kwargs, 2, "bias", None) is not None
+
+    def _mask(self, node: Node) -> None:
+        """Random numbers meet data: a dropout made by hand, by what the meeting looks like."""
+        noise = [p for p in node.inputs if p.random and not p.data]
+        streams = [p for p in node.inputs if p.data]
+        if not noise or not streams:
+            return
+        op = node.op
+        if op in SELECTION:
+            node.dropout = Dropout("selection", None, op)
+            return
+        root, pooled = _root(noise[0])
+        if op in ("linear", "matmul", "bmm", "addmm", "einsum") or op.startswith("conv"):
+            kind = "weight"
+        elif op in ("mul", "div", "where", "masked_fill"):
+            kind = "block" if pooled else _shape_kind(root.shape, streams[0].shape)
+        else:
+            kind = "noise"
+        node.dropout = Dropout(kind, _rate(noise[0]), op)
+
+    def _note_python(self, raw: str, args: tuple[Any, ...]) -> None:
+        if not args or not isinstance(args[0], Tensor) or args[0] not in self.nodes:
+            return
+        node = self.nodes[args[0]]
+        line = _source_line()
+        at = f" at {line}" if line else ""
+        if node.random and not node.data:
+            self.said[
+                f"a random number decides in Python{at}: what it switches was followed in one "
+                "direction only"
+            ] = None
+        elif raw in ("numpy", "__array__", "tolist") and node.data:
+            self.said[f"data leave torch by {raw}{at}: their trail ends there"] = None
+
+    def notes(self, model: nn.Module) -> list[str]:
+        scripted = [
+            self.paths[id(module)] or type(module).__name__
+            for module in model.modules()
+            if _scripted(module)
+        ]
+        if scripted:
+            self.said[f"scripted modules are opaque: {', '.join(scripted[:5])}"] = None
+        return list(self.said)
+
+
+def through(node: Node) -> Node:
+    """The call whose values a node holds, before changes of shape and type."""
+    while node.op in PASS_THROUGH and node.inputs:
+        node = node.inputs[0]
+    return node
+
+
+def _plain(raw: str) -> str:
+    """``__iadd__``, ``add_`` and ``__radd__`` are ``add``."""
+    name = raw.strip("_")
+    if raw in IN_PLACE_OPERATORS:
+        name = name[1:]
+    if raw.startswith("__r") and raw.endswith("__") and name[1:] in _REFLECTED:
+        name = name[1:]
+    return {"truediv": "div", "multiply": "mul", "subtract": "sub", "divide": "div"}.get(name, name)
+
+
+_REFLECTED = frozenset("add sub mul truediv div matmul pow".split())
+
+
+def _argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, default: Any
+) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name, default)
+
+
+def _bind_batch_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = "input running_mean running_var weight bias training momentum eps".split()
+    defaults = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
+    return defaults | dict(zip(names, args, strict=False)) | kwargs
+
+
+def _root(node: Node) -> tuple[Node, bool]:
+    """Where a mask's random numbers are drawn, and whether it was pooled on the way."""
+    pooled = False
+    while not node.draws:
+        pooled = pooled or "pool" in node.op or node.op.startswith("conv")
+        node = next(parent for parent in node.inputs if parent.random)
+    return node, pooled
+
+
+def _rate(node: Node) -> float | None:
+    """The drop rate of a mask made by hand, where a call on its way states it."""
+    while True:
+        if "rate" in node.facts:
+            return float(node.facts["rate"])
+        if node.draws:
+            return None
+        node = next(parent for parent in node.inputs if parent.random)
+
+
+def _shape_kind(mask: tuple[int, ...], data: tuple[int, ...]) -> str:
+    varying = [size for size in mask if size != 1]
+    if not varying or (len(varying) == 1 and mask[0] == data[0] != 1 and len(data) > 1):
+        return "path"
+    if len(mask) == len(data) >= 3 and all(size == 1 for size in mask[2:]):
+        return "spatial"
+    return "element-wise"
+
+
+def _source_line() -> str:
+    """file:line of the innermost call outside torch and this package's diagnostics."""
+    frame: Any = sys._getframe(1)
+    while frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file == __file__:
+            return ""  # reached record: no code of the model's own made this call
+        if not file.startswith(_TORCH) and not file.startswith("<"):
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+# -- what depends on what ------------------------------------------------------------------------
+
+STRAIGHT, MERGED, RENORMALISED, STANDARDISED = range(4)
+
+
+def reach(nodes: list[Node]) -> list[dict[Node, int]]:
+    """For every node, the dropouts it depends on, each with the level of its nearest path.
+
+    Levels: 0 straight; 1 only by way of a sum or concatenation with data that it has not touched;
+    2 behind a live BatchNorm; 3 behind LayerNorm, GroupNorm, InstanceNorm or RMSNorm.
+    """
+    reached: list[dict[Node, int]] = []
+    nothing: dict[Node, int] = {}
+    for node in nodes:
+        streams = [parent for parent in node.inputs if reached[parent.index]]
+        if len(streams) == 1:
+            levels = reached[streams[0].index]
+        elif streams:
+            levels = dict(reached[streams[0].index])
+            for parent in streams[1:]:
+                for dropout, level in reached[parent.index].items():
+                    levels[dropout] = min(level, levels.get(dropout, level))
+        else:
+            levels = nothing
+        if levels and (floor := _floor(node)):
+            others = [parent for parent in node.inputs if parent.data]
+            levels = {
+                dropout: max(level, floor)
+                # A sum dilutes what one of its terms does not carry.
+                if floor > MERGED or any(dropout not in reached[p.index] for p in others)
+                else level
+                for dropout, level in levels.items()
+            }
+        if node.dropout is not None:
+            levels = {**levels, node: STRAIGHT}
+        reached.append(levels)
+    return reached
+
+
+def _floor(node: Node) -> int:
+    if node.batch_norm is not None and node.batch_norm.live:
+        return RENORMALISED
+    if node.op in NORMS:
+        return STANDARDISED
+    return MERGED if node.op in MERGE else STRAIGHT
+
+
+def way(node: Node, dropout: Node, reached: list[dict[Node, int]]) -> tuple[str, ...]:
+    """The functions called between a dropout and a node that depends on it, by the nearest path."""
+    steps: list[str] = []
+    while node is not dropout:
+        node = min(
+            (parent for parent in node.inputs if dropout in reached[parent.index]),
+            key=lambda parent: (reached[parent.index][dropout], parent.index),
+        )
+        if node is not dropout:
+            steps.append(node.op)
+    return tuple(reversed(steps))
+
+
+def active_owners(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> list[Node]:
+    """The dropouts of one forward in training mode.
+
+    Raises:
+        UserError: the model does not run in training mode on these inputs.
+    """
+    try:
+        return record(model, inputs, kwargs, mode="training").dropouts
+    except Exception as error:
+        raise UserError(
+            f"the model does not run in training mode on these inputs "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

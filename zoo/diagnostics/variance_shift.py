@@ -1,0 +1,231 @@
+"""How far the variance that BatchNorm remembers is from the one that evaluation meets."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from zoo.diagnostics.calibration import save
+from zoo.diagnostics.recalibrate import PooledMoments, forward_batch, is_live
+from zoo.diagnostics.trace import begin_training, eagerly, paths, untouched
+from zoo.errors import UserError
+
+# Moving averages lag behind the weights by as much, without any dropout.
+NOTHING = 0.05
+
+
+@dataclass(frozen=True)
+class LayerShift:
+    """The input of one BatchNorm.
+
+    ``ratio`` is the median over channels of its variance with dropout on over that with dropout
+    off; ``running_ratio`` the median of the running variance over the variance in evaluation;
+    ``drift`` the median of |mean on - mean off|, in standard deviations. ``channels`` (C,) and
+    ``running_channels`` (C,) hold the ratios themselves, NaN where a channel is constant.
+    """
+
+    module: str
+    ratio: float
+    running_ratio: float
+    drift: float
+    channels: Tensor
+    running_channels: Tensor
+
+
+@dataclass(frozen=True)
+class VarianceShift:
+    """Every BatchNorm of a model, in the order in which they run."""
+
+    model: str
+    layers: list[LayerShift]
+
+    @property
+    def worst(self) -> LayerShift | None:
+        """The layer whose ratio is farthest from 1."""
+        return max(self.layers, key=lambda layer: abs(_log(layer.ratio)), default=None)
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return f"{self.model}: no BatchNorm with running statistics, so nothing can shift"
+        width = max(len("BatchNorm"), *(len(layer.module) for layer in self.layers))
+        lines = [
+            f"{self.model}: variance of BatchNorm's input, medians over channels",
+            f"{'BatchNorm':<{width}}  dropout on / off  running / evaluation  drift of means",
+        ]
+        for layer in self.layers:
+            flag = (
+                "  <-"
+                if max(abs(_log(layer.ratio)), abs(_log(layer.running_ratio))) > NOTHING
+                else ""
+            )
+            lines.append(
+                f"{layer.module:<{width}}  {layer.ratio:>16.3f}  {layer.running_ratio:>20.3f}  "
+                f"{layer.drift:>14.3f}{flag}"
+            )
+        lines.append(f"<- further than {NOTHING} from 1 in the logarithm; nearer is nothing")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        layers = [
+            {
+                "module": layer.module,
+                "ratio": _number(layer.ratio),
+                "running_ratio": _number(layer.running_ratio),
+                "drift": _number(layer.drift),
+                "channels": [_number(v) for v in layer.channels.tolist()],
+                "running_channels": [_number(v) for v in layer.running_channels.tolist()],
+            }
+            for layer in self.layers
+        ]
+        return json.dumps({"model": self.model, "layers": layers}, indent=2)
+
+    def draw(self, picture: str | Path) -> None:
+        """Layers across, ratios up, |ln ratio| < 0.05 shaded; a PNG."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        names = [layer.module for layer in self.layers]
+        figure = Figure(figsize=(max(5.0, 0.32 * len(names) + 2.5), 4.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        axis.axhspan(
+            math.exp(-NOTHING), math.exp(NOTHING), color="grey", alpha=0.25, label="nothing"
+        )
+        places = range(len(names))
+        axis.plot(places, [layer.ratio for layer in self.layers], "o-", label="dropout on / off")
+        axis.plot(
+            places,
+            [layer.running_ratio for layer in self.layers],
+            "s--",
+            label="running / evaluation",
+        )
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:.2f}")
+        axis.yaxis.set_minor_formatter("{x:.2f}")
+        axis.tick_params(axis="y", which="both", labelsize=8)
+        axis.set_xticks(places, names, rotation=90, fontsize=7)
+        axis.set_ylabel("ratio of variances")
+        axis.set_title(self.model)
+        axis.legend()
+        save(figure, Path(picture))
+
+
+def _log(ratio: float) -> float:
+    return math.log(ratio) if ratio > 0 else 0.0
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 6)
+
+
+def variance_shift(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    forward: Callable[[Any], Any] | None = None,
+    batches: int | None = None,
+    seed: int = 0,
+) -> VarianceShift:
+    """Measures, for every BatchNorm, what dropout before it does to the variance of its input.
+
+    Li et al., CVPR 2019, section 3. For dropout → linear → BatchNorm the ratio is exactly
+    1 + p / (1 - p) · (wᵀ diag(E[x²]) w) / (wᵀ Cov(x) w). The model comes out untouched.
+
+    Args:
+        model: any module with ``nn.BatchNorm*``; a frozen one is left out.
+        loader: batches: a tensor, a tuple whose first item is the input, or a dict of arguments.
+        forward: runs the model on a batch, where the batches are of another form.
+        batches: of the loader, at most; all by default.
+        seed: of the masks.
+
+    Raises:
+        UserError: the loader is empty.
+    """
+    run = forward or (lambda batch: forward_batch(model, batch))
+    names = paths(model)
+    with untouched(model), eagerly(model), torch.no_grad():
+        torch.manual_seed(seed)
+        begin_training(model)
+        live = [m for m in model.modules() if isinstance(m, _BatchNorm) and is_live(m)]
+        modes = [(module, module.training) for module in model.modules()]
+        remembered = {m: m.running_var.clone() for m in live if m.running_var is not None}
+        saved = {m: [(b, b.clone()) for b in m.buffers()] for m in live}
+        on, off, evaluation = ({m: PooledMoments() for m in live} for _ in range(3))
+        order: dict[_BatchNorm, None] = {}
+        seen = 0
+        for batch in loader:
+            if batches is not None and seen == batches:
+                break
+            seen += 1
+            for module, mode in modes:
+                module.training = mode
+            _gather(on, run, batch, order)
+            # Dropout off, and upstream BatchNorm as in training: dropout is the only difference.
+            model.eval()
+            for norm in live:
+                norm.training = True
+            _gather(off, run, batch)
+            for norm, buffers in saved.items():
+                norm.training = False
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+            _gather(evaluation, run, batch)
+        if not seen:
+            raise UserError("variance_shift: the loader gave no batch")
+        layers = []
+        for norm in order:
+            mean_on, variance_on = on[norm].reduce()
+            mean_off, variance_off = off[norm].reduce()
+            _, variance_now = evaluation[norm].reduce()
+            ratio = _ratio(variance_on, variance_off)
+            running = _ratio(remembered[norm].to(variance_now), variance_now)
+            drift = (mean_on - mean_off).abs() / variance_off.sqrt()
+            layers.append(
+                LayerShift(
+                    names[id(norm)],
+                    _median(ratio),
+                    _median(running),
+                    _median(torch.where(ratio.isnan(), ratio, drift)),
+                    ratio.float().cpu(),
+                    running.float().cpu(),
+                )
+            )
+    return VarianceShift(type(model).__name__, layers)
+
+
+def _gather(
+    moments: dict[_BatchNorm, PooledMoments],
+    run: Callable[[Any], Any],
+    batch: Any,
+    order: dict[_BatchNorm, None] | None = None,
+) -> None:
+    def hook(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, _BatchNorm)
+        moments[norm].update(inputs[0])
+        if order is not None:
+            order[norm] = None
+
+    handles = [norm.register_forward_pre_hook(hook) for norm in moments]
+    try:
+        run(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """Channel by channel; NaN where a channel hardly varies, beside the others."""
+    dead = below <= 1e-10 * below.max()
+    return torch.where(dead, torch.nan, above / below)
+
+
+def _median(values: Tensor) -> float:
+    return float(values.nanmedian())
