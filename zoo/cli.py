@@ -372,6 +372,9 @@ class _Reader(ZooCLI):
     def options(self) -> Any:
         return self.config
 
+    def _set_seed(self) -> None:
+        """Nothing: nothing is trained."""
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         return None
 

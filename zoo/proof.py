@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,9 @@ class Images:
         self.images, self.labels = chosen[0][:limit], chosen[1][:limit]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in zip(self.images.split(BATCH), self.labels.split(BATCH), strict=True):
-            yield self.data.normalise(images), labels
+        for start in range(0, len(self.labels), BATCH):
+            chosen = slice(start, start + BATCH)
+            yield self.data.normalise(self.images[chosen]), self.labels[chosen]
 
 
 def strangers(name: str, data: ImageData, limit: int | None = None) -> Tensor:
@@ -101,7 +102,7 @@ def predictors(
         )
     if others:
         everyone = [model, *others]
-        found[f"ensemble of {len(everyone)}"] = lambda x: ensemble(everyone, x)  # type: ignore[return-value]
+        found[f"ensemble of {len(everyone)}"] = cast(Predictor, ensemble(everyone))
     return found
 
 
@@ -121,7 +122,7 @@ def uncertainty(
     scores = calibration.scores(probabilities, images.labels, doubt)
     scores["auroc_ood"] = None
     if stranger_images is not None:
-        _, strange = predict(predictor, list(stranger_images.split(BATCH)))
+        _, strange = predict(predictor, list(torch.split(stranger_images, BATCH)))
         positive = torch.cat([torch.zeros(len(doubt)), torch.ones(len(strange))])
         scores["auroc_ood"] = calibration.auroc(torch.cat([doubt, strange]), positive)
     return scores, probabilities

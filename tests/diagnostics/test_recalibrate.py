@@ -69,3 +69,85 @@ def test_a_failing_forward_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model.training
     assert model[1].training
+
+
+# -- zoo.recalibrate -------------------------------------------------------------------------------
+
+
+def deep(momentum: float | None = 0.1) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 8),
+        nn.BatchNorm1d(8, momentum=momentum),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(8, 8),
+        nn.BatchNorm1d(8, momentum=momentum),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.BatchNorm1d(8, momentum=momentum),
+        nn.Linear(8, 3),
+    )
+
+
+@pytest.mark.parametrize("momentum", [0.1, None], ids=["moving", "cumulative"])
+def test_recalibrated_statistics_equal_those_of_one_huge_batch(momentum) -> None:
+    model = deep(momentum)
+    loader = [x for i, x in enumerate(batches()) for x in x.split(16 - 2 * i)]  # of all sizes
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    result = zoo.recalibrate(model, loader)
+    assert result.layers == 3
+    assert result.passes >= 4  # each layer settles after those before it
+
+    huge = deep(momentum=1.0)  # training by one batch of everything, without dropout
+    huge.load_state_dict(before)
+    huge.train()
+    huge[3].eval()
+    huge(torch.cat(batches()))
+    for name, value in model.state_dict().items():
+        if "running" in name:
+            torch.testing.assert_close(value, huge.state_dict()[name], rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(value, before[name]), name
+    assert model.training
+
+
+def test_an_iterator_is_gone_round_as_often_as_needed() -> None:
+    one, two = deep(), deep()
+    zoo.recalibrate(one, batches())
+    zoo.recalibrate(two, iter(batches()))
+    for a, b in zip(one.buffers(), two.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_single_samples_are_pooled_too() -> None:
+    one, two = deep(), deep()
+    zoo.recalibrate(one, torch.cat(batches()).split(1))
+    zoo.recalibrate(two, batches())
+    for a, b in zip(one.buffers(), two.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_before_and_after_on_held_out_data() -> None:
+    model = deep()
+    model.train()
+    for x in batches() * 3:
+        model(x)
+    held_out = [(x, torch.arange(16) % 3) for x in batches(3)]
+    result = zoo.recalibrate(model, batches(), held_out=held_out)
+    assert set(result.before) == set(result.after) == {"accuracy", "nll", "ece"}
+    assert result.before["nll"] != result.after["nll"]
+    assert "before" in str(result)
+    model.eval()
+    logits = torch.cat([model(x) for x, _ in held_out]).detach()
+    expected = nn.functional.cross_entropy(logits, torch.cat([y for _, y in held_out]))
+    assert result.after["nll"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_what_recalibrate_refuses() -> None:
+    with pytest.raises(zoo.UserError, match="no BatchNorm"):
+        zoo.recalibrate(nn.Linear(6, 2), batches())
+    with pytest.raises(zoo.UserError, match="no batch"):
+        zoo.recalibrate(deep(), [])
+    with pytest.raises(zoo.UserError, match="at least 1"):
+        zoo.recalibrate(deep(), batches(), passes=0)

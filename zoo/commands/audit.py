@@ -91,6 +91,7 @@ def _audit(options: argparse.Namespace) -> Any:
     if options.recipe:
         from zoo.cli import build
 
+        task: Any
         task, data = build(options.recipe)
         inputs = _inputs(options.input) or _example(data)
         optimizer = task.make_optimizer() if hasattr(task, "make_optimizer") else None

@@ -79,7 +79,7 @@ def publish(run: Path, name: str, seeds: list[Path], to: Path | None = None) -> 
     file = run / "checkpoints" / "last.ckpt"
     content = read_checkpoint(file)
     task = checkpoints.load(file)
-    metrics, counts = _measure(task, recipe)
+    metrics, counts, proof = _measure(task, recipe)
     root = to or recipes.shipped_folder("checkpoints")
     fresh = root / f".{name}.part"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -91,6 +91,7 @@ def publish(run: Path, name: str, seeds: list[Path], to: Path | None = None) -> 
             "headline": "test/accuracy",
             "metrics": metrics,
             "samples": counts,
+            "proof": proof,
             "seeds": [
                 {"seed": f["seed"], "metrics": f["metrics"], "wall_time_s": f["wall_time_s"]}
                 for f in (facts, *others)
@@ -146,11 +147,14 @@ def _essence(recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _measure(task: Any, recipe: dict[str, Any]) -> tuple[dict[str, float], dict[str, int]]:
-    """Validation and test metrics of the weights, in the precision they are loaded in (float32)."""
+def _measure(
+    task: Any, recipe: dict[str, Any]
+) -> tuple[dict[str, float], dict[str, int], dict[str, Any]]:
+    """Metrics of the weights, in the precision they are loaded in (float32), counts, and proof."""
     from lightning.pytorch import Trainer
 
     from zoo import data
+    from zoo.proof import prove
 
     section = recipe["data"]
     module = getattr(data, section["class_path"].rsplit(".", 1)[-1])(**section["init_args"])
@@ -164,7 +168,7 @@ def _measure(task: Any, recipe: dict[str, Any]) -> tuple[dict[str, float], dict[
         "val": len(module.val_dataloader().inputs),
         "test": len(module.test_dataloader().inputs),
     }
-    return {name: round(value, 6) for name, value in metrics.items()}, counts
+    return {name: round(value, 6) for name, value in metrics.items()}, counts, prove(task, module)
 
 
 def standard_error(accuracy: float, samples: int) -> float:
@@ -219,6 +223,10 @@ def card(config: dict[str, Any]) -> str:
             "",
         ]
     lines += [
+        "## Proof",
+        "",
+        *_proof(config),
+        "",
         "## Trained",
         "",
         "```",
@@ -253,3 +261,35 @@ def card(config: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _proof(config: dict[str, Any]) -> list[str]:
+    """What audit, variance shift and uncertainty say, in a card's lines."""
+    from zoo.commands.uncertainty import COLUMNS
+
+    name, proof = config["name"], config["proof"]
+    counts = ", ".join(f"{count} {severity}" for severity, count in proof["audit"].items())
+    lines = [f"- `python -m zoo audit --recipe {name}`: {counts}."]
+    if shift := proof["variance_shift"]:
+        lines.append(
+            f"- `zoo.variance_shift` over {shift['layers']} BatchNorm layers: the farthest from 1 "
+            f"is `{shift['module']}`, {shift['ratio']:.3f} with dropout on to off; its running "
+            f"variance is {shift['running_ratio']:.3f} of that in evaluation."
+        )
+    strangers = proof["strangers"]
+    lines += [
+        f"- `python -m zoo uncertainty --recipe {name}`"
+        + (f" (strangers: {strangers}):" if strangers else ":"),
+        "",
+        f"| prediction | {' | '.join(COLUMNS.values())} |",
+        "|---" * (1 + len(COLUMNS)) + "|",
+    ]
+    for way, scores in proof["uncertainty"].items():
+        cells = []
+        for key in COLUMNS:
+            value = scores[key]
+            cells.append(
+                "-" if value is None else f"{value:{'.2%' if key == 'accuracy' else '.4f'}}"
+            )
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    return lines

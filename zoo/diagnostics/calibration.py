@@ -80,7 +80,7 @@ def auroc(scores: Tensor, positive: Tensor) -> float | None:
     if positive.min() == positive.max():
         return None
     # Ranks: exact, and the scores need not lie between 0 and 1.
-    ranks = scores.double().unique(return_inverse=True)[1].double()
+    ranks = torch.unique(scores.double(), return_inverse=True)[1].double()
     return float(binary_auroc(ranks / ranks.max().clamp_min(1), positive))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -27,7 +29,7 @@ class AuditCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         example = self.example_input
         if example is None:
-            loader = trainer.train_dataloader
+            loader: Any = trainer.train_dataloader
             # Our own loader's place in the epoch must stay where it is.
             fresh = loader.fresh() if hasattr(loader, "fresh") else loader
             batch = trainer.strategy.batch_to_device(next(iter(fresh)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from zoo.diagnostics.calibration import entropy
 from zoo.diagnostics.replay import Recording
 from zoo.diagnostics.trace import (
     Node,
-    active_owners,
+    active_dropouts,
     eagerly,
     paths,
     to_model,
@@ -96,7 +97,7 @@ def mc_dropout(
         done, rows = 0, batch_size or min(total, FIRST_ROWS)
         while done < total:
             part = _slice(x, done, done + rows)
-            drawer = Recording(lambda part=part: _logits(_call(model, part)))
+            drawer = Recording(partial(_predict, model, part))
             parts.append(_summarise(drawer.draws(samples), return_samples))
             done += rows
             if batch_size is None:
@@ -125,31 +126,31 @@ def ensemble(
     if not models:
         raise UserError("ensemble needs at least one model")
     if x is None:
-        return lambda x, return_samples=return_samples: _predict_all(models, x, return_samples)
+        return partial(_predict_all, models, return_samples=return_samples)
     return _predict_all(models, x, return_samples)
 
 
-def _predict_all(models: list[nn.Module], x: Any, return_samples: bool) -> Uncertainty:
+def _predict_all(models: list[nn.Module], x: Any, return_samples: bool = False) -> Uncertainty:
     def predictions() -> Iterator[Tensor]:
         for model in models:
             with untouched(model), torch.inference_mode():
                 model.eval()
-                yield _logits(_call(model, to_model(model, x)))
+                yield _predict(model, to_model(model, x))
 
     return _summarise(predictions(), return_samples)
 
 
 def single(model: nn.Module, x: Any) -> Uncertainty:
     """One prediction in evaluation mode, in the same form: no variance, no mutual information."""
-    return _predict_all([model], x, False)
+    return _predict_all([model], x)
 
 
 # -- which modules must be in training mode ----------------------------------------------------
 
 
 def _owners(model: nn.Module, x: Any, drop_path: bool) -> list[str]:
-    args, kwargs = _arguments(_slice(x, 0, 2))
-    wanted = [node for node in active_owners(model, args, kwargs) if _samples(node, drop_path)]
+    args, kwargs = _arguments(_slice(x, 0, 1))  # one row is enough to see which calls there are
+    wanted = [node for node in active_dropouts(model, args, kwargs) if _samples(node, drop_path)]
     if not wanted:
         raise UserError(
             f"{type(model).__name__} has no dropout that is active in training, so there is "
@@ -222,6 +223,10 @@ def _logits(output: Any) -> Tensor:
     return tensor
 
 
+def _predict(model: nn.Module, x: Any) -> Tensor:
+    return _logits(_call(model, x))
+
+
 def _rows(x: Any) -> int:
     tensor = next((leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)), None)
     if tensor is None or tensor.ndim == 0:
@@ -241,28 +246,45 @@ def _slice(x: Any, start: int, stop: int) -> Any:
 
 def _summarise(logits: Iterator[Tensor], keep: bool) -> Uncertainty:
     count = 0
-    total = squares = own = torch.zeros(())
+    total: Any = 0.0
+    squares: Any = 0.0
+    own: Any = 0.0
     kept: list[Tensor] = []
-    for each in logits:
-        probabilities = each.float().softmax(1)
+    for some in _in_stacks(logits):
+        probabilities = some.float().softmax(2)  # (S, B, K)
         # Squares of the distance from the first sample: no cancellation where they hardly differ.
         if count == 0:
-            first = probabilities
+            first = probabilities[0]
         off = (probabilities - first).double()
-        total, squares = total.to(off.device) + off, squares.to(off.device) + off.square()
-        own = own.to(off.device) + entropy(probabilities).double()
-        count += 1
+        total, squares = total + off.sum(0), squares + off.square().sum(0)
+        own = own + entropy(probabilities, 2).double().sum(0)
+        count += len(some)
         if keep:
             kept.append(probabilities.cpu())
     shift = total / count
     mean = first.double() + shift
     variance = (squares / count - shift.square()).clamp_min(0)
     predictive, expected = entropy(mean), own / count
-    summary = [mean, variance, predictive, expected, (predictive - expected).clamp_min(0)]
-    return Uncertainty(
-        *(tensor.float().cpu() for tensor in summary),
-        samples=torch.stack(kept) if keep else None,
+    mutual = (predictive - expected).clamp_min(0)
+    mean, variance, predictive, expected, mutual = (
+        tensor.float().cpu() for tensor in (mean, variance, predictive, expected, mutual)
     )
+    samples = torch.cat(kept) if keep else None
+    return Uncertainty(mean, variance, predictive, expected, mutual, samples)
+
+
+def _in_stacks(logits: Iterator[Tensor], most: int = 2**22) -> Iterator[Tensor]:
+    """Several samples (B, K) as one tensor (S, B, K), which is quicker than one by one."""
+    waiting: list[Tensor] = []
+    for each in logits:
+        if each.ndim != 2:
+            raise UserError(f"the model gives {list(each.shape)}: logits (B, K) are needed")
+        waiting.append(each)
+        if sum(tensor.numel() for tensor in waiting) > most:
+            yield torch.stack(waiting)
+            waiting = []
+    if waiting:
+        yield torch.stack(waiting)
 
 
 def _join(parts: list[Uncertainty]) -> Uncertainty:
@@ -270,6 +292,11 @@ def _join(parts: list[Uncertainty]) -> Uncertainty:
     def cat(name: str, dim: int = 0) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts], dim).clone()
 
-    names = ["mean", "variance", "entropy", "expected_entropy", "mutual_information"]
-    whole = [cat(name) for name in names]
-    return Uncertainty(*whole, samples=cat("samples", 1) if parts[0].samples is not None else None)
+    return Uncertainty(
+        cat("mean"),
+        cat("variance"),
+        cat("entropy"),
+        cat("expected_entropy"),
+        cat("mutual_information"),
+        cat("samples", 1) if parts[0].samples is not None else None,
+    )

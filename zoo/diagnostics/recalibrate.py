@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +39,13 @@ class PooledMoments:
         self.squares = squares if self.squares is None else self.squares + squares
         self.count += count
 
-    def reduce(self) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance (C,), over all processes where there are several."""
+    def reduce(self, correction: int = 1) -> tuple[Tensor, Tensor]:
+        """Mean and variance (C,), over all processes where there are several.
+
+        Args:
+            correction: 1 for the unbiased variance, which BatchNorm remembers; 0 for that of the
+                values themselves, by which it normalises in training.
+        """
         assert self.total is not None
         assert self.squares is not None
         count = torch.full_like(self.total[:1], self.count)
@@ -50,7 +56,7 @@ class PooledMoments:
         count = pooled[-1]
         mean = pooled[:channels] / count
         variance = pooled[channels:-1] / count - mean.square()
-        return mean, variance.clamp_min(0) * count / (count - 1)
+        return mean, variance.clamp_min(0) * count / (count - correction)
 
 
 @torch.no_grad()
@@ -98,11 +104,7 @@ def estimate_running_statistics(
                 buffer.copy_(value)
     renewed = [norm for norm in norms if gathered[norm].count]
     for norm in renewed:
-        mean, variance = gathered[norm].reduce()
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
+        _remember(norm, *gathered[norm].reduce())
     return len(renewed)
 
 
@@ -182,10 +184,14 @@ def recalibrate(
         # A first estimate for all layers at once, which leaves little to settle.
         estimate_running_statistics(model, _large_enough(batches), run)
         done, most = 1, passes if passes is not None else len(norms) + 1
-        while done < most:
+        gathered: dict[_BatchNorm, PooledMoments] = {}
+        moved = math.inf
+        while done < most and moved > 1e-6:
             done += 1
-            if _settle(model, norms, batches, run) < 1e-6:
-                break
+            moved, gathered = _settle(model, norms, batches, run)
+        for norm, moments in gathered.items():
+            if moments.count:
+                _remember(norm, *moments.reduce())
     return Recalibration(len(norms), done, before, _scores(model, held_out, run))
 
 
@@ -198,8 +204,14 @@ def _live_norms(model: nn.Module) -> list[_BatchNorm]:
 @torch.no_grad()
 def _settle(
     model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Any], run: Callable[[Any], Any]
-) -> float:
-    """One pass in evaluation mode; returns how far the statistics have moved, in deviations."""
+) -> tuple[float, dict[_BatchNorm, PooledMoments]]:
+    """One pass in evaluation mode: each layer is given the moments of all the data before it.
+
+    It then normalises as it would in training by one huge batch, by the variance of the values.
+
+    Returns:
+        How far the statistics have moved, in deviations, and the moments.
+    """
     gathered = {norm: PooledMoments() for norm in norms}
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -215,16 +227,23 @@ def _settle(
     moved = 0.0
     for norm, moments in gathered.items():
         if moments.count:
-            mean, variance = moments.reduce()
+            mean, variance = moments.reduce(correction=0)
             assert norm.running_mean is not None
             assert norm.running_var is not None
             scale = variance + norm.eps
             shift = (mean - norm.running_mean).abs() / scale.sqrt()
             stretch = (variance - norm.running_var).abs() / scale
             moved = max(moved, float(shift.max()), float(stretch.max()))
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
-    return moved
+            _remember(norm, mean, variance)
+    return moved, gathered
+
+
+@torch.no_grad()
+def _remember(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
 
 
 def _scores(

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
-from torch.utils.weak import WeakIdRef, WeakTensorKeyDictionary
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +38,9 @@ class _Constant:
 @dataclass(slots=True)
 class _Step:
     function: Callable[..., Any]
-    leaves: list[Any]  # of (args, kwargs), with _Slot and _Constant for tensors
-    spec: TreeSpec
-    results: list[int | None]  # slots of the result's leaves
+    args: list[Any]  # with _Slot and _Constant for tensors
+    kwargs: dict[str, Any]
+    results: list[int]  # slots of the tensors that it gives
     finished: list[int] = field(default_factory=list)  # slots that no later step reads
 
 
@@ -75,7 +74,7 @@ class Recording:
 
 def _python_state() -> tuple[Any, ...]:
     numpy = np.random.get_state()  # noqa: NPY002 - a model's own calls use it
-    return random.getstate(), numpy[1].tobytes(), numpy[2]  # type: ignore[union-attr, index]
+    return random.getstate(), numpy[1].tobytes(), numpy[2]  # type: ignore[index]
 
 
 @cache
@@ -89,22 +88,28 @@ def _written_positions(function: Any) -> tuple[tuple[int, str], ...]:
 
 
 @cache
-def _rate_position(function: Any) -> tuple[int, str] | None:
+def _may_draw(function: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in function.tags
+
+
+@cache
+def _rate_position(function: Any) -> tuple[int, str, Any] | None:
     for position, argument in enumerate(function._schema.arguments):
         if argument.name in ("p", "dropout_p", "dropout"):
-            return position, argument.name
+            return position, argument.name, argument.default_value
     return None
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[_Step] = []
         self.slots = WeakTensorKeyDictionary()
         self.count = 0  # of slots
         self.constants: list[Tensor] = []
         self.captured: dict[int, list[int]] = {}  # storage → constants that lie in it
-        self.aliases: dict[int, list[WeakIdRef]] = {}  # storage → tensors that lie in it
+        # storage computed once that a step has written to → (a tensor in it, slot of the copy)
+        self.renewed: dict[int, tuple[Tensor, int]] = {}
         self.replayable = True
         self.bytes = 0
 
@@ -112,73 +117,76 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        leaves, spec = tree_flatten((args, kwargs))
         written = self._written(func, args, kwargs)
-        varies = self._draws(func, args, kwargs) or any(
-            isinstance(leaf, Tensor) and leaf in self.slots for leaf in leaves
+        varies = self._draws(func, args, kwargs) or (
+            self.count > 0 and any(self._varies(tensor) for tensor in _tensors((args, kwargs)))
         )
         for tensor in written:
             self._keep_captured(tensor)
         if not varies:
-            result = func(*args, **kwargs)
-            for leaf in tree_flatten(result)[0]:
-                if isinstance(leaf, Tensor):
-                    self._know(leaf)
-            return result
+            return func(*args, **kwargs)
         for tensor in written:
-            if tensor not in self.slots:
+            if not self._varies(tensor):
                 self._renew(tensor)
-        template = [self._refer(leaf) for leaf in leaves]
+        step = _Step(func, self._refer(list(args)), self._refer(kwargs), [])
         result = func(*args, **kwargs)
-        results: list[int | None] = []
-        for leaf in tree_flatten(result)[0]:
-            if isinstance(leaf, Tensor):
-                self.bytes += leaf.numel() * leaf.element_size()
-                self._know(leaf)
-                results.append(self._new_slot(leaf))
-            else:
-                results.append(None)
-                if leaf is not None:  # a number that Python may act upon
-                    self.replayable = False
-        if torch.Tag.dynamic_output_shape in func.tags:
-            self.replayable = False  # sizes that Python has read may differ the next time
-        self.steps.append(_Step(func, template, spec, results))
+        made = _tensors(result)
+        for tensor in made:
+            self.bytes += tensor.numel() * tensor.element_size()
+            step.results.append(self._new_slot(tensor))
+        if not made or torch.Tag.dynamic_output_shape in func.tags:
+            self.replayable = False  # a number, or a size, that Python may act upon
+        self.steps.append(step)
         return result
 
     def _written(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> list[Tensor]:
         found = []
         for position, name in _written_positions(func):
-            value = args[position] if position < len(args) else kwargs.get(name)
-            found += [v for v in tree_flatten(value)[0] if isinstance(v, Tensor)]
+            found += _tensors(args[position] if position < len(args) else kwargs.get(name))
         return found
 
     def _draws(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if not _may_draw(func):
             return False
         where = _rate_position(func)
         if where is None:
             return True
         # Fused attention is tagged as random whatever its rate is.
-        position, name = where
-        rate = args[position] if position < len(args) else kwargs.get(name)
+        position, name, default = where
+        rate = args[position] if position < len(args) else kwargs.get(name, default)
         return not (isinstance(rate, float | int) and rate == 0)
 
-    def _know(self, tensor: Tensor) -> None:
-        self.aliases.setdefault(_storage(tensor), []).append(WeakIdRef(tensor))
+    def _varies(self, tensor: Tensor) -> bool:
+        """Whether a tensor differs from sample to sample, by itself or by what it shares."""
+        if tensor in self.slots:
+            return True
+        if not self.renewed or _storage(tensor) not in self.renewed:
+            return False
+        # It lies where a step has written: in a replay it is a view of the copy.
+        _, copy = self.renewed[_storage(tensor)]
+        shape = [*tensor.shape], [*tensor.stride()], tensor.storage_offset()
+        view = torch.ops.aten.as_strided.default
+        self.steps.append(_Step(view, [_Slot(copy), *shape], {}, [self._new_slot(tensor)]))
+        return True
 
     def _new_slot(self, tensor: Tensor) -> int:
         self.slots[tensor] = index = self.count
         self.count += 1
         return index
 
-    def _refer(self, leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        if leaf in self.slots:
-            return _Slot(self.slots[leaf])
+    def _refer(self, value: Any) -> Any:
+        """Arguments with references in place of tensors."""
+        if isinstance(value, list | tuple):
+            return [self._refer(item) for item in value] if _tensors(value) else value
+        if isinstance(value, dict):
+            return {name: self._refer(item) for name, item in value.items()}
+        if not isinstance(value, Tensor):
+            return value
+        if value in self.slots:
+            return _Slot(self.slots[value])
         index = len(self.constants)
-        self.constants.append(leaf)
-        self.captured.setdefault(_storage(leaf), []).append(index)
+        self.constants.append(value)
+        self.captured.setdefault(_storage(value), []).append(index)
         return _Constant(index)
 
     def _keep_captured(self, tensor: Tensor) -> None:
@@ -187,28 +195,15 @@ class _Recorder(TorchDispatchMode):
             self.constants[index] = self.constants[index].clone()
 
     def _renew(self, tensor: Tensor) -> None:
-        """A step writes into what was computed once: every replay begins with a copy of it.
-
-        All tensors that lie in the same storage change with it, so all become views of the copy.
-        """
-        key = _storage(tensor)
+        """A step writes into what was computed once: every replay begins with a copy of it."""
         size = tensor.untyped_storage().nbytes() // tensor.element_size()
-        flat = torch.as_strided(tensor, [size], [1], 0)
-        self.constants.append(flat.clone())
+        self.constants.append(torch.as_strided(tensor, [size], [1], 0).clone())
         copy = self.count
         self.count += 1
-        clone = torch.ops.aten.clone.default
-        leaves, spec = tree_flatten(((_Constant(len(self.constants) - 1),), {}))
-        self.steps.append(_Step(clone, leaves, spec, [copy]))
-        alive = [reference() for reference in self.aliases.get(key, [])]
-        lying = {id(t): t for t in (*alive, tensor) if t is not None and _storage(t) == key}
-        for alias in lying.values():
-            if alias in self.slots or alias.dtype != tensor.dtype:
-                continue
-            shape = [*alias.shape], [*alias.stride()], alias.storage_offset()
-            leaves, spec = tree_flatten(((_Slot(copy), *shape), {}))
-            view = torch.ops.aten.as_strided.default
-            self.steps.append(_Step(view, leaves, spec, [self._new_slot(alias)]))
+        constant = _Constant(len(self.constants) - 1)
+        self.steps.append(_Step(torch.ops.aten.clone.default, [constant], {}, [copy]))
+        self.renewed[_storage(tensor)] = tensor, copy
+        self._varies(tensor)
 
     def finish(self, result: Tensor) -> Callable[[], Tensor]:
         """A function that runs the steps once more and gives their result."""
@@ -217,39 +212,59 @@ class _Recorder(TorchDispatchMode):
         wanted = self.slots[result]
         last: dict[int, _Step] = {}
         for step in self.steps:
-            for leaf in step.leaves:
-                if isinstance(leaf, _Slot):
-                    last[leaf.index] = step
-            for made in step.results:
-                if made is not None:
-                    last.setdefault(made, step)
+            for slot in _slots((step.args, step.kwargs)):
+                last[slot] = step
+            for slot in step.results:
+                last.setdefault(slot, step)
         for index, step in last.items():
             if index != wanted:
                 step.finished.append(index)
         values: list[Any] = [None] * self.count
 
+        def resolve(value: Any) -> Any:
+            kind = type(value)
+            if kind is _Slot:
+                return values[value.index]
+            if kind is _Constant:
+                return self.constants[value.index]
+            return [resolve(item) for item in value] if kind is list else value
+
         def replay() -> Tensor:
             for step in self.steps:
-                leaves = [self._value(leaf, values) for leaf in step.leaves]
-                args, kwargs = tree_unflatten(leaves, step.spec)
+                args = [resolve(value) for value in step.args]
+                kwargs = {name: resolve(value) for name, value in step.kwargs.items()}
                 made = step.function(*args, **kwargs)
-                if len(step.results) == 1:
-                    values[step.results[0]] = made  # type: ignore[index]
+                if len(step.results) == 1 and isinstance(made, Tensor):
+                    values[step.results[0]] = made
                 else:
-                    for index, leaf in zip(step.results, tree_flatten(made)[0], strict=True):
-                        if index is not None:
-                            values[index] = leaf
-                for index in step.finished:
-                    values[index] = None
+                    for slot, tensor in zip(step.results, _tensors(made), strict=True):
+                        values[slot] = tensor
+                for slot in step.finished:
+                    values[slot] = None
             return values[wanted]
 
         return replay
 
-    def _value(self, leaf: Any, values: list[Any]) -> Any:
-        kind = type(leaf)
-        if kind is _Slot:
-            return values[leaf.index]
-        return self.constants[leaf.index] if kind is _Constant else leaf
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors within an operator's arguments or results."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+def _slots(value: Any) -> Iterator[int]:
+    if isinstance(value, _Slot):
+        yield value.index
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _slots(item)
+    elif isinstance(value, dict):
+        yield from _slots(list(value.values()))
 
 
 def _storage(tensor: Tensor) -> int:

@@ -13,9 +13,10 @@ import random
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import WeakIdRef, WeakTensorKeyDictionary
 
 from zoo.errors import UserError
 
@@ -68,6 +69,13 @@ RANDOM = frozenset(
     """bernoulli bernoulli_ rand rand_like randn randn_like randint randint_like randperm normal
     normal_ uniform_ random_ exponential_ cauchy_ geometric_ log_normal_ multinomial poisson
     binomial gumbel_softmax fractional_max_pool2d fractional_max_pool3d""".split()
+)
+# Too common to look at the generator after each.
+QUIET = (
+    PASS_THROUGH
+    | MERGE
+    | NORMS
+    | frozenset("conv1d conv2d conv3d linear matmul batch_norm relu gelu silu mul div".split())
 )
 SELECTION = frozenset("getitem gather index_select take take_along_dim embedding".split())
 TO_PYTHON = frozenset("__bool__ item tolist __float__ __int__ __index__ numpy __array__".split())
@@ -159,26 +167,39 @@ class Snapshot:
         ]
         self.contents = [
             {
-                name: value.copy()
+                name: value.copy() if value else None  # most are hooks, and there are none
                 for name, value in attributes.items()
                 if isinstance(value, list | dict | set)
             }
             for attributes in self.attributes
         ]
         self.modes = [module.training for module in self.modules]
-        self.buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-        self.parameters = {id(p): p for p in model.parameters()}
+        # One walk over the modules: parameters() and buffers() would make two more.
+        self.parameters: dict[int, Tensor] = {}
+        buffers: dict[int, Tensor] = {}
+        for module in self.modules:
+            opaque = _scripted(module)
+            own = module.parameters(False) if opaque else module._parameters.values()
+            self.parameters |= {id(p): p for p in own if p is not None}
+            held = module.buffers(False) if opaque else module._buffers.values()
+            buffers |= {id(b): b for b in held if b is not None}
+        self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers.values()]
+        self.storages: dict[int, list[Tensor]] = {}
         self.protected: dict[int, tuple[Tensor, Tensor]] = {}
         self.random = random.getstate()
         self.numpy = np.random.get_state()  # noqa: NPY002 - the model's own calls use it
         self.torch = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self.cuda = torch.cuda.get_rng_state_all() if started else []
 
     def protect(self, tensor: Tensor) -> None:
-        """Keeps a parameter's value, if this is one, or a view of one."""
-        base = tensor if tensor._base is None else tensor._base
-        if id(base) in self.parameters and id(base) not in self.protected:
-            self.protected[id(base)] = (base, base.detach().clone())
+        """Keeps a parameter's value, if this is one, or lies in the memory of one."""
+        if not self.storages:
+            for parameter in self.parameters.values():
+                self.storages.setdefault(_storage(parameter), []).append(parameter)
+        for parameter in self.storages.get(_storage(tensor), []):
+            if id(parameter) not in self.protected:
+                self.protected[id(parameter)] = (parameter, parameter.detach().clone())
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -192,7 +213,10 @@ class Snapshot:
             module.__dict__.update(attributes)
             for name, content in contents.items():
                 value: Any = attributes[name]
-                if value != content if isinstance(value, set) else not _same(value, content):
+                if content is None:
+                    if value:
+                        value.clear()
+                elif value != content if isinstance(value, set) else not _same(value, content):
                     value.clear()
                     value.extend(content) if isinstance(value, list) else value.update(content)
         for tensor, value in [*self.buffers, *self.protected.values()]:
@@ -202,6 +226,10 @@ class Snapshot:
         torch.set_rng_state(self.torch)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _scripted(module: nn.Module) -> bool:
@@ -270,11 +298,6 @@ def record(
     Raises:
         Exception: whatever the model's forward raises.
     """
-    lazy = [name for name, p in model.named_parameters() if torch.nn.parameter.is_lazy(p)]
-    if lazy:
-        raise UserError(
-            f"{lazy[0]} has no shape yet: run the model once, then it can be recorded untouched"
-        )
     inputs, kwargs = to_model(model, (inputs, kwargs or {}))
     with untouched(model) as snapshot, eagerly(model), torch.no_grad():
         if mode == "training":
@@ -282,6 +305,10 @@ def record(
         else:
             model.eval()
         torch.manual_seed(0)
+        if any(torch.nn.parameter.is_lazy(p) for p in snapshot.parameters.values()):
+            raise UserError(
+                "a lazy parameter has no shape yet: run the model once, then it can be recorded"
+            )
         recorder = _Recorder(model, snapshot, assume_training=mode == "evaluation as training")
         for leaf in tree_leaves((inputs, kwargs)):
             if isinstance(leaf, Tensor):
@@ -295,7 +322,7 @@ def record(
 
 def to_model(model: nn.Module, inputs: Any) -> Any:
     """Tensors within ``inputs`` on the device of the model."""
-    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
+    tensor = next(chain(model.parameters(), model.buffers()), None)
     if tensor is None:
         return inputs
 
@@ -325,17 +352,19 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.snapshot, self.assume_training = snapshot, assume_training
         self.order: list[Node] = []
-        self.nodes = WeakTensorKeyDictionary()
-        self.views = WeakTensorKeyDictionary()  # base → its views, weakly
+        self.nodes: MutableMapping[Tensor, Node] = WeakTensorKeyDictionary()
+        # base → its views, weakly
+        self.views: MutableMapping[Tensor, list[WeakIdRef]] = WeakTensorKeyDictionary()
         self.paths = paths(model)
-        self.parameters = {id(p) for p in model.parameters()}
+        self.parameters = snapshot.parameters
         self.stack: list[nn.Module] = []
         self.where: list[str] = []
         self.calls: Counter[str] = Counter()
         self.norms_before: list[int] = []
         self.norm_count = 0
         self.said: dict[str, None] = {}
-        self.on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+        devices = {p.device.type for p in self.parameters.values()}
+        self.on_cpu = devices <= {"cpu"}
         self.state = torch.get_rng_state()
 
     # -- which module is running -----------------------------------------------------------------
@@ -364,12 +393,18 @@ class _Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self.stack.pop()
         path, before = self.where.pop(), self.norms_before.pop()
+        for tensor in _tensors(output):
+            if tensor not in self.nodes:  # made where nothing is seen: its trail goes on from here
+                given = tuple(dict.fromkeys(self._node(one) for one in _tensors(args)))
+                self.nodes[tensor] = self._append("opaque", path, given, tensor, "")
         own = module._buffers if not _scripted(module) else {}
         running = own.get("running_var")
         if running is None or self.norm_count > before:
             return
         # BatchNorm written out by hand: a module that keeps running statistics of its own.
         for tensor in _tensors(output)[:1]:
+            if not self._node(tensor).data:
+                continue
             old = next((v for b, v in self.snapshot.buffers if b is running), None)
             moved = old is None or running.is_meta or not torch.equal(running, old)
             node = self._append("batch_norm", path, (self._node(tensor),), tensor, "")
@@ -390,7 +425,7 @@ class _Recorder(TorchFunctionMode):
 
     def _node(self, tensor: Tensor) -> Node:
         if tensor in self.nodes:
-            return self.nodes[tensor]  # type: ignore[no-any-return]
+            return self.nodes[tensor]
         return self.source("parameter" if id(tensor) in self.parameters else "constant", tensor)
 
     def _append(
@@ -431,7 +466,7 @@ class _Recorder(TorchFunctionMode):
         outputs = _tensors(result)
         if raw in IN_PLACE_OPERATORS or raw == "__setitem__":
             outputs = outputs or list(written)
-        drew = self._drew() or raw in RANDOM
+        drew = raw in RANDOM or (raw not in QUIET and self._drew())
         if not outputs:
             return result
         reads = args[1:] if raw in OVERWRITE else () if raw in SHAPED_LIKE else args
@@ -446,7 +481,9 @@ class _Recorder(TorchFunctionMode):
                 written.append(tensor)
             self.nodes[tensor] = node
             if tensor._base is not None:
-                self.views.setdefault(tensor._base, []).append(torch.utils.weak.WeakIdRef(tensor))
+                views = self.views.get(tensor._base, [])
+                views.append(WeakIdRef(tensor))
+                self.views[tensor._base] = views
         for tensor in written:
             self._write(tensor, node)
         return result
@@ -757,7 +794,7 @@ def way(node: Node, dropout: Node, reached: list[dict[Node, int]]) -> tuple[str,
     return tuple(reversed(steps))
 
 
-def active_owners(
+def active_dropouts(
     model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None = None
 ) -> list[Node]:
     """The dropouts of one forward in training mode.

@@ -93,7 +93,7 @@ class VarianceShift:
         from matplotlib.figure import Figure
 
         names = [layer.module for layer in self.layers]
-        figure = Figure(figsize=(max(5.0, 0.32 * len(names) + 2.5), 4.2), layout="constrained")
+        figure = Figure(figsize=(min(15.0, 0.3 * len(names) + 5), 4.5), layout="constrained")
         FigureCanvasAgg(figure)
         axis = figure.subplots()
         axis.axhspan(
@@ -111,7 +111,8 @@ class VarianceShift:
         axis.yaxis.set_major_formatter("{x:.2f}")
         axis.yaxis.set_minor_formatter("{x:.2f}")
         axis.tick_params(axis="y", which="both", labelsize=8)
-        axis.set_xticks(places, names, rotation=90, fontsize=7)
+        every = -(-len(names) // 48)  # more names than that cannot be read
+        axis.set_xticks(places[::every], names[::every], rotation=90, fontsize=7)
         axis.set_ylabel("ratio of variances")
         axis.set_title(self.model)
         axis.legend()

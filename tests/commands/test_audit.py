@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zoo import recipes
+
+BUILDER = """
+from torch import nn
+
+
+def build(rate=0.5):
+    return nn.Sequential(nn.Dropout(rate), nn.Linear(8, 8), nn.BatchNorm1d(8))
+
+
+whole = build(0.0)
+number = 3
+"""
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_is_clean(zoo_cli, name) -> None:
+    result = zoo_cli("audit", "--recipe", name, "--fail-on", "warning")
+    assert result.code == 0, result.out
+    assert "BatchNorm" in result.out
+
+
+def test_a_users_file_and_module(zoo_cli, tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "mine.py").write_text(BUILDER)
+    for spec in ("package/mine.py:build", "package.mine:build"):
+        result = zoo_cli("audit", "--model", spec, "--input", "4,8")
+        assert result.code == 1
+        assert "dropout (rate 0.5) in 0 reaches BatchNorm 2 straight" in result.out
+    again = ("audit", "--model", "package/mine.py:build", "--input", "4,8")
+    assert zoo_cli(*again, "--args", '{"rate": 0.0}').code == 0
+    assert zoo_cli(*again, "--fail-on", "never").code == 0
+    assert zoo_cli("audit", "--model", "package/mine.py:whole", "--input", "4,8").code == 0
+
+
+def test_timm_and_torchvision_json_and_sarif(zoo_cli, tmp_path: Path) -> None:
+    options = ("--args", '{"drop_rate": 0.2}', "--input", "2,3,64,64", "--json")
+    result = zoo_cli(
+        "audit", "--model", "torchvision:densenet121", *options, "--sarif", "out/audit.sarif"
+    )
+    assert result.code == 0  # warnings only
+    content = json.loads(result.out)
+    rules = [finding["rule"] for finding in content["findings"]]
+    assert rules.count("dropout-before-bn") == 58
+    sarif = json.loads((tmp_path / "out" / "audit.sarif").read_text())
+    assert len(sarif["runs"][0]["results"]) == len(content["findings"])
+    result = zoo_cli("audit", "--model", "timm:resnet18", *options)
+    assert json.loads(result.out)["findings"] == []
+
+
+def test_explain(zoo_cli) -> None:
+    result = zoo_cli("audit", "--explain", "dropout-before-bn")
+    assert result.code == 0
+    assert "Li et al., CVPR 2019" in result.out
+    everything = zoo_cli("audit", "--explain")
+    assert len(everything.out.splitlines()) == 18
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "audit what? give --recipe NAME, or --model timm:resnet50"),
+        (["--recipe", "resnet_fmnits"], "did you mean 'resnet_fmnist'"),
+        (["--model", "resnet18"], "expected timm:NAME, torchvision:NAME or module:function"),
+        (["--model", "timm:resnet19"], "timm has no model named 'resnet19'; did you mean"),
+        (["--model", "torchvision:resnet19"], "torchvision has no model named 'resnet19'; did you"),
+        (["--model", "timm:resnet18", "--args", "{drop_rate: 1}"], "--args: not JSON"),
+        (["--model", "timm:resnet18", "--args", "[1]"], "expected a JSON object"),
+        (["--model", "timm:resnet18", "--args", '{"drop_rat": 1}'], "--model timm:resnet18: "),
+        (["--model", "timm:resnet18", "--input", "2,x"], "--input 2,x: expected sizes"),
+        (["--model", "timm:resnet18", "--input", "2,4,8,8"], "does not run on these inputs"),
+        (["--model", "nowhere.py:build"], "no such file: nowhere.py"),
+        (["--model", "nowhere:build"], "No module named 'nowhere'"),
+        (["--model", "mine.py:buidl"], "mine.py has no 'buidl'; did you mean 'build'?"),
+        (["--model", "mine.py:build"], "what does mine.py:build take? give its shape"),
+        (["--model", "mine.py:number"], "--model mine.py:number"),
+        (["--explain", "dropout"], "no rule named 'dropout'"),
+        (["--fail-on", "info", "--jsn"], "did you mean '--json'"),
+    ],
+)
+def test_bad_input_is_one_line(zoo_cli, tmp_path: Path, arguments, message) -> None:
+    (tmp_path / "mine.py").write_text(BUILDER)
+    result = zoo_cli("audit", *arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert result.out == ""

@@ -1,0 +1,561 @@
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import zoo
+from zoo.diagnostics.audit import audit
+from zoo.diagnostics.trace import MERGED, STRAIGHT, reach, record
+
+# -- against ground truth --------------------------------------------------------------------------
+
+HIGH = {"drop_rate": 0.3, "drop_path_rate": 0.8}  # every block must drop something now and then
+TORCHVISION: dict[str, dict[str, Any]] = {
+    "resnet18": {},
+    "resnet50": {},
+    "wide_resnet50_2": {},
+    "densenet121": {},
+    "densenet121 ": {"drop_rate": 0.2},
+    "efficientnet_b0": {"stochastic_depth_prob": 0.8},
+    "mobilenet_v2": {},
+    "mobilenet_v3_small": {},
+    "mnasnet0_5": {},
+    "regnet_y_400mf": {},
+    "shufflenet_v2_x0_5": {},
+    "vgg11_bn": {},
+    "googlenet": {"init_weights": False},
+    "convnext_tiny": {},
+    "swin_t": {"dropout": 0.1, "attention_dropout": 0.1},
+    "deeplabv3_resnet50": {"weights": None, "weights_backbone": None},
+    "fcn_resnet50": {"weights": None, "weights_backbone": None, "aux_loss": True},
+    "lraspp_mobilenet_v3_large": {"weights": None, "weights_backbone": None},
+}
+TIMM: dict[str, dict[str, Any]] = {
+    "resnet18": {},
+    "resnet18 ": HIGH,
+    "resnet18  ": {"drop_block_rate": 0.2},
+    "legacy_seresnet18": {"drop_rate": 0.3},
+    "densenet121": {"drop_rate": 0.3},
+    "densenet121 ": {"proj_drop_rate": 0.3},
+    "efficientnet_b0": HIGH,
+    "mobilenetv3_small_050": HIGH,
+    "regnety_002": HIGH,
+    "vit_tiny_patch16_224": {"drop_rate": 0.1, "attn_drop_rate": 0.1, "patch_drop_rate": 0.25},
+    "levit_128s": HIGH,
+    "xcit_nano_12_p16_224": HIGH,
+    "nf_resnet26": HIGH,
+    "resnetv2_50": HIGH,
+    "ghostnet_050": {"drop_rate": 0.2},
+    "cspresnet50": HIGH,
+    "dla34": {"drop_rate": 0.2},
+    "repvgg_a0": HIGH,
+    "mobilevit_xxs": HIGH,
+    "rexnet_100": HIGH,
+    "fastvit_t8": HIGH,
+}
+MODELS = [("torchvision", name, args) for name, args in TORCHVISION.items()] + [
+    ("timm", name, args) for name, args in TIMM.items()
+]
+
+
+def make(library: str, name: str, args: dict[str, Any]) -> nn.Module:
+    torch.manual_seed(0)
+    if library == "timm":
+        return timm.create_model(name.strip(), **args)
+    return torchvision.models.get_model_builder(name.strip())(**args)
+
+
+def changed_by_the_seed(
+    model: nn.Module, x: torch.Tensor, expected: set[str]
+) -> tuple[set[str], set[str]]:
+    """The BatchNorms whose input differs from seed to seed, and all that run; no rule at all.
+
+    Rare drops need many seeds: more are tried as long as something is missing from ``expected``.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    model.train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim < 2:  # a scale that begins at zero would hide its whole branch
+                parameter.uniform_(0.5, 1.5)
+    first: dict[str, list[torch.Tensor]] = {}
+    changed: set[str] = set()
+    for seed in range(100):
+        if seed >= 3 and changed == expected:
+            break
+        now: dict[str, list[torch.Tensor]] = {}
+
+        def keep(module: nn.Module, inputs: Any, now: Any = now) -> None:
+            now.setdefault(names[module], []).append(inputs[0].clone())
+
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        hooks = [norm.register_forward_pre_hook(keep) for norm in norms]
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            model(x)
+        for hook in hooks:
+            hook.remove()
+        for name, tensors in now.items():
+            before = first.setdefault(name, tensors)
+            if any(not torch.equal(a, b) for a, b in zip(tensors, before, strict=True)):
+                changed.add(name)
+    return changed, set(first)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("library", "name", "args"), MODELS, ids=[f"{lib}-{name.strip()}" for lib, name, _ in MODELS]
+)
+def test_a_batchnorm_depends_on_a_dropout_if_and_only_if_the_seed_changes_its_input(
+    library, name, args
+) -> None:
+    model = make(library, name, args)
+    size = 224 if "224" in name or name == "levit_128s" else 64
+    x = torch.randn(4, 3, size, size)
+    trace = record(model, (x,), mode="training")
+    reached = reach(trace.nodes)
+    levels: dict[str, int] = {}
+    for node in trace.batch_norms:
+        for parent in node.inputs:
+            for level in reached[parent.index].values():
+                levels[node.module] = min(level, levels.get(node.module, level))
+    changed, ran = changed_by_the_seed(model, x, set(levels))
+    assert {node.module for node in trace.batch_norms} == ran
+    assert set(levels) == changed
+    # What is reported is what is near, whatever the severity.
+    near = {module for module, level in levels.items() if level in (STRAIGHT, MERGED)}
+    rules = ["dropout-before-bn", "stochastic-depth-before-bn"]
+    assert {finding.module for finding in audit(model, x, rules=rules).findings} == near
+
+
+def test_enough_models_stand_against_the_oracle() -> None:
+    assert len(MODELS) >= 30
+
+
+# -- known models ----------------------------------------------------------------------------------
+
+
+def test_torchvision_densenet_with_a_drop_rate() -> None:
+    model = torchvision.models.densenet121(drop_rate=0.2)
+    report = audit(model, torch.randn(2, 3, 64, 64), rules=["dropout-before-bn"])
+    assert len(report.findings) == 58
+    assert {finding.severity for finding in report.findings} == {"warning"}
+    last = next(f for f in report.findings if f.module == "features.norm5")
+    assert last.origin == "features.denseblock4.denselayer16"
+    assert last.path == ("cat",)
+    assert "torchvision" in last.source
+    assert "densenet.py:" in last.source
+
+
+def test_torchvision_deeplab() -> None:
+    model = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None)
+    report = audit(model, torch.randn(2, 3, 64, 64), rules=["dropout-before-bn"])
+    (finding,) = report.findings
+    assert (finding.severity, finding.module) == ("error", "classifier.2")
+    assert finding.origin == "classifier.0.project.3"
+    assert finding.path == ("conv2d",)
+    assert not report.ok
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("resnet50", {}),
+        ("efficientnet_b0", {}),
+        ("vit_b_32", {"dropout": 0.1, "attention_dropout": 0.1}),
+        ("convnext_tiny", {}),
+    ],
+)
+def test_known_clean_models(name, args) -> None:
+    model = torchvision.models.get_model_builder(name)(**args)
+    report = audit(model, torch.randn(2, 3, 224, 224))
+    assert report.ok
+    assert not report.at_least("warning"), str(report)
+
+
+# -- a model comes out as it went in ---------------------------------------------------------------
+
+
+class Meddler(nn.Module):
+    """Changes all that a forward can change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.drop = nn.Dropout(0.5)
+        self.spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
+        self.calls, self.kept = 0, [1]
+        self.register_buffer("average", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.kept.append(self.calls)
+        self.last = x
+        self.average = 0.9 * self.average + 0.1 * x.mean()
+        with torch.no_grad():
+            self.linear.weight.mul_(1.01)
+            self.linear.bias.data.add_(1)
+        return self.drop(self.norm(self.spectral(self.linear(x))))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_and_the_random_state_come_out_untouched(training) -> None:
+    torch.manual_seed(0)
+    model = Meddler().train(training)
+    model.norm.eval()
+    model.linear.weight.grad = torch.ones_like(model.linear.weight)
+    seen = []
+    model.drop.register_forward_hook(lambda *_: seen.append(1))
+    before = copy.deepcopy(model.state_dict())
+    modes = {name: module.training for name, module in model.named_modules()}
+    parameters, state = list(model.parameters()), torch.get_rng_state()
+    attributes = set(vars(model))
+    audit(model, torch.randn(4, 8, generator=torch.Generator().manual_seed(0)))
+    assert seen  # the user's own hooks run, and stay
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert torch.equal(model.linear.weight.grad, torch.ones(8, 8))
+    assert (model.calls, model.kept, set(vars(model))) == (0, [1], attributes)
+    assert len(model.drop._forward_hooks) == 1
+    assert not nn.modules.module._global_forward_hooks
+    assert not nn.modules.module._global_forward_pre_hooks
+
+
+def test_a_model_that_fails_comes_out_untouched_too() -> None:
+    class Failing(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            super().forward(x)
+            raise RuntimeError("on\npurpose")
+
+    model = Failing(nn.Linear(4, 4), nn.BatchNorm1d(4)).train()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(zoo.UserError, match=r"does not run on these inputs: RuntimeError: on$"):
+        audit(model, torch.randn(3, 4))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+    assert not nn.modules.module._global_forward_hooks
+
+
+# -- what is seen ----------------------------------------------------------------------------------
+
+
+def findings(model: nn.Module, *inputs: Any, **options: Any) -> dict[str, list[Any]]:
+    grouped: dict[str, list[Any]] = {}
+    for finding in audit(model, *inputs, **options).findings:
+        grouped.setdefault(finding.rule, []).append(finding)
+    return grouped
+
+
+class Forward(nn.Module):
+    """A module whose forward is given."""
+
+    def __init__(self, forward: Any, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+        self.body = forward
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.body(self, *inputs)
+
+
+def gaussian(self: Any, x: torch.Tensor) -> torch.Tensor:
+    noise = 1 + 0.5 * torch.randn_like(x) if self.training else 1.0
+    return self.norm(self.linear(x * noise))
+
+
+def by_hand(self: Any, x: torch.Tensor) -> torch.Tensor:
+    if self.training:
+        x = x * (torch.rand_like(x) < 0.7) / 0.7
+    return self.norm(self.linear(x))
+
+
+def in_place(self: Any, x: torch.Tensor) -> torch.Tensor:
+    h = self.linear(x)
+    half = h[:, :4]
+    F.dropout(half, 0.5, self.training, inplace=True)
+    return self.norm(h)
+
+
+def through_a_view(self: Any, x: torch.Tensor) -> torch.Tensor:
+    h = self.linear(x)
+    view = h.view(-1, 2, 4)
+    F.dropout(h, 0.5, self.training, inplace=True)
+    return self.norm(view.flatten(1))
+
+
+def mask_reused(self: Any, x: torch.Tensor) -> torch.Tensor:
+    mask = F.dropout(torch.ones_like(x), 0.4, self.training)
+    return self.norm(self.linear(x * mask))
+
+
+def weights_dropped(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return self.norm(F.linear(x, F.dropout(self.linear.weight, 0.3, self.training)))
+
+
+@pytest.mark.parametrize(
+    ("forward", "rate"),
+    [
+        (gaussian, None),
+        (by_hand, 0.3),
+        (in_place, 0.5),
+        (through_a_view, 0.5),
+        (mask_reused, 0.4),
+        (weights_dropped, 0.3),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_dropout_that_is_no_module_is_seen(forward, rate) -> None:
+    model = Forward(forward, linear=nn.Linear(8, 8), norm=nn.BatchNorm1d(8))
+    (finding,) = findings(model, torch.randn(6, 8))["dropout-before-bn"]
+    assert (finding.severity, finding.module, finding.origin) == ("error", "norm", "")
+    assert f"test_audit.py:{model.body.__code__.co_firstlineno}"[:14] in finding.source
+    if rate is not None:
+        assert f"rate {rate:g}" in finding.message
+    model = Forward(forward, linear=nn.Linear(8, 8), norm=nn.LayerNorm(8))
+    assert "dropout-before-bn" not in findings(model, torch.randn(6, 8))
+
+
+class OwnNorm(nn.Module):
+    """BatchNorm written out by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(8))
+        self.register_buffer("running_var", torch.ones(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = x.mean(0), x.var(0)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, 0.1)
+                self.running_var.lerp_(var, 0.1)
+        return (x - mean) / (var + 1e-5).sqrt()
+
+
+def test_batchnorm_that_is_no_batchnorm_module_is_seen() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8), OwnNorm(), nn.Linear(8, 2))
+    (finding,) = findings(model, torch.randn(6, 8))["dropout-before-bn"]
+    assert (finding.module, finding.origin) == ("2", "0")
+
+
+def residual(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return self.norm(x + self.drop(self.linear(x)))
+
+
+def dropped_everywhere(self: Any, x: torch.Tensor) -> torch.Tensor:
+    x = self.drop(x)
+    return self.norm(x + self.linear(x))
+
+
+def renormalised(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return self.norm(self.linear(self.first(self.drop(x))))
+
+
+@pytest.mark.parametrize(
+    ("forward", "severities"),
+    [(residual, ["warning"]), (dropped_everywhere, ["error"]), (renormalised, ["error"])],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_levels(forward, severities) -> None:
+    model = Forward(
+        forward,
+        drop=nn.Dropout(0.2),
+        linear=nn.Linear(8, 8),
+        first=nn.BatchNorm1d(8),
+        norm=nn.BatchNorm1d(8),
+    )
+    found = findings(model, torch.randn(6, 8))["dropout-before-bn"]
+    assert [finding.severity for finding in found] == severities
+    if forward is renormalised:  # the second BatchNorm stands behind the first
+        assert [finding.module for finding in found] == ["first"]
+
+
+def test_what_is_no_fault() -> None:
+    x = torch.randn(6, 8)
+    for norm in (
+        nn.BatchNorm1d(8, track_running_stats=False),
+        zoo.freeze(nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2)), keep=("1",)),
+    ):
+        model = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8), norm)
+        assert "dropout-before-bn" not in findings(model, x)
+    model = nn.Sequential(nn.Dropout(0.0), nn.Linear(8, 8), nn.BatchNorm1d(8))
+    assert not findings(model, x, rules=["dropout-before-bn"])
+
+    def standardised_weights(self: Any, x: torch.Tensor) -> torch.Tensor:
+        weight = F.batch_norm(self.linear.weight[None], None, None, training=True)[0]
+        return F.linear(F.dropout(x, 0.2, self.training), weight)
+
+    assert not findings(
+        Forward(standardised_weights, linear=nn.Linear(8, 8)), x, rules=["dropout-before-bn"]
+    )
+
+
+def test_attention_dropout_is_seen_however_it_is_written() -> None:
+    x = torch.randn(2, 5, 16)
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.2, batch_first=True)
+    torchvision_like = nn.MultiheadAttention(16, 2, dropout=0.9, batch_first=True)
+    fused = Forward(
+        lambda self, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.9 * self.training)
+    )
+    assert audit(encoder, x).seen == {"attention dropout": 1, "element-wise dropout": 3}
+    assert audit(torchvision_like, x, x, x).seen == {"attention dropout": 1}
+    (finding,) = findings(fused, x)["high-drop-rate"]
+    assert "attention" in finding.message
+    always = Forward(lambda self, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.1))
+    assert "dropout-active-in-eval" in findings(always, x)
+    recurrent = nn.LSTM(16, 8, num_layers=2, dropout=0.3)
+    assert audit(recurrent, x).seen == {"recurrent dropout": 1}
+    assert not audit(nn.LSTM(16, 8, num_layers=2), x).seen
+
+
+def test_a_rate_that_attention_takes_without_calling_the_module_is_not_unwired() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", attn_drop_rate=0.1, depth=2)
+    assert "dropout-never-called" not in findings(model, torch.randn(1, 3, 224, 224))
+
+
+def test_attention_maps_and_tokens_are_no_feature_maps() -> None:
+    swin = torchvision.models.swin_t(dropout=0.1, attention_dropout=0.1)
+    assert "elementwise-dropout-on-feature-map" not in findings(swin, torch.randn(1, 3, 64, 64))
+
+
+def test_a_batch_of_one_is_audited_and_the_norm_it_breaks_is_named() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 2))
+    found = findings(model, torch.randn(1, 8))
+    assert found["bn-one-value-per-sample"][0].severity == "error"
+    assert findings(model, torch.randn(2, 8))["bn-one-value-per-sample"][0].severity == "info"
+
+
+def test_training_mode_that_fails_is_audited_in_evaluation_and_said() -> None:
+    def needs_targets(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise ValueError("targets should not be none")
+        return self.layers(x)
+
+    layers = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8))
+    report = audit(Forward(needs_targets, layers=layers), torch.randn(4, 8))
+    assert any("training mode fails (ValueError: targets" in note for note in report.notes)
+    found = [f.module for f in report.findings if f.rule == "dropout-before-bn"]
+    assert found == ["layers.2"]
+
+
+def test_what_cannot_be_seen_is_said() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)))
+    model = nn.Sequential(nn.Dropout(0.5), scripted, nn.BatchNorm1d(8))
+    report = audit(model, torch.randn(4, 8))
+    assert any("scripted modules are opaque: 1" in note for note in report.notes)
+    assert report.findings[0].path == ("opaque",)  # what goes in is followed to what comes out
+
+    def by_numpy(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(torch.from_numpy(x.numpy() * 2))
+
+    report = audit(Forward(by_numpy, norm=nn.BatchNorm1d(8)), torch.randn(4, 8))
+    assert any("data leave torch by numpy at" in note for note in report.notes)
+
+    def layer_drop(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) if torch.rand(()) < 0.5 else x
+
+    report = audit(Forward(layer_drop, linear=nn.Linear(8, 8)), torch.randn(4, 8))
+    assert any("a random number decides in Python at" in note for note in report.notes)
+
+
+def test_compiled_and_checkpointed_models_are_seen_through() -> None:
+    def checkpointed(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.utils.checkpoint.checkpoint(self.body_, x, use_reentrant=False)
+
+    body = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8))
+    (finding,) = findings(Forward(checkpointed, body_=body), torch.randn(4, 8))["dropout-before-bn"]
+    assert finding.module == "body_.2"
+    (finding,) = findings(torch.compile(body), torch.randn(4, 8))["dropout-before-bn"]
+    assert (finding.module, finding.origin) == ("2", "0")
+
+
+def test_a_deep_model_on_the_meta_device_costs_no_memory() -> None:
+    with torch.device("meta"):
+        blocks: list[nn.Module] = []
+        for _ in range(300):
+            blocks += [nn.Linear(20_000, 20_000), nn.BatchNorm1d(20_000), nn.ReLU()]
+        model = nn.Sequential(*blocks, nn.Dropout(0.1), nn.Linear(20_000, 8), nn.BatchNorm1d(8))
+    report = audit(model, torch.zeros(4, 20_000))  # 480 GB of weights, had they been real
+    assert [f.module for f in report.findings if f.rule == "dropout-before-bn"] == ["902"]
+    assert report.seen["BatchNorm"] == 301
+
+
+# -- options ---------------------------------------------------------------------------------------
+
+
+def test_a_loader_gives_input_and_batch_size() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    data = torch.utils.data.TensorDataset(torch.randn(12, 1, 8, 8), torch.zeros(12))
+    loader = torch.utils.data.DataLoader(data, batch_size=3)
+    (finding,) = findings(model, loader=loader)["bn-small-batch"]
+    assert "batches of 3" in finding.message
+
+
+def test_keyword_arguments_and_a_discriminator_by_name() -> None:
+    model = Forward(lambda self, x: self.norm(x), norm=nn.BatchNorm1d(8))
+    model.body = lambda self, *, x=None: self.norm(x)
+    model.forward = lambda x: model.norm(x)
+    found = findings(model, kwargs={"x": torch.randn(4, 8)}, discriminator="norm")
+    assert [f.module for f in found["bn-in-discriminator"]] == ["norm"]
+
+
+def test_bad_input_is_told() -> None:
+    model = nn.Linear(8, 2)
+    with pytest.raises(zoo.UserError, match="needs an example input"):
+        audit(model)
+    with pytest.raises(zoo.UserError, match="does not run on these inputs: RuntimeError"):
+        audit(model, torch.randn(4, 3))
+    with pytest.raises(zoo.UserError, match="did you mean 'dropout-before-bn'"):
+        audit(model, torch.randn(4, 8), rules=["dropout-before-batchnorm"])
+    with pytest.raises(zoo.UserError, match="lazy parameter"):
+        audit(nn.LazyLinear(4), torch.randn(4, 8))
+
+
+# -- the report ------------------------------------------------------------------------------------
+
+
+def test_report_as_text_json_and_sarif() -> None:
+    model = nn.Sequential(nn.Dropout(0.6), nn.Linear(8, 8), nn.BatchNorm1d(8))
+    report = audit(model, torch.randn(4, 8))
+    text = str(report)
+    assert text.startswith("Sequential on 4×8: 1 BatchNorm, 1 element-wise dropout")
+    assert "error: dropout (rate 0.6) in 0 reaches BatchNorm 2 straight (between: linear)" in text
+    assert text.endswith("1 error, 1 warning, 2 infos")
+    content = json.loads(report.to_json())
+    assert content["ok"] is False
+    assert content["findings"][0]["rule"] == "dropout-before-bn"
+    assert content["findings"][0]["path"] == ["linear"]
+    sarif = json.loads(report.to_sarif())
+    (run,) = sarif["runs"]
+    rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
+    for result in run["results"]:
+        assert rules[result["ruleIndex"]] == result["ruleId"]
+        assert result["level"] in ("error", "warning", "note")
+    clean = audit(nn.Linear(8, 8), torch.randn(4, 8))
+    assert clean.ok
+    assert str(clean).endswith("clean")
+
+
+def test_sarif_points_at_the_line() -> None:
+    model = Forward(by_hand, linear=nn.Linear(8, 8), norm=nn.BatchNorm1d(8))
+    sarif = json.loads(audit(model, torch.randn(6, 8)).to_sarif())
+    result = sarif["runs"][0]["results"][0]
+    place = result["locations"][0]["physicalLocation"]
+    assert place["artifactLocation"]["uri"].endswith("test_audit.py")
+    first = by_hand.__code__.co_firstlineno
+    assert first < place["region"]["startLine"] <= first + 3

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+import zoo
+from tests.diagnostics.test_variance_shift import batches
+from zoo.data import Batches
+from zoo.tasks import ImageClassifier
+
+
+def fit(network: nn.Module, fail_on: str = "error", evaluate: bool = False) -> None:
+    task = ImageClassifier(network, optimizer="sgd", lr=0.1, schedule="constant", warmup=1)
+    if evaluate:
+        task.on_fit_start = lambda: task.eval()  # type: ignore[method-assign]
+    loader = Batches(torch.cat(batches(2)), torch.zeros(32, dtype=torch.long), 16, shuffle=True)
+    trainer = Trainer(
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[zoo.AuditCallback(fail_on)],
+    )
+    trainer.fit(task, loader)
+
+
+def network(rate: float = 0.0) -> nn.Module:
+    return nn.Sequential(nn.Dropout(rate), nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+
+
+def test_a_clean_model_is_trained() -> None:
+    model = network()
+    before = model[1].weight.clone()
+    fit(model)
+    assert not torch.equal(model[1].weight, before)
+
+
+def test_a_fault_stops_the_fit_before_its_first_step() -> None:
+    model = network(0.3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(zoo.UserError, match="the fit was not begun"):
+        fit(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    fit(model, fail_on="never")
+
+
+def test_a_model_left_in_evaluation_mode_is_noticed() -> None:
+    with pytest.raises(zoo.UserError, match="1 findings of severity error"):
+        fit(network(), evaluate=True)
+
+
+def test_fail_on_is_checked() -> None:
+    with pytest.raises(zoo.UserError, match="choose error, warning or never"):
+        zoo.AuditCallback("errors")

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+import zoo
+from zoo.diagnostics import mc_dropout as module
+from zoo.diagnostics.mc_dropout import single
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 16, 2, dropout=0.3, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.2, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(x).mean(1))
+
+
+class OnlyAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rate = 0.3 if self.training else 0.0
+        return self.head(F.scaled_dot_product_attention(x, x, x, dropout_p=rate).mean(1))
+
+
+class EverythingInOne(nn.Module):
+    """One module owns a dropout and a BatchNorm, both functional."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.batch_norm(x, self.mean, self.var, training=self.training)
+        return self.head(F.dropout(x, 0.3, self.training))
+
+
+def image(size: int = 64, batch: int = 4) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+MODELS: dict[str, tuple[Any, torch.Tensor]] = {
+    "head": (lambda: timm.create_model("resnet18", drop_rate=0.3, num_classes=5), image()),
+    "functional": (
+        lambda: torchvision.models.densenet121(drop_rate=0.2, num_classes=5),
+        image(),
+    ),
+    "attention of timm": (
+        lambda: timm.create_model(
+            "vit_tiny_patch16_224", attn_drop_rate=0.3, num_classes=5, depth=2, weight_init="reset"
+        ),
+        image(224, 2),
+    ),
+    "attention": (OnlyAttention, torch.randn(3, 5, 16)),
+    "encoder": (Encoder, torch.randn(3, 5, 16)),
+    "recurrent": (Recurrent, torch.randn(3, 6, 8)),
+    "everything in one": (EverythingInOne, torch.randn(6, 8)),
+}
+
+
+def loop(model: nn.Module, x: torch.Tensor, samples: int, seed: int) -> torch.Tensor:
+    """Naively: the whole forward again for every sample, with the same masks."""
+    owners = module._owners(model, x, drop_path=False)
+    with module.untouched(model), torch.inference_mode(), module._sampling(model, owners):
+        torch.manual_seed(seed)
+        return torch.stack([model(x).softmax(1) for _ in range(samples)])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_samples_equal_those_of_a_loop_and_the_model_stays_untouched(name) -> None:
+    torch.manual_seed(0)
+    build, x = MODELS[name]
+    model = build()
+    model.train(name != "head")
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    modes = [m.training for m in model.modules()]
+    result = zoo.mc_dropout(model, x, 8, seed=3, return_samples=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    torch.testing.assert_close(result.samples, loop(model, x, 8, seed=3), rtol=0, atol=1e-6)
+    assert result.variance.mean() > 1e-7
+
+
+def test_the_figures_are_those_of_the_samples() -> None:
+    build, x = MODELS["everything in one"]
+    torch.manual_seed(0)
+    result = zoo.mc_dropout(build(), x, samples=50, return_samples=True)
+    samples = result.samples.double()
+    assert samples.shape == (50, 6, 3)
+    mean = samples.mean(0)
+    torch.testing.assert_close(result.mean.double(), mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        result.variance.double(), samples.var(0, unbiased=False), rtol=0, atol=1e-6
+    )
+    entropy = -(mean * mean.log()).sum(1)
+    expected = -(samples * samples.log()).sum(2).mean(0)
+    torch.testing.assert_close(result.entropy.double(), entropy, rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.expected_entropy.double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        result.mutual_information.double(), entropy - expected, rtol=0, atol=1e-5
+    )
+    assert (result.mutual_information > 0).all()
+    assert zoo.mc_dropout(build(), x, samples=5).samples is None
+
+
+def test_the_seed_decides() -> None:
+    torch.manual_seed(0)
+    build, x = MODELS["everything in one"]
+    model = build()
+    one, again, other = (zoo.mc_dropout(model, x, 5, seed=seed).mean for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_what_comes_before_the_first_dropout_runs_once() -> None:
+    torch.manual_seed(0)
+    build, x = MODELS["head"]
+    model = build()
+    calls = []
+    model.layer4.register_forward_hook(lambda *_: calls.append(1))
+    zoo.mc_dropout(model, x, samples=50)
+    assert len(calls) == 2  # one row to find the dropout, the batch to predict
+
+
+def test_stochastic_depth_only_by_choice() -> None:
+    torch.manual_seed(0)
+    depth = torchvision.ops.StochasticDepth(0.5, "row")
+    model, x = nn.Sequential(nn.Linear(8, 8), depth, nn.Linear(8, 3)), torch.randn(4, 8)
+    with pytest.raises(zoo.UserError, match="drop_path=True samples stochastic depth"):
+        zoo.mc_dropout(model, x)
+    assert zoo.mc_dropout(model, x, 20, drop_path=True).variance.mean() > 1e-4
+
+
+def test_a_model_without_dropout_is_a_clear_error() -> None:
+    with pytest.raises(zoo.UserError, match="ResNet has no dropout that is active in training"):
+        zoo.mc_dropout(torchvision.models.resnet18(num_classes=3), image())
+
+
+def test_chunks_cover_the_batch_whatever_their_size() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    x = torch.randn(70, 8)  # more than the first chunk
+    whole = zoo.mc_dropout(model, x, 400)
+    for batch_size in (1, 33, 70):
+        part = zoo.mc_dropout(model, x, 400, batch_size=batch_size, return_samples=True)
+        assert part.samples.shape == (400, 70, 3)
+        torch.testing.assert_close(part.mean, whole.mean, rtol=0, atol=0.08)  # other masks
+    assert whole.mean.shape == (70, 3)
+
+
+def test_dicts_tuples_and_outputs_with_logits() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.head = nn.Dropout(0.5), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor, scale: float = 1.0) -> dict[str, torch.Tensor]:
+            return {"hidden": x, "logits": self.head(self.drop(x)) * scale}
+
+    torch.manual_seed(0)
+    model, x = Named(), torch.randn(4, 8)
+    plain = zoo.mc_dropout(model, x, 5).mean
+    assert torch.equal(zoo.mc_dropout(model, {"x": x}, 5).mean, plain)
+    assert torch.equal(zoo.mc_dropout(model, (x, 1.0), 5).mean, plain)
+
+
+def test_bad_arguments() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 3))
+    x = torch.randn(4, 8)
+    with pytest.raises(zoo.UserError, match="samples is 0"):
+        zoo.mc_dropout(model, x, 0)
+    with pytest.raises(zoo.UserError, match="batch_size is 0"):
+        zoo.mc_dropout(model, x, batch_size=0)
+    with pytest.raises(zoo.UserError, match="does not run in training mode"):
+        zoo.mc_dropout(model, torch.randn(4, 7))
+    with pytest.raises(zoo.UserError, match=r"logits \(B, K\)"):
+        zoo.mc_dropout(model, torch.randn(4, 2, 8))
+    with pytest.raises(zoo.UserError, match="at least one model"):
+        zoo.ensemble([])
+
+
+def test_an_ensemble_is_the_mean_of_its_members() -> None:
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 3)).train() for _ in range(3)]
+    x = torch.randn(4, 8)
+    result = zoo.ensemble(models, x, return_samples=True)
+    expected = torch.stack([model.eval()(x).softmax(1) for model in models]).detach()
+    torch.testing.assert_close(result.samples, expected)
+    torch.testing.assert_close(result.mean, expected.mean(0))
+    later = zoo.ensemble(models)
+    assert torch.equal(later(x).mean, result.mean)
+    alone = single(models[0], x)
+    torch.testing.assert_close(alone.mean, expected[0])
+    assert alone.variance.max() == alone.mutual_information.max() == 0
