@@ -74,6 +74,23 @@ def test_loading_in_three_lines() -> None:
     assert scope["logits"].shape == (1, 10)
 
 
+def test_variance_shift_is_shown_and_mended(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = [block for block in blocks("python") if "variance_shift" in block]
+    exec(code, {})
+    tables = [line.split() for line in capsys.readouterr().out.splitlines() if line[:2] == "4 "]
+    (_, ratio, before, *_), (_, again, after, *_) = tables
+    assert float(ratio) == pytest.approx(float(again), rel=0.05)
+    assert float(ratio) > 1.5
+    assert float(before) > 1.4
+    assert float(after) == pytest.approx(1, abs=0.01)
+
+
+def test_mc_dropout_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = [block for block in blocks("python") if "mc_dropout" in block]
+    exec(code, {})
+    assert "torch.Size([32, 10])" in capsys.readouterr().out
+
+
 def test_fine_tuning_beats_training_from_scratch_by_fifteen_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

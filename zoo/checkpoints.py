@@ -205,9 +205,12 @@ def check_same_network(recorded: dict[str, Any] | None, task: nn.Module, source:
         UserError: they differ; the message says in what.
     """
     asked = networks.describe(getattr(task, "network", None))
-    if recorded is None or asked is None or recorded == asked:
+    if recorded is None or asked is None:
         return
-    theirs, ours = recorded["args"], asked["args"]
+    # An argument that is younger than the checkpoint had its default then.
+    theirs, ours = {**networks.defaults(recorded["name"]), **recorded["args"]}, asked["args"]
+    if recorded["name"] == asked["name"] and theirs == ours:
+        return
     differ = [key for key in theirs if theirs[key] != ours.get(key)]
     detail = ", ".join(f"{key} {theirs[key]} there and {ours.get(key)} here" for key in differ)
     advice = "give its own options"

@@ -47,7 +47,7 @@ def _options(parser: Any) -> list[str]:
 
 def _constructor_arguments(_: Any) -> list[str]:
     """Of every network, task and data module of the zoo: what a nested option may be called."""
-    parts = [*networks.REGISTRY.values(), *checkpoints.TASKS.values()]
+    parts: list[Any] = [*networks.REGISTRY.values(), *checkpoints.TASKS.values()]
     parts += [part for name in data.__all__ if isinstance(part := getattr(data, name), type)]
     return sorted({name for part in parts for name in inspect.signature(part).parameters})
 

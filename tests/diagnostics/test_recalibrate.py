@@ -151,3 +151,23 @@ def test_what_recalibrate_refuses() -> None:
         zoo.recalibrate(deep(), [])
     with pytest.raises(zoo.UserError, match="at least 1"):
         zoo.recalibrate(deep(), batches(), passes=0)
+
+
+def _recalibrate_a_share(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    model = deep()
+    result = zoo.recalibrate(model, batches()[rank::2])  # four batches here, three there
+    torch.save((model.state_dict(), result.passes), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_pool_what_they_have_seen(tmp_path) -> None:
+    torch.multiprocessing.spawn(_recalibrate_a_share, (str(tmp_path),), nprocs=2)
+    model = deep()
+    zoo.recalibrate(model, batches())
+    for rank in range(2):
+        state, _ = torch.load(tmp_path / f"{rank}.pt")
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(value, state[name], rtol=1e-5, atol=1e-5)

@@ -10,12 +10,28 @@ from torch import Tensor, nn
 
 from zoo import networks
 
+DROPOUT_KINDS = [
+    "element-wise dropout",
+    "spatial dropout",
+    "attention dropout",
+    "stochastic depth",
+]
+
+
+def promise(**counts: int) -> dict[str, int]:
+    """How often each norm and each kind of dropout is called in one training forward."""
+    kinds = ["BatchNorm", "LayerNorm", "RMSNorm", *DROPOUT_KINDS]
+    named = {key.replace("__", "-").replace("_", " "): count for key, count in counts.items()}
+    assert set(named) <= set(kinds), named
+    return {kind: named.get(kind, 0) for kind in kinds}
+
 
 @dataclass(frozen=True)
 class Case:
     name: str
     args: dict[str, Any]
     image: tuple[int, int, int]  # (C, H, W)
+    promise: dict[str, int]
 
     def build(self, **changes: Any) -> nn.Module:
         torch.manual_seed(0)
@@ -29,9 +45,106 @@ class Case:
         return f"{self.name}-{detail}"
 
 
-SMALL = {"num_classes": 5, "in_channels": 1, "layers": [1, 2], "width": 8}
+RESNET = {"num_classes": 5, "in_channels": 1, "layers": [1, 2], "width": 8}
+CONVNET = {"num_classes": 5, "in_channels": 1, "drop_rate": 0.3, "spatial_drop_rate": 0.3}
+EFFICIENTNET = {
+    "num_classes": 5,
+    "in_channels": 1,
+    "stages": [[1, 8, 1, 3, 1], [4, 8, 2, 5, 1], [4, 16, 2, 3, 2]],
+    "stem_channels": 8,
+    "head_channels": 32,
+    "stem_stride": 1,
+    "drop_rate": 0.3,
+    "drop_path_rate": 0.3,
+}
+VIT = {
+    "num_classes": 5,
+    "in_channels": 1,
+    "image_size": 12,
+    "patch_size": 4,
+    "dim": 16,
+    "depth": 2,
+    "heads": 2,
+    "drop_rate": 0.3,
+    "embed_drop_rate": 0.3,
+    "attn_drop_rate": 0.3,
+    "proj_drop_rate": 0.3,
+    "mlp_drop_rate": 0.3,
+    "drop_path_rate": 0.3,
+}
+# Of two blocks: two in each MLP, one after each attention, one on the embeddings, one in the head;
+# stochastic depth begins at the second block, with its two branches.
+VIT_DROPS = {"element__wise_dropout": 8, "attention_dropout": 2, "stochastic_depth": 2}
 CASES = [
-    Case("ResNet", {**SMALL, "block": "basic", "stem": "small"}, (1, 12, 12)),
-    Case("ResNet", {**SMALL, "block": "bottleneck", "stem": "pool"}, (1, 12, 12)),
-    Case("ResNet", {**SMALL, "in_channels": 3, "block": "basic", "stem": "imagenet"}, (3, 32, 32)),
+    Case(
+        "ResNet", {**RESNET, "block": "basic", "stem": "small"}, (1, 12, 12), promise(BatchNorm=8)
+    ),
+    Case(
+        "ResNet",
+        {**RESNET, "block": "bottleneck", "stem": "pool"},
+        (1, 12, 12),
+        promise(BatchNorm=12),
+    ),
+    Case(
+        "ResNet",
+        {**RESNET, "in_channels": 3, "block": "basic", "stem": "imagenet"},
+        (3, 32, 32),
+        promise(BatchNorm=8),
+    ),
+    Case(
+        "ResNet",
+        {**RESNET, "block": "bottleneck", "stem": "small", "groups": 2, "group_width": 0.5},
+        (1, 12, 12),
+        promise(BatchNorm=12),
+    ),
+    Case(
+        "ConvNet",
+        {**CONVNET, "size": "medium"},
+        (1, 12, 12),
+        promise(BatchNorm=3, spatial_dropout=1, element__wise_dropout=2),
+    ),
+    Case(
+        "ConvNet",
+        {**CONVNET, "size": "small", "batch_norm": False, "spatial": "every"},
+        (1, 12, 12),
+        promise(spatial_dropout=2, element__wise_dropout=1),
+    ),
+    Case(
+        "DenseNet",
+        {
+            "num_classes": 5,
+            "in_channels": 1,
+            "layers": [2, 1],
+            "growth": 4,
+            "stem_channels": 8,
+            "stem": "small",
+        },
+        (1, 12, 12),
+        promise(BatchNorm=9),
+    ),
+    Case(
+        "PreActResNet",
+        {"num_classes": 5, "in_channels": 1, "layers": [1, 2], "width": 8},
+        (1, 12, 12),
+        promise(BatchNorm=7),
+    ),
+    Case(
+        "EfficientNet",
+        EFFICIENTNET,
+        (1, 12, 12),
+        # The separable block has two BatchNorms, each of four inverted residuals three; stem, head.
+        promise(BatchNorm=16, element__wise_dropout=1, stochastic_depth=3),
+    ),
+    Case(
+        "ViT",
+        {**VIT, "norm": "layernorm", "pool": "token", "stem": "patch"},
+        (1, 12, 12),
+        promise(LayerNorm=5, **VIT_DROPS),
+    ),
+    Case(
+        "ViT",
+        {**VIT, "norm": "rmsnorm", "pool": "avg", "stem": "conv"},
+        (1, 12, 12),
+        promise(RMSNorm=5, **VIT_DROPS),
+    ),
 ]

@@ -10,11 +10,13 @@ import sys
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 import zoo
-from tests.networks.harness import CASES, Case
+from tests.networks.harness import CASES, DROPOUT_KINDS, Case
 from zoo import networks
+from zoo.diagnostics.trace import record
 
 every_network = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -24,7 +26,7 @@ def buffers(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_every_registered_network_has_a_case() -> None:
-    assert {case.name for case in CASES} == set(networks.REGISTRY)
+    assert {case.name for case in CASES} == set(networks.REGISTRY) - {"timm_network"}
 
 
 def test_networks_import_no_lightning() -> None:
@@ -103,8 +105,9 @@ def test_every_parameter_gets_a_gradient(case: Case) -> None:
 def test_freezing_leaves_every_buffer_of_the_backbone_bit_identical(case: Case) -> None:
     network = zoo.freeze(case.build())
     trainable = [name for name, p in network.named_parameters() if p.requires_grad]
-    head = {f"fc.{name}" for name, _ in network.get_classifier().named_parameters()}
-    assert set(trainable) == head
+    classifier = network.get_classifier()
+    prefix = next(name for name, module in network.named_modules() if module is classifier)
+    assert set(trainable) == {f"{prefix}.{name}" for name, _ in classifier.named_parameters()}
     before = buffers(network)
     optimizer = torch.optim.SGD((p for p in network.parameters() if p.requires_grad), lr=0.1)
     for _ in range(3):
@@ -125,7 +128,7 @@ def test_a_frozen_network_can_be_copied(case: Case) -> None:
     network = zoo.freeze(case.build())
     twin = copy.deepcopy(network).train()
     norms = [m for m in twin.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert norms
+    assert bool(norms) == bool(case.promise["BatchNorm"])
     assert not any(norm.training for norm in norms)
     before = buffers(network)
     twin(case.images())
@@ -141,3 +144,87 @@ def test_channels_last_and_bfloat16_change_speed_not_meaning(case: Case) -> None
         result = network(images.contiguous(memory_format=torch.channels_last)).float()
     # bfloat16 keeps 8 bits of a number; the error of a sum over layers is a few of their units.
     assert (result - expected).abs().max() < 0.05 * expected.abs().max() + 0.02
+
+
+# -- normalisation and dropout, where each architecture promises them ------------------------------
+
+
+@every_network
+def test_normalisation_and_dropout_are_what_the_architecture_promises(case: Case) -> None:
+    """By behaviour: what a recorded training forward does, whatever the modules are called."""
+    report = zoo.audit(case.build(), case.images())
+    assert dict(case.promise) == {
+        "BatchNorm": report.seen.pop("BatchNorm", 0),
+        "LayerNorm": calls(case, "layer_norm"),
+        "RMSNorm": calls(case, "rms_norm"),
+        **dict.fromkeys(DROPOUT_KINDS, 0),
+        **report.seen,
+    }
+
+
+@every_network
+def test_the_audit_finds_nothing_grave(case: Case) -> None:
+    report = zoo.audit(case.build(), case.images(), batch_size=64)
+    assert not report.at_least("warning"), str(report)
+    assert not [finding for finding in report.findings if finding.rule == "bias-before-bn"]
+
+
+def calls(case: Case, function: str) -> int:
+    trace = record(case.build(), (case.images(),), mode="training")
+    return sum(node.op == function for node in trace.nodes)
+
+
+def without_dropout(case: Case) -> Case:
+    rates = {name: 0.0 for name in case.args if name.endswith(("drop_rate", "drop_path_rate"))}
+    return Case(case.name, {**case.args, **rates}, case.image, case.promise)
+
+
+@every_network
+def test_a_drop_rate_of_zero_in_training_is_no_dropout_at_all(case: Case) -> None:
+    case = without_dropout(case)
+    network, images = case.build().train(), case.images()
+    state = torch.get_rng_state()
+    first = network(images)
+    assert torch.equal(torch.get_rng_state(), state)  # not one random number was drawn
+    assert torch.equal(network(images), first)
+    assert not any("dropout" in kind or "depth" in kind for kind in zoo.audit(network, images).seen)
+
+
+@every_network
+def test_dropout_drops_its_rate_and_keeps_the_expectation(case: Case) -> None:
+    """Every module that drops, given ones: a share of zeros as its rate says, and a mean of one."""
+    torch.manual_seed(0)
+    for module in case.build().train().modules():
+        if isinstance(module, nn.Dropout | nn.Dropout2d | DropPath):
+            rate = module.drop_prob if isinstance(module, DropPath) else module.p
+            out = module(torch.ones(20_000, 2, 1, 1))
+            error = 5 * (max(rate, 0.01) / 20_000) ** 0.5
+            assert (out == 0).float().mean().item() == pytest.approx(rate, abs=error)
+            assert out.mean().item() == pytest.approx(1, abs=3 * error)
+
+
+@every_network
+def test_a_batch_of_one_trains_where_no_batchnorm_stands(case: Case) -> None:
+    if case.promise["BatchNorm"]:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            batch_norm_of_one(case)
+        return
+    loss = case.build().train()(case.images(1)).square().sum()
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+def batch_norm_of_one(case: Case) -> None:
+    """A map of one position in a batch of one is what BatchNorm cannot normalise."""
+    norm = next(m for m in case.build().modules() if isinstance(m, nn.BatchNorm2d))
+    norm.train()(torch.zeros(1, norm.num_features, 1, 1))
+
+
+@every_network
+def test_initial_logits_and_gradients_are_of_a_sane_size(case: Case) -> None:
+    network = case.build().train()
+    logits = network(case.images(64))
+    assert 1e-3 < logits.std().item() < 5
+    nn.functional.cross_entropy(logits, torch.arange(64) % 5).backward()
+    first = next(p for p in network.parameters() if p.ndim == 4)
+    assert 1e-5 < first.grad.norm().item() < 100

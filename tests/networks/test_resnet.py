@@ -25,7 +25,9 @@ def randomised(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2"]
+)
 def test_same_parameter_names_and_shapes_as_torchvision(name: str) -> None:
     with torch.device("meta"):
         ours = getattr(networks, name)().state_dict()
@@ -33,7 +35,7 @@ def test_same_parameter_names_and_shapes_as_torchvision(name: str) -> None:
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
 @pytest.mark.parametrize("peer", ["torchvision", "timm"])
 def test_weights_load_strictly_and_give_the_same_logits(name: str, peer: str) -> None:
     torch.manual_seed(0)
@@ -123,6 +125,8 @@ def test_stems_keep_halve_or_quarter_the_resolution(stem: str, size: int) -> Non
         ({"layers": ()}, "at least one block"),
         ({"layers": (2, 0)}, "at least one block"),
         ({"width": 0}, "at least 1"),
+        ({"groups": 2}, "for bottleneck blocks"),
+        ({"block": "bottleneck", "groups": 32, "group_width": 0.01}, "each needs a channel"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:

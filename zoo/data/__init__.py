@@ -2,7 +2,8 @@
 
 from zoo.data.base import ImageData, data_folder
 from zoo.data.batches import Batches
+from zoo.data.cifar import CIFAR10, CIFAR100
 from zoo.data.digits import Digits
 from zoo.data.fashion_mnist import FashionMNIST
 
-__all__ = ["Batches", "Digits", "FashionMNIST", "ImageData", "data_folder"]
+__all__ = ["CIFAR10", "CIFAR100", "Batches", "Digits", "FashionMNIST", "ImageData", "data_folder"]

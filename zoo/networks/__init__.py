@@ -2,28 +2,74 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from zoo.networks.convnet import ConvNet
+from zoo.networks.densenet import DenseNet, densenet121
+from zoo.networks.efficientnet import (
+    EfficientNet,
+    efficientnet_b0,
+    efficientnet_b1,
+    efficientnet_b2,
+    efficientnet_b3,
+    efficientnet_b4,
+)
 from zoo.networks.layers import Network, freeze, unfreeze
-from zoo.networks.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
+from zoo.networks.preact_resnet import PreActResNet, preact_resnet18, wrn28_10
+from zoo.networks.resnet import (
+    ResNet,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnext50_32x4d,
+    wide_resnet50_2,
+)
+from zoo.networks.timm_network import timm_network
+from zoo.networks.vit import ViT, vit_small_patch16_224, vit_tiny_patch16_224
 
 __all__ = [
+    "ConvNet",
+    "DenseNet",
+    "EfficientNet",
     "Network",
+    "PreActResNet",
     "ResNet",
+    "ViT",
     "build",
+    "defaults",
+    "densenet121",
     "describe",
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "efficientnet_b3",
+    "efficientnet_b4",
     "freeze",
+    "preact_resnet18",
     "resnet18",
     "resnet34",
     "resnet50",
     "resnet101",
+    "resnext50_32x4d",
+    "timm_network",
     "unfreeze",
+    "vit_small_patch16_224",
+    "vit_tiny_patch16_224",
+    "wide_resnet50_2",
+    "wrn28_10",
 ]
 
 # What a checkpoint may name: never an import path, so that nothing else is ever imported for it.
-REGISTRY: dict[str, type[Network]] = {"ResNet": ResNet}
+REGISTRY: dict[str, Callable[..., nn.Module]] = {
+    network.__name__: network
+    for network in (ConvNet, DenseNet, EfficientNet, PreActResNet, ResNet, ViT, timm_network)
+}
 
 
 def describe(network: nn.Module | None) -> dict[str, Any] | None:
@@ -31,10 +77,17 @@ def describe(network: nn.Module | None) -> dict[str, Any] | None:
     name = type(network).__name__
     if isinstance(network, Network) and REGISTRY.get(name) is type(network):
         return {"name": name, "args": dict(network.config)}
-    return None
+    return getattr(network, "zoo_description", None)
 
 
-def build(description: dict[str, Any]) -> Network:
+def defaults(name: str) -> dict[str, Any]:
+    """Constructor arguments of a registered network that have a default, as JSON values."""
+    parameters = inspect.signature(REGISTRY[name]).parameters.values() if name in REGISTRY else ()
+    given = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return json.loads(json.dumps(given))
+
+
+def build(description: dict[str, Any]) -> nn.Module:
     """A network with fresh weights from what ``describe`` wrote.
 
     Raises:

@@ -39,12 +39,15 @@ def init_he(module: nn.Module) -> None:
     """He initialisation of every convolution and linear layer in ``module``, in place.
 
     Convolutions: normal, variance 2 / fan_out, which keeps the variance of the gradients through
-    a ReLU (He et al. 2015, sections 2.2 and 2.3). Norm layers: scale 1, shift 0. Linear layers:
-    uniform in ±1/√fan_in, zero bias: no ReLU follows a head, so it has no factor 2.
+    a ReLU (He et al. 2015, sections 2.2 and 2.3); fan_out is that of one group. Norm layers: scale
+    1, shift 0. Linear layers: uniform in ±1/√fan_in, zero bias: no ReLU follows a head, so it has
+    no factor 2.
     """
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
-            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+            positions = child.kernel_size[0] * child.kernel_size[1]
+            fan_out = positions * child.out_channels / child.groups
+            nn.init.normal_(child.weight, std=math.sqrt(2 / fan_out))
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
         elif isinstance(child, nn.BatchNorm2d):
@@ -54,6 +57,34 @@ def init_he(module: nn.Module) -> None:
             bound = 1 / math.sqrt(child.in_features)
             nn.init.uniform_(child.weight, -bound, bound)
             nn.init.zeros_(child.bias)
+
+
+def init_transformer(module: nn.Module) -> None:
+    """A transformer's initialisation, in place: N(0, 0.02) cut off at two deviations, zero biases.
+
+    Devlin et al. 2019 and Dosovitskiy et al. 2021. Convolutions of a stem: He (a ReLU follows), or
+    as a linear layer where they have a bias and project patches. Norms: scale 1, shift 0.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d) and child.bias is None:
+            init_he(child)
+        elif isinstance(child, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(child.weight, std=0.02)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+
+
+def make_norm(kind: str, dim: int) -> nn.Module:
+    """``layernorm`` or ``rmsnorm`` over the last dimension, ε 10⁻⁶.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind == "layernorm":
+        return nn.LayerNorm(dim, eps=1e-6)
+    if kind == "rmsnorm":
+        return nn.RMSNorm(dim, eps=1e-6)
+    raise ValueError(f"norm is {kind!r}: choose layernorm or rmsnorm")
 
 
 def adapt_input(weight: Any, in_channels: int) -> Any:

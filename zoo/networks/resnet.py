@@ -13,7 +13,8 @@ Shapes: B batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ from torch import Tensor, nn
 from zoo.networks.layers import Network, init_he
 
 
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     # No bias: the BatchNorm that follows subtracts it again.
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -63,14 +64,22 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int = 1,
+        groups: int = 1,
+        group_width: float = 1.0,
+    ) -> None:
         super().__init__()
         out_channels = width * self.expansion
-        self.conv1 = conv1x1(in_channels, width)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv3x3(width, width, stride)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = conv1x1(width, out_channels)
+        inner = int(width * group_width) * groups
+        self.conv1 = conv1x1(in_channels, inner)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = conv3x3(inner, inner, stride, groups)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = conv1x1(inner, out_channels)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = shortcut(in_channels, out_channels, stride)
@@ -109,9 +118,12 @@ class ResNet(Network):
         stem: ``small``, one 3 × 3 convolution that keeps the resolution (He et al. 2016,
             section 4.2, for 32 × 32 images), ``pool``, the same and then 2 × 2 max pooling, or
             ``imagenet``, 7 × 7 with stride 2 and then max pooling (section 3.4).
+        groups: of a bottleneck's 3 × 3 convolution (ResNeXt: Xie et al., CVPR 2017, section 3.1).
+        group_width: channels of one group, as a multiple of the block's width (4 / 64 in
+            ResNeXt-50 32 × 4d; 2 with one group in a Wide ResNet-50-2: Zagoruyko & Komodakis 2016).
 
     Raises:
-        ValueError: an unknown block or stem, no stage, or a size below one.
+        ValueError: an unknown block or stem, no stage, a size below one, or groups in basic blocks.
     """
 
     def __init__(
@@ -122,6 +134,8 @@ class ResNet(Network):
         layers: tuple[int, ...] = (2, 2, 2, 2),
         width: int = 64,
         stem: Literal["small", "pool", "imagenet"] = "imagenet",
+        groups: int = 1,
+        group_width: float = 1.0,
     ) -> None:
         super().__init__()
         if block not in ("basic", "bottleneck"):
@@ -135,7 +149,16 @@ class ResNet(Network):
                 f"width {width} and in_channels {in_channels} must be at least 1, "
                 f"num_classes {num_classes} at least 0"
             )
-        make_block = BasicBlock if block == "basic" else Bottleneck
+        if groups < 1 or int(width * group_width) < 1:
+            raise ValueError(f"groups {groups} of width {group_width}: each needs a channel")
+        if block == "basic" and (groups, group_width) != (1, 1.0):
+            raise ValueError("groups and group_width are for bottleneck blocks")
+        make_block: Any = (
+            BasicBlock
+            if block == "basic"
+            else partial(Bottleneck, groups=groups, group_width=group_width)
+        )
+        expansion = BasicBlock.expansion if block == "basic" else Bottleneck.expansion
 
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
@@ -156,7 +179,7 @@ class ResNet(Network):
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
                 blocks.append(make_block(channels, width * 2**stage, stride))
-                channels = width * 2**stage * make_block.expansion
+                channels = width * 2**stage * expansion
             self.stages.append(f"layer{stage + 1}")
             self.add_module(self.stages[-1], nn.Sequential(*blocks))
 
@@ -217,3 +240,15 @@ def resnet50(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
 def resnet101(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
     """ResNet-101 (He et al. 2016, table 1): 44.5 M parameters at 1000 classes."""
     return ResNet(num_classes, in_channels, "bottleneck", (3, 4, 23, 3))
+
+
+def resnext50_32x4d(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
+    """ResNeXt-50 32 × 4d (Xie et al. 2017, table 1): 25.0 M parameters at 1000 classes."""
+    return ResNet(
+        num_classes, in_channels, "bottleneck", (3, 4, 6, 3), groups=32, group_width=4 / 64
+    )
+
+
+def wide_resnet50_2(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
+    """Wide ResNet-50-2 (Zagoruyko & Komodakis 2016, table 8): 68.9 M parameters."""
+    return ResNet(num_classes, in_channels, "bottleneck", (3, 4, 6, 3), group_width=2.0)

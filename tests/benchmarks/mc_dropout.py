@@ -1,0 +1,70 @@
+"""50 MC dropout samples of timm's resnet18 with a dropped head, against one forward and peers.
+
+torch-uncertainty is compared where it is installed (pip install torch-uncertainty).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+
+import zoo
+
+ROUNDS, SAMPLES = 8, 50
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", drop_rate=0.3, num_classes=10).eval()
+    images = torch.randn(32, 3, 128, 128)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(images)
+
+    def naive() -> None:
+        model.training = True  # timm's head drops by the mode of the whole model's own flag
+        with torch.inference_mode():
+            torch.stack([model(images).softmax(1) for _ in range(SAMPLES)]).mean(0)
+        model.training = False
+
+    runs: dict[str, Callable[[], object]] = {
+        "one forward": forward,
+        f"zoo.mc_dropout, {SAMPLES} samples": lambda: zoo.mc_dropout(model, images, SAMPLES),
+        f"a plain loop, {SAMPLES} samples": naive,
+    }
+    try:
+        from torch_uncertainty.models import mc_dropout
+    except ImportError:
+        print("torch-uncertainty is not installed: not compared")
+    else:
+        # It finds dropout modules only, so it is given one: the same network, dropped by a module.
+        peer = timm.create_model("resnet18", num_classes=10)
+        peer.load_state_dict(model.state_dict())
+        peer.fc = torch.nn.Sequential(torch.nn.Dropout(0.3), peer.fc)
+        wrapped = mc_dropout(peer, num_estimators=SAMPLES, last_layer=True, on_batch=False).eval()
+
+        def uncertainty() -> None:
+            with torch.inference_mode():
+                wrapped(images)
+
+        runs[f"torch-uncertainty, {SAMPLES} samples"] = uncertainty
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(ROUNDS + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn >= 1:
+                times[name].append(time.perf_counter() - start)
+    one = statistics.median(times["one forward"])
+    for name, measured in times.items():
+        median = statistics.median(measured)
+        print(f"{name:34} {1000 * median:8.1f} ms, {median / one:6.2f} forwards")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import zoo
+from zoo.networks import ConvNet
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"), [("small", 2_722), ("medium", 241_770), ("large", 1_089_786)]
+)
+def test_sizes(size: str, parameters: int) -> None:
+    network = ConvNet(size=size)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    for side in (8, 28, 32):
+        assert network(torch.zeros(2, 1, side, side)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("spatial", ["last", "every"])
+@pytest.mark.parametrize("order", ["norm-first", "drop-first"])
+def test_the_wrong_orders_are_found_by_the_audit_and_the_right_one_is_clean(
+    batch_norm, spatial, order
+) -> None:
+    network = ConvNet(
+        batch_norm=batch_norm, drop_rate=0.3, spatial_drop_rate=0.2, spatial=spatial, order=order
+    )
+    report = zoo.audit(network, torch.randn(4, 1, 28, 28))
+    wrong = batch_norm and (spatial == "every" or order == "drop-first")
+    assert report.ok != wrong
+    if wrong:
+        assert {finding.rule for finding in report.at_least("error")} == {"dropout-before-bn"}
+
+
+def test_a_bias_only_where_no_batchnorm_follows() -> None:
+    for batch_norm in (True, False):
+        convs = [m.conv for m in ConvNet(batch_norm=batch_norm).modules() if hasattr(m, "conv")]
+        assert len(convs) == 3
+        assert all((conv.bias is None) == batch_norm for conv in convs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": "huge"}, "choose one of small, medium, large"),
+        ({"spatial": "first"}, "choose last or every"),
+        ({"order": "norm"}, "choose norm-first or drop-first"),
+        ({"drop_rate": 1.0}, "drop_rate is 1.0"),
+        ({"spatial_drop_rate": -0.1}, "spatial_drop_rate is -0.1"),
+        ({"in_channels": 0}, "at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ConvNet(**arguments)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tests.networks.test_resnet import randomised
+from zoo import networks
+from zoo.networks import EfficientNet
+from zoo.networks.efficientnet import MBConv, Separable, round_channels
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_same_parameter_names_and_shapes_as_timm(number: int) -> None:
+    name = f"efficientnet_b{number}"
+    with torch.device("meta"):
+        ours = getattr(networks, name)().state_dict()
+        theirs = timm.create_model(name).state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_b2"])
+def test_weights_load_strictly_and_give_the_same_logits(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = randomised(timm.create_model(name))
+    ours = getattr(networks, name)().eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
+
+
+def test_stochastic_depth_grows_linearly_from_zero() -> None:
+    network = EfficientNet(drop_path_rate=0.32)
+    rates = [m.drop_path.drop_prob for m in network.modules() if isinstance(m, Separable | MBConv)]
+    assert len(rates) == 16
+    assert rates == pytest.approx([0.02 * index for index in range(16)])
+
+
+def test_the_only_dropout_of_units_stands_behind_the_last_batchnorm() -> None:
+    network = EfficientNet(num_classes=5, drop_path_rate=0.0).train()
+    order: list[nn.Module] = []
+    for module in network.modules():
+        if isinstance(module, nn.Dropout | nn.BatchNorm2d | nn.Linear):
+            module.register_forward_hook(lambda m, *_: order.append(m))
+    network(torch.randn(2, 3, 64, 64))
+    assert isinstance(order[-2], nn.Dropout)
+    assert order[-1] is network.classifier
+    assert all(isinstance(module, nn.BatchNorm2d) for module in order[:-2])
+
+
+def test_depthwise_filters_are_initialised_for_their_own_fan() -> None:
+    torch.manual_seed(0)
+    network = EfficientNet(width=4.0)
+    filters = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.groups > 500]
+    assert filters
+    for module in filters:
+        fan_out = math.prod(module.kernel_size)
+        assert module.weight.var().item() == pytest.approx(2 / fan_out, rel=0.1)
+
+
+def test_round_channels() -> None:
+    assert [round_channels(c) for c in (1, 8, 12, 19, 28.8, 44.8)] == [8, 8, 16, 24, 32, 48]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stages": [[1, 2, 3]]}, "each is five numbers"),
+        ({"stages": []}, "each is five numbers"),
+        ({"drop_rate": 1.5}, "drop_rate is 1.5"),
+        ({"drop_path_rate": -1}, "drop_path_rate is -1"),
+        ({"in_channels": 0}, "at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EfficientNet(**arguments)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from zoo import networks
+from zoo.networks import timm_network
+
+
+def test_a_network_of_timm_is_described_and_built_again() -> None:
+    torch.manual_seed(0)
+    network = timm_network("resnet18", num_classes=5, in_channels=1, args={"drop_rate": 0.2})
+    twin = networks.build(networks.describe(network))
+    twin.load_state_dict(network.state_dict())
+    images = torch.randn(2, 1, 32, 32)
+    assert torch.equal(twin.eval()(images), network.eval()(images))
+    assert twin.drop_rate == 0.2
+
+
+def test_it_trains_in_a_recipe_and_loads_in_one_line(zoo_cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        """
+model:
+  class_path: zoo.tasks.ImageClassifier
+  init_args:
+    network:
+      class_path: zoo.networks.timm_network
+      init_args: {name: test_resnet, num_classes: 10, in_channels: 1}
+    optimizer: adamw
+    lr: 0.001
+data: {class_path: zoo.data.Digits, init_args: {image_size: 32}}
+trainer: {max_epochs: 1, limit_train_batches: 2}
+"""
+    )
+    result = zoo_cli("fit", "--recipe", "mine.yaml")
+    assert result.code == 0, result.err
+    model = zoo.load("runs/mine/version_0/checkpoints/last.ckpt")
+    assert model(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
+    audited = zoo_cli("audit", "--recipe", "mine.yaml")
+    assert audited.code == 0, audited.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet19"}, "did you mean"),
+        ({"name": "resnet18", "args": {"drop_rat": 0.1}}, "refuses its arguments"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments: dict, message: str) -> None:
+    with pytest.raises(zoo.UserError, match=message):
+        timm_network(**arguments)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from zoo import networks
+from zoo.networks import ViT
+
+SMALL = {"image_size": 16, "patch_size": 4, "dim": 16, "depth": 2, "heads": 2}
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_224"])
+def test_weights_load_strictly_and_give_the_same_logits(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model(name).eval()
+    for parameter in theirs.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    ours = getattr(networks, name)().eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_another_resolution_interpolates_the_positions(pool: str, stem: str) -> None:
+    network = ViT(5, 1, **SMALL, pool=pool, stem=stem).eval()
+    assert network(torch.zeros(2, 1, 24, 32)).shape == (2, 5)
+    # Positions that are the same everywhere stay so, whatever the size.
+    nn.init.constant_(network.pos_embed, 0.7)
+    torch.testing.assert_close(
+        network._positions(6, 8), torch.full((1, 48 + (pool == "token"), 16), 0.7)
+    )
+    with pytest.raises(ValueError, match="no whole patches of 4"):
+        network(torch.zeros(2, 1, 18, 16))
+
+
+@pytest.mark.parametrize(
+    "place", ["drop_rate", "embed_drop_rate", "attn_drop_rate", "proj_drop_rate", "mlp_drop_rate"]
+)
+def test_each_drop_rate_acts_by_itself_and_in_training_only(place: str) -> None:
+    torch.manual_seed(0)
+    network = ViT(5, 1, **SMALL, **{place: 0.5})
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    images = torch.randn(2, 1, 16, 16)
+    network.train()
+    assert not torch.equal(network(images), network(images))
+    network.eval()
+    assert torch.equal(network(images), network(images))
+
+
+def test_every_branch_begins_with_its_norm() -> None:
+    network = ViT(5, 1, **SMALL).eval()
+    order: list[str] = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.LayerNorm | nn.Linear):
+            module.register_forward_hook(lambda *_, name=name: order.append(name))
+    network(torch.zeros(1, 1, 16, 16))
+    block = ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"]
+    expected = [f"blocks.{i}.{name}" for i in range(2) for name in block]
+    assert order == [*expected, "norm", "head"]
+
+
+def test_initialisation_is_n_002_with_zero_biases() -> None:
+    torch.manual_seed(0)
+    network = networks.vit_tiny_patch16_224()
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.05)
+            assert not module.bias.any()
+
+
+def test_activations_and_gradients_survive_fifty_blocks() -> None:
+    torch.manual_seed(0)
+    network = ViT(10, 1, 16, 4, dim=64, depth=50, heads=4, drop_path_rate=0.0)
+    logits = network(torch.randn(16, 1, 16, 16))
+    nn.functional.cross_entropy(logits, torch.arange(16) % 10).backward()
+    norms = [block.attn.qkv.weight.grad.norm().item() for block in network.blocks]
+    assert max(norms) / min(norms) < 100
+    assert min(norms) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 30}, "no multiple of patch_size 16"),
+        ({"heads": 5}, "no multiple of heads 5"),
+        ({"norm": "batchnorm"}, "choose layernorm or rmsnorm"),
+        ({"pool": "max"}, "choose token or avg"),
+        ({"stem": "big"}, "choose patch or conv"),
+        ({"stem": "conv", "patch_size": 14}, "a conv stem needs 2, 4, 8"),
+        ({"attn_drop_rate": 1.0}, "attn_drop_rate is 1.0"),
+        ({"depth": 0}, "at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ViT(**arguments)

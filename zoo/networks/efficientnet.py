@@ -1,0 +1,293 @@
+"""EfficientNet: BatchNorm after every convolution, dropout in the head only, stochastic depth.
+
+Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019:
+inverted residuals (Sandler et al., CVPR 2018, section 3) with squeeze-and-excitation (Hu et al.,
+CVPR 2018, section 3) and SiLU, scaled in width, depth and resolution together (section 3.3).
+Parameter names are timm's, so that published weights load with ``strict=True``.
+
+Dropout stands after the last BatchNorm, before the classifier, and nowhere else. Residual branches
+are dropped whole (stochastic depth: Huang et al., ECCV 2016), with a rate that grows linearly from
+0 at the first block to ``drop_path_rate``.
+
+Shapes: B batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from zoo.networks.layers import Network, init_he
+
+# Of B0 (Tan & Le 2019, table 1): expansion, channels, blocks, kernel, stride.
+B0_STAGES = (
+    (1, 16, 1, 3, 1),
+    (6, 24, 2, 3, 2),
+    (6, 40, 2, 5, 2),
+    (6, 80, 3, 3, 2),
+    (6, 112, 3, 5, 1),
+    (6, 192, 4, 5, 2),
+    (6, 320, 1, 3, 1),
+)
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of 8, never more than 10 % below (Sandler et al. 2018, appendix)."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighed by a gate that sees all positions (Hu et al. 2018, section 3)."""
+
+    def __init__(self, channels: int, reduced: int) -> None:
+        super().__init__()
+        self.conv_reduce = nn.Conv2d(channels, reduced, 1)
+        self.act = nn.SiLU(inplace=True)
+        self.conv_expand = nn.Conv2d(reduced, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → the same."""
+        gate = x.mean((2, 3), keepdim=True)
+        return x * self.conv_expand(self.act(self.conv_reduce(gate))).sigmoid()
+
+
+class Separable(nn.Module):
+    """Depthwise and pointwise convolution: the block without expansion."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.has_skip = stride == 1 and in_channels == out_channels
+        self.conv_dw = depthwise(in_channels, kernel, stride)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.act = nn.SiLU(inplace=True)
+        self.se = SqueezeExcite(in_channels, max(1, round(in_channels / 4)))
+        self.conv_pw = pointwise(in_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
+        out = self.se(self.act(self.bn1(self.conv_dw(x))))
+        out = self.bn2(self.conv_pw(out))
+        return x + self.drop_path(out) if self.has_skip else out
+
+
+class MBConv(nn.Module):
+    """Expand, depthwise, squeeze-excite, project: an inverted residual (Sandler et al. 2018)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        expansion: int,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.has_skip = stride == 1 and in_channels == out_channels
+        wide = round_channels(in_channels * expansion)
+        self.conv_pw = pointwise(in_channels, wide)
+        self.bn1 = nn.BatchNorm2d(wide)
+        self.conv_dw = depthwise(wide, kernel, stride)
+        self.bn2 = nn.BatchNorm2d(wide)
+        self.act = nn.SiLU(inplace=True)
+        # A quarter of the block's input, not of the expanded channels (Tan & Le's code).
+        self.se = SqueezeExcite(wide, max(1, round(in_channels / 4)))
+        self.conv_pwl = pointwise(wide, out_channels)
+        self.bn3 = nn.BatchNorm2d(out_channels)  # and no activation: the bottleneck is linear
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
+        out = self.act(self.bn1(self.conv_pw(x)))
+        out = self.se(self.act(self.bn2(self.conv_dw(out))))
+        out = self.bn3(self.conv_pwl(out))
+        return x + self.drop_path(out) if self.has_skip else out
+
+
+def pointwise(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+
+def depthwise(channels: int, kernel: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(
+        channels, channels, kernel, stride, padding=kernel // 2, groups=channels, bias=False
+    )
+
+
+class EfficientNet(Network):
+    """An EfficientNet for images of any size.
+
+    Args:
+        num_classes: size of the output; 0 returns pooled features.
+        in_channels: 1 for grey images, 3 for colour.
+        stages: of each: expansion, channels, blocks, kernel, stride; B0's by default.
+        width: multiplies all channels.
+        depth: multiplies the blocks of every stage, rounded up.
+        stem_channels, head_channels: of the first and the last convolution, before ``width``.
+        stem_stride: 2, or 1 for small images.
+        drop_rate: of the dropout before the classifier.
+        drop_path_rate: of stochastic depth at the last block.
+
+    Raises:
+        ValueError: a stage that is not five numbers, or a rate outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        stages: Sequence[Sequence[int]] = B0_STAGES,
+        width: float = 1.0,
+        depth: float = 1.0,
+        stem_channels: int = 32,
+        head_channels: int = 1280,
+        stem_stride: int = 2,
+        drop_rate: float = 0.2,
+        drop_path_rate: float = 0.2,
+    ) -> None:
+        super().__init__()
+        if not stages or any(len(stage) != 5 or min(stage) < 1 for stage in stages):
+            raise ValueError(
+                "stages: each is five numbers from 1 up: expansion, channels, blocks, kernel, "
+                f"stride; got {[list(stage) for stage in stages]}"
+            )
+        for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} is {rate}: it must be at least 0 and below 1")
+        if in_channels < 1 or num_classes < 0:
+            raise ValueError("in_channels must be at least 1, num_classes at least 0")
+
+        channels = round_channels(stem_channels * width)
+        self.conv_stem = nn.Conv2d(in_channels, channels, 3, stem_stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.act = nn.SiLU(inplace=True)
+
+        repeats = [math.ceil(stage[2] * depth) for stage in stages]
+        total, done = sum(repeats), 0
+        self.blocks = nn.Sequential()
+        for (expansion, out, _, kernel, first_stride), count in zip(stages, repeats, strict=True):
+            out_channels = round_channels(out * width)
+            blocks: list[nn.Module] = []
+            for index in range(count):
+                stride = first_stride if index == 0 else 1
+                rate = drop_path_rate * done / total  # the linear rule
+                blocks.append(
+                    Separable(channels, out_channels, kernel, stride, rate)
+                    if expansion == 1
+                    else MBConv(channels, out_channels, kernel, stride, expansion, rate)
+                )
+                channels, done = out_channels, done + 1
+            self.blocks.append(nn.Sequential(*blocks))
+
+        features = round_channels(head_channels * width)
+        self.conv_head = pointwise(channels, features)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.drop = nn.Dropout(drop_rate)
+        self.num_features, self.num_classes = features, num_classes
+        self.classifier: nn.Module = (
+            nn.Linear(features, num_classes) if num_classes else nn.Identity()
+        )
+        init_he(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → feature maps (B, num_features, H', W')."""
+        x = self.blocks(self.act(self.bn1(self.conv_stem(x))))
+        return self.act(self.bn2(self.conv_head(x)))
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, num_features, H', W') → logits (B, K), or (B, num_features) if ``pre_logits``."""
+        pooled = torch.flatten(self.avgpool(features), 1)
+        return pooled if pre_logits else self.classifier(self.drop(pooled))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W), normalised → logits (B, K)."""
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer, as timm names it."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
+        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        init_he(head)
+        self.classifier = head.to(self.conv_stem.weight.device)
+        self.num_classes = self.config["num_classes"] = num_classes
+
+
+def efficientnet_b0(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_rate: float = 0.2,
+    drop_path_rate: float = 0.2,
+) -> EfficientNet:
+    """EfficientNet-B0, for 224 × 224: 5.3 M parameters at 1000 classes."""
+    return _scaled(1.0, 1.0, num_classes, in_channels, drop_rate, drop_path_rate)
+
+
+def efficientnet_b1(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_rate: float = 0.2,
+    drop_path_rate: float = 0.2,
+) -> EfficientNet:
+    """EfficientNet-B1, for 240 × 240: 7.8 M parameters at 1000 classes."""
+    return _scaled(1.0, 1.1, num_classes, in_channels, drop_rate, drop_path_rate)
+
+
+def efficientnet_b2(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_rate: float = 0.3,
+    drop_path_rate: float = 0.2,
+) -> EfficientNet:
+    """EfficientNet-B2, for 260 × 260: 9.1 M parameters at 1000 classes."""
+    return _scaled(1.1, 1.2, num_classes, in_channels, drop_rate, drop_path_rate)
+
+
+def efficientnet_b3(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_rate: float = 0.3,
+    drop_path_rate: float = 0.2,
+) -> EfficientNet:
+    """EfficientNet-B3, for 300 × 300: 12.2 M parameters at 1000 classes."""
+    return _scaled(1.2, 1.4, num_classes, in_channels, drop_rate, drop_path_rate)
+
+
+def efficientnet_b4(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_rate: float = 0.4,
+    drop_path_rate: float = 0.2,
+) -> EfficientNet:
+    """EfficientNet-B4, for 380 × 380: 19.3 M parameters at 1000 classes."""
+    return _scaled(1.4, 1.8, num_classes, in_channels, drop_rate, drop_path_rate)
+
+
+def _scaled(
+    width: float,
+    depth: float,
+    num_classes: int,
+    in_channels: int,
+    drop_rate: float,
+    drop_path_rate: float,
+) -> EfficientNet:
+    return EfficientNet(
+        num_classes,
+        in_channels,
+        width=width,
+        depth=depth,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )

@@ -1,0 +1,132 @@
+"""Pre-activation and wide residual networks: BatchNorm and ReLU before each convolution.
+
+He, Zhang, Ren and Sun, "Identity Mappings in Deep Residual Networks", ECCV 2016, section 4: the
+shortcut stays free of everything, so that a thousand layers train. Zagoruyko and Komodakis, "Wide
+Residual Networks", BMVC 2016: fewer blocks, more channels.
+
+Wide ResNets may drop between a block's two convolutions (section 2.4 there), behind the second
+BatchNorm. By way of the residual sum that dropout reaches the next block's first BatchNorm (Kim et
+al., UAI 2023, find it useful there; ``zoo.audit`` warns); ``drop_rate`` is 0 by default. Put right
+before the second BatchNorm, as some ports do, it would be an error. Element-wise dropout on maps
+does little, so this one is spatial.
+
+Shapes: B batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zoo.networks.layers import Network, init_he
+from zoo.networks.resnet import conv1x1, conv3x3
+
+
+class PreActBlock(nn.Module):
+    """BN-ReLU-conv-BN-ReLU-dropout-conv, added to the input (He et al. 2016b, figure 4e)."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, drop_rate: float) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv3x3(in_channels, width, stride)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.drop = nn.Dropout2d(drop_rate)
+        self.conv2 = conv3x3(width, width)
+        self.downsample = (
+            None if stride == 1 and in_channels == width else conv1x1(in_channels, width, stride)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, width, H / stride, W / stride)."""
+        out = self.norm1(x).relu()
+        # Where the shape changes, the projection sees the normalised input.
+        shortcut = x if self.downsample is None else self.downsample(out)
+        out = self.norm2(self.conv1(out)).relu()
+        return shortcut + self.conv2(self.drop(out))
+
+
+class PreActResNet(Network):
+    """A pre-activation ResNet for small images; wide where ``widen`` is more than 1.
+
+    Args:
+        num_classes: size of the output; 0 returns pooled features.
+        in_channels: 1 for grey images, 3 for colour.
+        layers: blocks in each stage; every stage after the first halves height and width.
+        width: channels of the stem; the first stage has ``width · widen``, each later one twice
+            as many.
+        widen: k of a WRN-n-k.
+        drop_rate: of spatial dropout between a block's convolutions; see the head of this file.
+
+    Raises:
+        ValueError: no stage, a size below one, or a rate outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        layers: tuple[int, ...] = (2, 2, 2),
+        width: int = 16,
+        widen: int = 1,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not layers or min(layers) < 1:
+            raise ValueError(f"layers is {list(layers)}: give each stage at least one block")
+        if min(width, widen, in_channels) < 1 or num_classes < 0:
+            raise ValueError("sizes must be at least 1, num_classes at least 0")
+        if not 0 <= drop_rate < 1:
+            raise ValueError(f"drop_rate is {drop_rate}: it must be at least 0 and below 1")
+        self.conv = conv3x3(in_channels, width)
+        channels = width
+        self.stages = nn.ModuleList()
+        for stage, depth in enumerate(layers):
+            out_channels = width * widen * 2**stage
+            blocks = []
+            for index in range(depth):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(PreActBlock(channels, out_channels, stride, drop_rate))
+                channels = out_channels
+            self.stages.append(nn.Sequential(*blocks))
+        self.norm = nn.BatchNorm2d(channels)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.num_features, self.num_classes = channels, num_classes
+        self.fc: nn.Module = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+        init_he(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → feature maps (B, num_features, H', W')."""
+        x = self.conv(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.norm(x).relu()
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, num_features, H', W') → logits (B, K), or (B, num_features) if ``pre_logits``."""
+        pooled = torch.flatten(self.pool(features), 1)
+        return pooled if pre_logits else self.fc(pooled)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W), normalised → logits (B, K)."""
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer, as timm names it."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
+        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        init_he(head)
+        self.fc = head.to(self.conv.weight.device)
+        self.num_classes = self.config["num_classes"] = num_classes
+
+
+def preact_resnet18(num_classes: int = 10, in_channels: int = 3) -> PreActResNet:
+    """Pre-activation ResNet-18 for 32 × 32 images: 11.2 M parameters at 10 classes."""
+    return PreActResNet(num_classes, in_channels, (2, 2, 2, 2), 64)
+
+
+def wrn28_10(num_classes: int = 10, in_channels: int = 3, drop_rate: float = 0.0) -> PreActResNet:
+    """WRN-28-10 (Zagoruyko & Komodakis 2016, table 4): 36.5 M parameters at 10 classes."""
+    return PreActResNet(num_classes, in_channels, (4, 4, 4), 16, 10, drop_rate)

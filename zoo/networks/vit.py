@@ -1,0 +1,319 @@
+"""Vision transformer: LayerNorm or RMSNorm before every branch, and dropout at five places.
+
+Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.1. Nothing in it
+normalises over the batch, so dropout shifts no running statistics and may stand inside the
+network: on the embeddings, on the attention weights, after the attention's projection, in the MLP,
+before the head, each with its own rate; and whole branches are dropped by stochastic depth (Huang
+et al., ECCV 2016). Parameter names are timm's, so that published weights load with ``strict=True``.
+
+Shapes: B batch, C channels, H height, W width, T tokens, D embedding, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.networks.layers import Network, init_transformer, make_norm
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, each projected to an embedding (section 3.1, equation 1)."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, D, H / patch, W / patch)."""
+        return self.proj(x)
+
+
+class ConvEmbed(nn.Sequential):
+    """3 × 3 convolution, ReLU and pooling, once for every halving of the resolution.
+
+    Neighbouring patches overlap, which a small transformer on little data does not learn by
+    itself (Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers",
+    section 3.3). No BatchNorm, as there.
+    """
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+        steps = int(math.log2(patch_size))
+        if 2**steps != patch_size or steps < 1:
+            raise ValueError(f"patch_size is {patch_size}: a conv stem needs 2, 4, 8, 16 or 32")
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for step in range(steps):
+            width = dim // 2 ** (steps - 1 - step)
+            layers += [
+                nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                nn.ReLU(inplace=True),
+                nn.MaxPool2d(3, stride=2, padding=1),
+            ]
+            channels = width
+        super().__init__(*layers)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; its dropout is on the attention weights (Vaswani et al. 2017)."""
+
+    def __init__(self, dim: int, heads: int, attn_drop: float, proj_drop: float) -> None:
+        super().__init__()
+        self.heads, self.attn_drop = heads, attn_drop
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) → the same."""
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
+        rate = self.attn_drop if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+class MLP(nn.Module):
+    """Linear, GELU, dropout, linear, dropout: never dropout before the GELU."""
+
+    def __init__(self, dim: int, hidden: int, drop: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.drop1 = nn.Dropout(drop)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop2 = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) → the same."""
+        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """Norm, attention, add; norm, MLP, add (section 3.1, equations 2 and 3)."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_ratio: float,
+        norm: Literal["layernorm", "rmsnorm"],
+        attn_drop: float,
+        proj_drop: float,
+        mlp_drop: float,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = make_norm(norm, dim)
+        self.attn = Attention(dim, heads, attn_drop, proj_drop)
+        self.norm2 = make_norm(norm, dim)
+        self.mlp = MLP(dim, int(dim * mlp_ratio), mlp_drop)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) → the same."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ViT(Network):
+    """A pre-norm vision transformer.
+
+    Args:
+        num_classes: size of the output; 0 returns pooled features.
+        in_channels: 1 for grey images, 3 for colour.
+        image_size: height and width that the positions are learned for; other sizes, multiples of
+            the patch, have them interpolated.
+        patch_size: pixels a side that become a token.
+        dim, depth, heads, mlp_ratio: size of the transformer.
+        norm: ``layernorm``, or ``rmsnorm``, which drops the centring (Zhang & Sennrich 2019).
+        pool: ``token``, a class token, or ``avg``, the mean over all patches.
+        stem: ``patch`` or ``conv``.
+        drop_rate: of dropout before the head.
+        embed_drop_rate: of dropout on the embeddings.
+        attn_drop_rate: of dropout on the attention weights.
+        proj_drop_rate: of dropout after the attention's projection.
+        mlp_drop_rate: of dropout in the MLP.
+        drop_path_rate: of stochastic depth at the last block; it grows linearly from 0.
+
+    Raises:
+        ValueError: sizes that do not divide, an unknown choice, or a rate outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        image_size: int = 224,
+        patch_size: int = 16,
+        dim: int = 192,
+        depth: int = 12,
+        heads: int = 3,
+        mlp_ratio: float = 4.0,
+        norm: Literal["layernorm", "rmsnorm"] = "layernorm",
+        pool: Literal["token", "avg"] = "token",
+        stem: Literal["patch", "conv"] = "patch",
+        drop_rate: float = 0.0,
+        embed_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        mlp_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"image_size {image_size} is no multiple of patch_size {patch_size}")
+        if dim % heads:
+            raise ValueError(f"dim {dim} is no multiple of heads {heads}")
+        if pool not in ("token", "avg"):
+            raise ValueError(f"pool is {pool!r}: choose token or avg")
+        if stem not in ("patch", "conv"):
+            raise ValueError(f"stem is {stem!r}: choose patch or conv")
+        if min(depth, in_channels) < 1 or num_classes < 0:
+            raise ValueError("depth and in_channels must be at least 1, num_classes at least 0")
+        rates = {
+            "drop_rate": drop_rate,
+            "embed_drop_rate": embed_drop_rate,
+            "attn_drop_rate": attn_drop_rate,
+            "proj_drop_rate": proj_drop_rate,
+            "mlp_drop_rate": mlp_drop_rate,
+            "drop_path_rate": drop_path_rate,
+        }
+        for name, rate in rates.items():
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} is {rate}: it must be at least 0 and below 1")
+
+        self.grid = image_size // patch_size
+        self.patch_size = patch_size
+        embed = ConvEmbed if stem == "conv" else PatchEmbed
+        self.patch_embed = embed(in_channels, dim, patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "token" else None
+        tokens = self.grid**2 + (pool == "token")
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, dim))
+        self.pos_drop = nn.Dropout(embed_drop_rate)
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    dim,
+                    heads,
+                    mlp_ratio,
+                    norm,
+                    attn_drop_rate,
+                    proj_drop_rate,
+                    mlp_drop_rate,
+                    drop_path_rate * index / max(1, depth - 1),  # the linear rule
+                )
+                for index in range(depth)
+            )
+        )
+        self.norm = make_norm(norm, dim)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.num_features, self.num_classes = dim, num_classes
+        self.head: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        init_transformer(self)
+        for parameter in (self.cls_token, self.pos_embed):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """Position embeddings (1, T, D), interpolated where the image is not the usual one."""
+        if (height, width) == (self.grid, self.grid):
+            return self.pos_embed
+        extra = self.pos_embed.shape[1] - self.grid**2
+        first, grid = self.pos_embed[:, :extra], self.pos_embed[:, extra:]
+        square = grid.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        resized = F.interpolate(square, (height, width), mode="bicubic", antialias=True)
+        return torch.cat([first, resized.flatten(2).transpose(1, 2)], 1)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → tokens (B, T, D), normalised.
+
+        Raises:
+            ValueError: height or width is no multiple of the patch.
+        """
+        if x.shape[2] % self.patch_size or x.shape[3] % self.patch_size:
+            raise ValueError(
+                f"an image of {x.shape[2]} × {x.shape[3]} has no whole patches of {self.patch_size}"
+            )
+        x = self.patch_embed(x)
+        positions = self._positions(x.shape[2], x.shape[3])
+        x = x.flatten(2).transpose(1, 2)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        return self.norm(self.blocks(self.pos_drop(x + positions)))
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, T, D) → logits (B, K), or (B, D) if ``pre_logits``."""
+        pooled = features.mean(1) if self.cls_token is None else features[:, 0]
+        return pooled if pre_logits else self.head(self.head_drop(pooled))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W), normalised → logits (B, K)."""
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer, as timm names it."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
+        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        init_transformer(head)
+        self.head = head.to(self.pos_embed.device)
+        self.num_classes = self.config["num_classes"] = num_classes
+
+
+def vit_tiny_patch16_224(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_rate: float = 0.0,
+    embed_drop_rate: float = 0.0,
+    attn_drop_rate: float = 0.0,
+    proj_drop_rate: float = 0.0,
+    mlp_drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> ViT:
+    """ViT-Ti/16 (Touvron et al. 2021, table 1): 5.7 M parameters at 1000 classes."""
+    return ViT(
+        num_classes,
+        in_channels,
+        dim=192,
+        heads=3,
+        drop_rate=drop_rate,
+        embed_drop_rate=embed_drop_rate,
+        attn_drop_rate=attn_drop_rate,
+        proj_drop_rate=proj_drop_rate,
+        mlp_drop_rate=mlp_drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
+
+
+def vit_small_patch16_224(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_rate: float = 0.0,
+    embed_drop_rate: float = 0.0,
+    attn_drop_rate: float = 0.0,
+    proj_drop_rate: float = 0.0,
+    mlp_drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> ViT:
+    """ViT-S/16 (Touvron et al. 2021, table 1): 22.1 M parameters at 1000 classes."""
+    return ViT(
+        num_classes,
+        in_channels,
+        dim=384,
+        heads=6,
+        drop_rate=drop_rate,
+        embed_drop_rate=embed_drop_rate,
+        attn_drop_rate=attn_drop_rate,
+        proj_drop_rate=proj_drop_rate,
+        mlp_drop_rate=mlp_drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
