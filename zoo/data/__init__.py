@@ -5,5 +5,15 @@ from zoo.data.batches import Batches
 from zoo.data.cifar import CIFAR10, CIFAR100
 from zoo.data.digits import Digits
 from zoo.data.fashion_mnist import FashionMNIST
+from zoo.data.image_folder import ImageFolder
 
-__all__ = ["CIFAR10", "CIFAR100", "Batches", "Digits", "FashionMNIST", "ImageData", "data_folder"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "Batches",
+    "Digits",
+    "FashionMNIST",
+    "ImageData",
+    "ImageFolder",
+    "data_folder",
+]

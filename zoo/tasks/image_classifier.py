@@ -98,7 +98,8 @@ class ImageClassifier(Task):
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         values = {
             "loss": self.check_finite(loss).detach(),
-            "accuracy": (logits.detach().argmax(1) == labels).float().mean(),
+            # Of mixed images, whose labels are (B, K), the greater part counts.
+            "accuracy": (logits.detach().argmax(1) == _hard(labels)).float().mean(),
         }
         for name, value in values.items():
             self.report(
@@ -126,6 +127,8 @@ class ImageClassifier(Task):
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, prefix: str) -> None:
         images, labels = batch
+        if not len(images):  # a last batch of which nothing could be read
+            return
         logits = self(images).float()
         values = {
             "loss": F.cross_entropy(logits, labels, reduction="none"),
@@ -137,3 +140,8 @@ class ImageClassifier(Task):
             self.report(
                 f"{prefix}/{name}", metric, on_epoch=True, prog_bar=True, batch_size=len(images)
             )
+
+
+def _hard(labels: Tensor) -> Tensor:
+    """Labels (B,) of labels (B,) or of shares (B, K)."""
+    return labels.argmax(1) if labels.ndim == 2 else labels

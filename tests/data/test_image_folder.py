@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import zoo
+from zoo.data import ImageFolder
+from zoo.errors import UserError
+
+
+def paint(folder: Path, count: int, colour: tuple[int, int, int]) -> None:
+    """Images of several sizes and formats, all of one colour."""
+    folder.mkdir(parents=True)
+    for index in range(count):
+        suffix = ("png", "jpg")[index % 2]
+        Image.new("RGB", (40 + 8 * index, 48), colour).save(folder / f"{index}.{suffix}")
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    root = tmp_path / "flat"
+    paint(root / "red", 10, (250, 0, 0))
+    paint(root / "blue", 10, (0, 0, 250))
+    return root
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Path:
+    root = tmp_path / "split"
+    for part, count in (("train", 6), ("val", 3)):
+        paint(root / part / "red", count, (250, 0, 0))
+        paint(root / part / "blue", count, (0, 0, 250))
+    return root
+
+
+def data(folder: Path, **options: object) -> ImageFolder:
+    module = ImageFolder(str(folder), image_size=32, batch_size=4, workers=0, **options)  # type: ignore[arg-type]
+    module.setup("fit")
+    return module
+
+
+def test_a_flat_folder_is_split_by_fraction_alike_in_every_class(flat: Path) -> None:
+    one = data(flat, validation=0.2, test=0.1)
+    assert one.classes == ["blue", "red"]
+    assert {part: len(items) for part, items in one._items.items()} == {
+        "train": 14,
+        "val": 4,
+        "test": 2,
+    }
+    paths = [path for items in one._items.values() for path, _ in items]
+    assert len(set(paths)) == 20
+    torch.manual_seed(1)  # the seed of a run does not move it
+    assert data(flat, validation=0.2, test=0.1)._items == one._items
+
+
+def test_folders_decide_the_split_where_there_are_any(split: Path) -> None:
+    module = data(split)
+    assert [len(module._items[part]) for part in ("train", "val", "test")] == [12, 6, 0]
+    assert not module.has_test
+    with pytest.raises(UserError, match="has no test images"):
+        module.test_dataloader()
+
+
+def test_images_labels_and_normalisation(flat: Path) -> None:
+    module = data(flat, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        for batch in loader:
+            assert batch[0].dtype == torch.uint8
+            images, labels = module.on_after_batch_transfer(batch, 0)
+            assert images.shape[1:] == (3, 32, 32)
+            red = images[:, 0].mean((1, 2)) > images[:, 2].mean((1, 2))
+            assert torch.equal(red.long(), labels)
+
+
+@pytest.mark.parametrize("mixer", ["mixup", "cutmix"])
+def test_mixing_gives_shares_of_labels_in_training_only(flat: Path, mixer: str) -> None:
+    class Training:
+        training = True
+
+    module = data(flat, **{mixer: 1.0})
+    batch = next(iter(module.train_dataloader()))
+    assert module.on_after_batch_transfer(batch, 0)[1].ndim == 1
+    module.trainer = Training()  # type: ignore[assignment]
+    _, labels = module.on_after_batch_transfer(batch, 0)
+    assert labels.shape == (4, 2)
+    torch.testing.assert_close(labels.sum(1), torch.ones(4))
+
+
+def test_augmentation_treats_each_image_for_itself(flat: Path) -> None:
+    torch.manual_seed(0)
+    module = data(flat, randaugment=20)
+    image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+    augmented = module.augment(image.expand(16, -1, -1, -1))
+    assert augmented.dtype == torch.uint8
+    assert len({one.numpy().tobytes() for one in augmented}) > 8
+
+
+@pytest.mark.parametrize("corrupt", ["error", "skip"])
+def test_an_unreadable_image_is_named(flat: Path, corrupt: str) -> None:
+    broken = flat / "red" / "broken.png"
+    broken.write_bytes((flat / "red" / "0.png").read_bytes()[:40])
+    module = data(flat, validation=0.0, test=0.0, corrupt=corrupt)
+    module._items["val"] = module._items["train"]
+    batches = list(module.val_dataloader())
+
+    def see_all() -> int:
+        return sum(len(module.on_after_batch_transfer(batch, 0)[1]) for batch in batches)
+
+    if corrupt == "error":
+        with pytest.raises(UserError, match=r"red/broken\.png cannot be read as an image"):
+            see_all()
+        return
+    with pytest.warns(UserWarning, match=r"skipped: .*broken\.png"):
+        assert see_all() == 20
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("resnet50_imagefolder", ["--model.network.width", "8"]),
+        (
+            "vit_small_imagefolder",
+            ["--model.network.dim", "24", "--model.network.image_size", "32"],
+        ),
+    ],
+)
+def test_recipes_train_on_it_and_the_classes_travel_with_the_weights(
+    zoo_cli, flat: Path, recipe: str, options: list[str]
+) -> None:
+    common = ["--data.folder", str(flat), "--data.image_size", "32", "--data.batch_size", "4"]
+    common += ["--data.workers", "0", "--trainer.max_epochs", "1"]
+    result = zoo_cli("fit", "--recipe", recipe, *options, *common)
+    assert result.code == 2
+    assert "has 2 classes, and the network 1000 outputs" in result.err
+    common += ["--trainer.limit_train_batches", "2", "--model.network.num_classes", "2"]
+    result = zoo_cli("fit", "--recipe", recipe, *options, *common)
+    assert result.code == 0, result.err
+    model = zoo.load(next(Path(f"runs/{recipe}").glob("*/checkpoints/last.ckpt")))
+    assert model.data["classes"] == ["blue", "red"]
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+
+
+def test_a_folder_without_test_images_is_trained_on_and_not_tested(zoo_cli, split: Path) -> None:
+    (Path("mine.yaml")).write_text(
+        f"""
+model:
+  class_path: zoo.tasks.ImageClassifier
+  init_args:
+    network:
+      class_path: zoo.networks.ResNet
+      init_args: {{num_classes: 2, layers: [1], width: 4}}
+data:
+  class_path: zoo.data.ImageFolder
+  init_args: {{folder: {split}, image_size: 32, batch_size: 4, workers: 0}}
+trainer: {{max_epochs: 1}}
+"""
+    )
+    result = zoo_cli("fit", "--recipe", "mine.yaml")
+    assert result.code == 0, result.err
+    assert "val/accuracy" in result.out
+    assert "test/accuracy" not in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation": 1.0}, "data.validation is 1.0"),
+        ({"randaugment": 31}, "data.randaugment is 31"),
+        ({"scale": 0.0}, "data.scale is 0.0"),
+        ({"mixup": -1.0}, "cannot be negative"),
+        ({"corrupt": "ignore"}, "choose error or skip"),
+        ({"validation": 0.9, "test": 0.1}, "none is left to train on"),
+    ],
+)
+def test_bad_options_are_refused(flat: Path, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        data(flat, **options)
+
+
+def test_bad_folders_are_named(flat: Path, split: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such folder: .*nowhere"):
+        data(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: 0 sub-folders"):
+        data(tmp_path / "empty")
+    (flat / "green").mkdir()
+    with pytest.raises(UserError, match="green: no image in it"):
+        data(flat)
+    paint(split / "val" / "green", 1, (0, 255, 0))
+    with pytest.raises(UserError, match="green: a class that the training images do not have"):
+        data(split)

@@ -1,0 +1,295 @@
+"""Anyone's folder of images: a sub-folder a class, JPEG or PNG, of any size."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from zoo.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+Item = tuple[Path, int]
+
+
+class _Images(Dataset[tuple[Tensor | None, int, str]]):
+    """Decoded, cropped and resized images; None for one that cannot be read."""
+
+    def __init__(self, items: list[Item], crop: v2.Transform) -> None:
+        self.items, self.crop = items, crop
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
+        from PIL import Image
+
+        path, label = self.items[index]
+        try:
+            with Image.open(path) as image:
+                pixels = v2.functional.pil_to_tensor(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError):  # what PIL makes of a broken file
+            return None, label, str(path)
+        return self.crop(pixels), label, str(path)
+
+
+def _collate(samples: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor, Tensor, list[str]]:
+    """Images uint8 (B, C, H, W), labels (B,), and the paths of the unreadable ones."""
+    images = [image for image, _, _ in samples if image is not None]
+    labels = [label for image, label, _ in samples if image is not None]
+    broken = [path for image, _, path in samples if image is None]
+    stacked = torch.stack(images) if images else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    return stacked, torch.tensor(labels, dtype=torch.long), broken
+
+
+class ImageFolder(LightningDataModule):
+    """A folder of images with a sub-folder for each class.
+
+    Either ``FOLDER/train/CLASS/*``, ``FOLDER/val/CLASS/*`` and, if there is one,
+    ``FOLDER/test/CLASS/*``; or ``FOLDER/CLASS/*``, from which validation and test images are taken
+    by fraction and a fixed seed. Classes are sorted by name; their order goes into the checkpoint.
+    Images are decoded, cropped and resized by workers, and augmented in batches on the device.
+
+    Args:
+        folder: where the images lie.
+        image_size: pixels a side that the network sees.
+        batch_size: images a batch and process.
+        validation: the fraction of each class held out for validation, without a ``val`` folder.
+        test: the fraction held out for testing, without a ``train`` folder; may be 0.
+        randaugment: magnitude of RandAugment, 0 to 30 (Cubuk et al. 2020); 0 for none.
+        mixup: α of mixup (Zhang et al. 2018); 0 for none.
+        cutmix: α of CutMix (Yun et al. 2019); 0 for none. With both, each batch gets one of them.
+        flip: mirror half of the training images.
+        scale: the least part of an image's area that a training crop shows.
+        corrupt: ``error`` stops at an image that cannot be read, ``skip`` leaves it out; either
+            way it is named.
+        workers: processes that decode; one for each core but one by default.
+        mean, std: of each channel, ImageNet's by default.
+
+    Raises:
+        UserError: no such folder, no classes, an empty class, or an image that cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        image_size: int = 224,
+        batch_size: int = 64,
+        validation: float = 0.1,
+        test: float = 0.1,
+        randaugment: int = 9,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        flip: bool = True,
+        scale: float = 0.08,
+        corrupt: Literal["error", "skip"] = "error",
+        workers: int | None = None,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or image_size < 1:
+            raise UserError("data.batch_size and data.image_size must be at least 1")
+        for name, fraction in (("validation", validation), ("test", test)):
+            if not 0 <= fraction < 1:
+                raise UserError(f"data.{name} is {fraction}: a fraction, at least 0 and below 1")
+        if not 0 <= randaugment <= 30:
+            raise UserError(f"data.randaugment is {randaugment}: a magnitude from 0 to 30")
+        if not 0 < scale <= 1:
+            raise UserError(f"data.scale is {scale}: a part of the area, above 0 and at most 1")
+        if min(mixup, cutmix) < 0:
+            raise UserError("data.mixup and data.cutmix cannot be negative")
+        if corrupt not in ("error", "skip"):
+            raise UserError(f"data.corrupt is {corrupt!r}: choose error or skip")
+        self.folder, self.image_size, self.batch_size = Path(folder), image_size, batch_size
+        self.validation, self.test = validation, test
+        self.mixup, self.cutmix, self.corrupt = mixup, cutmix, corrupt
+        self.workers = max(0, (os.cpu_count() or 1) - 1) if workers is None else workers
+        self.mean, self.std = list(mean), list(std)
+        self.flip = flip
+        self.randaugment = v2.RandAugment(magnitude=randaugment) if randaugment else None
+        self._training_crop = v2.RandomResizedCrop(image_size, (scale, 1.0), antialias=True)
+        # The shorter side a little longer than what is seen, as is usual.
+        self._crop = v2.Compose(
+            [v2.Resize(round(image_size / 0.875), antialias=True), v2.CenterCrop(image_size)]
+        )
+        self.classes: list[str] = []
+        self._items: dict[str, list[Item]] = {}
+        self._named: set[str] = set()
+
+    # -- finding the images ----------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Lists the images; nothing is decoded."""
+        if self._items:
+            return
+        if not self.folder.is_dir():
+            raise UserError(f"data.folder: no such folder: {self.folder}")
+        split = (self.folder / "train").is_dir()
+        root = self.folder / "train" if split else self.folder
+        self.classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+        if len(self.classes) < 2:
+            raise UserError(
+                f"{root}: {len(self.classes)} sub-folders, and there must be one for each class, "
+                "two at least"
+            )
+        found = self._list(root)
+        if split:
+            if not (self.folder / "val").is_dir():
+                raise UserError(f"{self.folder}: there is a train folder, but no val beside it")
+            self._items = {"train": found, "val": self._list(self.folder / "val")}
+            has_test = (self.folder / "test").is_dir()
+            self._items["test"] = self._list(self.folder / "test") if has_test else []
+        else:
+            self._items = self._by_fraction(found)
+
+    def _list(self, root: Path) -> list[Item]:
+        items: list[Item] = []
+        for label, name in enumerate(self.classes):
+            paths = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not paths:
+                raise UserError(f"{root / name}: no image in it ({', '.join(SUFFIXES)})")
+            items += [(path, label) for path in paths]
+        unknown = sorted({p.name for p in root.iterdir() if p.is_dir()} - set(self.classes))
+        if unknown:
+            raise UserError(f"{root / unknown[0]}: a class that the training images do not have")
+        return items
+
+    def _by_fraction(self, items: list[Item]) -> dict[str, list[Item]]:
+        """Every class is split alike, by a fixed seed, whatever the seed of a run."""
+        generator = torch.Generator().manual_seed(0)
+        parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+        for label, name in enumerate(self.classes):
+            mine = [item for item in items if item[1] == label]
+            order = torch.randperm(len(mine), generator=generator).tolist()
+            held = round(len(mine) * self.validation)
+            tested = round(len(mine) * self.test)
+            if held + tested >= len(mine):
+                raise UserError(
+                    f"{self.folder / name}: {len(mine)} images, of which none is left to train on"
+                )
+            parts["val"] += [mine[i] for i in order[:held]]
+            parts["test"] += [mine[i] for i in order[held : held + tested]]
+            parts["train"] += [mine[i] for i in order[held + tested :]]
+        return parts
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are images to test on."""
+        self.prepare_data()
+        return bool(self._items["test"])
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values that a checkpoint keeps; the digest is of the files' names and sizes."""
+        self.prepare_data()
+        listing = [
+            f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}"
+            for items in self._items.values()
+            for path, _ in items
+        ]
+        digest = hashlib.sha256("\n".join(sorted(listing)).encode()).hexdigest()
+        return {
+            "name": self.folder.resolve().name,
+            "classes": list(self.classes),
+            "mean": self.mean,
+            "std": self.std,
+            "input_shape": [3, self.image_size, self.image_size],
+            "sha256": {"names and sizes of the files": digest},
+        }
+
+    def example_input(self, batch: int = 2) -> Tensor:
+        """Noise (B, C, H, W) of the images' shape and scale; needs no data."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch, 3, self.image_size, self.image_size, generator=generator)
+
+    # -- Lightning's hooks -----------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        self.prepare_data()
+        module = getattr(self.trainer, "lightning_module", None)
+        outputs = getattr(getattr(module, "network", None), "num_classes", None)
+        if outputs is not None and outputs != len(self.classes):
+            raise UserError(
+                f"{self.folder} has {len(self.classes)} classes, and the network {outputs} "
+                f"outputs: give --model.network.num_classes {len(self.classes)}"
+            )
+
+    def _loader(self, part: str) -> DataLoader[Any]:
+        training = part == "train"
+        return DataLoader(
+            _Images(self._items[part], self._training_crop if training else self._crop),
+            batch_size=self.batch_size,
+            shuffle=training,
+            drop_last=training and len(self._items[part]) >= self.batch_size,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=False,
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        if not self.has_test:
+            raise UserError(f"{self.folder} has no test images: add a test folder beside train")
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self.test_dataloader()
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) → float32 with zero mean and unit variance a channel."""
+        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
+        std = torch.tensor(self.std, device=images.device)[:, None, None]
+        return (images.float() / 255 - mean) / std
+
+    def augment(self, images: Tensor) -> Tensor:
+        """Flips and RandAugment of uint8 images (B, C, H, W), each image for itself."""
+        if self.flip:
+            mirrored = torch.rand(len(images), device=images.device) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        if self.randaugment is not None:
+            images = torch.stack([self.randaugment(image) for image in images])
+        return images
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        images, labels, broken = batch
+        self._name(broken)
+        training = self.trainer is not None and self.trainer.training
+        if training and not len(images):
+            raise UserError(f"a whole training batch cannot be read, {broken[0]} among it")
+        if training:
+            images = self.augment(images)
+        images = self.normalise(images)
+        mixers = [
+            mixer(alpha=alpha, num_classes=len(self.classes))
+            for mixer, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
+            if alpha
+        ]
+        if training and mixers:
+            images, labels = v2.RandomChoice(mixers)(images, labels)
+        return images, labels
+
+    def _name(self, broken: list[str]) -> None:
+        for path in broken:
+            if self.corrupt == "error":
+                raise UserError(
+                    f"{path} cannot be read as an image: mend or remove it, or give "
+                    "--data.corrupt skip"
+                )
+            if path not in self._named:
+                self._named.add(path)
+                rank_zero_warn(f"skipped: {path} cannot be read as an image")
