@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo import networks
 
+NORM_KINDS = ["BatchNorm", "GroupNorm", "LayerNorm", "RMSNorm"]
 DROPOUT_KINDS = [
     "element-wise dropout",
     "spatial dropout",
@@ -20,7 +21,7 @@ DROPOUT_KINDS = [
 
 def promise(**counts: int) -> dict[str, int]:
     """How often each norm and each kind of dropout is called in one training forward."""
-    kinds = ["BatchNorm", "LayerNorm", "RMSNorm", *DROPOUT_KINDS]
+    kinds = [*NORM_KINDS, *DROPOUT_KINDS]
     named = {key.replace("__", "-").replace("_", " "): count for key, count in counts.items()}
     assert set(named) <= set(kinds), named
     return {kind: named.get(kind, 0) for kind in kinds}
@@ -32,6 +33,7 @@ class Case:
     args: dict[str, Any]
     image: tuple[int, int, int]  # (C, H, W)
     promise: dict[str, int]
+    pixels: tuple[int, ...] = ()  # (H, W) of an output that has a label for every pixel
 
     def build(self, **changes: Any) -> nn.Module:
         torch.manual_seed(0)
@@ -146,5 +148,12 @@ CASES = [
         {**VIT, "norm": "rmsnorm", "pool": "avg", "stem": "conv"},
         (1, 12, 12),
         promise(RMSNorm=5, **VIT_DROPS),
+    ),
+    Case(
+        "UNet",
+        {"num_classes": 5, "in_channels": 1, "width": 8, "depth": 2, "drop_rate": 0.3},
+        (1, 12, 12),
+        promise(GroupNorm=10, spatial_dropout=1),
+        pixels=(12, 12),
     ),
 ]

@@ -7,6 +7,7 @@ import inspect
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,10 +41,10 @@ def test_logits_and_features_fit_together(case: Case) -> None:
     with torch.no_grad():
         features = network.forward_features(images)
         logits = network(images)
-        assert logits.shape == (4, 5)
+        assert logits.shape == (4, 5, *case.pixels)
         assert torch.equal(network.forward_head(features), logits)
         pooled = network.forward_head(features, pre_logits=True)
-        assert pooled.shape == (4, network.num_features)
+        assert pooled.shape == (4, network.num_features, *case.pixels)
         assert torch.equal(network.get_classifier()(pooled), logits)
 
 
@@ -51,10 +52,10 @@ def test_logits_and_features_fit_together(case: Case) -> None:
 def test_the_classifier_can_be_renewed_and_removed(case: Case) -> None:
     network = case.build().eval()
     network.reset_classifier(7)
-    assert network(case.images()).shape == (4, 7)
+    assert network(case.images()).shape == (4, 7, *case.pixels)
     assert network.config["num_classes"] == 7
     network.reset_classifier(0)
-    assert network(case.images()).shape == (4, network.num_features)
+    assert network(case.images()).shape == (4, network.num_features, *case.pixels)
 
 
 @every_network
@@ -155,6 +156,7 @@ def test_normalisation_and_dropout_are_what_the_architecture_promises(case: Case
     report = zoo.audit(case.build(), case.images())
     assert dict(case.promise) == {
         "BatchNorm": report.seen.pop("BatchNorm", 0),
+        "GroupNorm": calls(case, "group_norm"),
         "LayerNorm": calls(case, "layer_norm"),
         "RMSNorm": calls(case, "rms_norm"),
         **dict.fromkeys(DROPOUT_KINDS, 0),
@@ -176,7 +178,7 @@ def calls(case: Case, function: str) -> int:
 
 def without_dropout(case: Case) -> Case:
     rates = {name: 0.0 for name in case.args if name.endswith(("drop_rate", "drop_path_rate"))}
-    return Case(case.name, {**case.args, **rates}, case.image, case.promise)
+    return replace(case, args={**case.args, **rates})
 
 
 @every_network
@@ -223,7 +225,9 @@ def batch_norm_of_one(case: Case) -> None:
 @every_network
 def test_initial_logits_and_gradients_are_of_a_sane_size(case: Case) -> None:
     network = case.build().train()
-    logits = network(case.images(64))
+    logits = (
+        network(case.images(64)).flatten(2).mean(2) if case.pixels else network(case.images(64))
+    )
     assert 1e-3 < logits.std().item() < 5
     nn.functional.cross_entropy(logits, torch.arange(64) % 5).backward()
     first = next(p for p in network.parameters() if p.ndim == 4)

@@ -31,6 +31,7 @@ from zoo.networks.resnet import (
     wide_resnet50_2,
 )
 from zoo.networks.timm_network import timm_network
+from zoo.networks.unet import UNet
 from zoo.networks.vit import ViT, vit_small_patch16_224, vit_tiny_patch16_224
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Network",
     "PreActResNet",
     "ResNet",
+    "UNet",
     "ViT",
     "build",
     "defaults",
@@ -68,7 +70,7 @@ __all__ = [
 # What a checkpoint may name: never an import path, so that nothing else is ever imported for it.
 REGISTRY: dict[str, Callable[..., nn.Module]] = {
     network.__name__: network
-    for network in (ConvNet, DenseNet, EfficientNet, PreActResNet, ResNet, ViT, timm_network)
+    for network in (ConvNet, DenseNet, EfficientNet, PreActResNet, ResNet, UNet, ViT, timm_network)
 }
 
 

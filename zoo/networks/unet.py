@@ -1,0 +1,130 @@
+"""U-Net: a label for every pixel, with spatial dropout at the bottom.
+
+Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
+MICCAI 2015, section 2, with padded convolutions, so that the output has the input's size. As there,
+dropout stands at the end of the contracting path; here whole channels are dropped (Tompson et al.,
+CVPR 2015, section 3.2).
+
+The expanding path normalises again, behind that dropout. GroupNorm (Wu & He, ECCV 2018), the
+default, keeps no running statistics that dropout could shift, and suits the small batches of
+segmentation; with ``norm: batch`` and a drop rate, ``zoo.audit`` warns.
+
+Shapes: B batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.networks.layers import Network, init_he
+
+
+def make_norm2d(kind: Literal["group", "batch"], channels: int) -> nn.Module:
+    # Groups of eight channels: for the 64 and more of the paper, as many as Wu & He found good.
+    return nn.GroupNorm(channels // 8, channels) if kind == "group" else nn.BatchNorm2d(channels)
+
+
+class DoubleConv(nn.Sequential):
+    """Twice 3 × 3 convolution, norm and ReLU: (B, in_channels, H, W) → (B, channels, H, W)."""
+
+    def __init__(self, in_channels: int, channels: int, norm: Literal["group", "batch"]) -> None:
+        layers: list[nn.Module] = []
+        for width in (in_channels, channels):
+            layers += [
+                nn.Conv2d(width, channels, 3, padding=1, bias=False),
+                make_norm2d(norm, channels),
+                nn.ReLU(inplace=True),
+            ]
+        super().__init__(*layers)
+
+
+class UNet(Network):
+    """A U-Net for images whose sides are multiples of ``2 ** depth``.
+
+    Args:
+        num_classes: labels of a pixel; 0 returns the features of each.
+        in_channels: 1 for grey images, 3 for colour.
+        width: channels at full resolution; every halving doubles them.
+        depth: how often the resolution is halved.
+        norm: ``group`` or ``batch``.
+        drop_rate: of spatial dropout at the end of the contracting path.
+
+    Raises:
+        ValueError: a width that is no multiple of 8, a size below one, or a rate outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 2,
+        in_channels: int = 3,
+        width: int = 64,
+        depth: int = 4,
+        norm: Literal["group", "batch"] = "group",
+        drop_rate: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if norm not in ("group", "batch"):
+            raise ValueError(f"norm is {norm!r}: choose group or batch")
+        if width < 8 or width % 8:
+            raise ValueError(f"width is {width}: it must be a multiple of 8")
+        if min(depth, in_channels) < 1 or num_classes < 0:
+            raise ValueError("depth and in_channels must be at least 1, num_classes at least 0")
+        if not 0 <= drop_rate < 1:
+            raise ValueError(f"drop_rate is {drop_rate}: it must be at least 0 and below 1")
+        widths = [width * 2**level for level in range(depth + 1)]
+        self.depth = depth
+        self.down = nn.ModuleList(
+            DoubleConv(before, after, norm)
+            for before, after in zip([in_channels, *widths], widths, strict=False)
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.drop = nn.Dropout2d(drop_rate)
+        self.grow = nn.ModuleList(
+            nn.ConvTranspose2d(wide, wide // 2, 2, stride=2) for wide in widths[:0:-1]
+        )
+        self.up = nn.ModuleList(DoubleConv(wide, wide // 2, norm) for wide in widths[:0:-1])
+        self.num_features, self.num_classes = width, num_classes
+        self.head: nn.Module = nn.Conv2d(width, num_classes, 1) if num_classes else nn.Identity()
+        init_he(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, width, H, W).
+
+        Raises:
+            ValueError: height or width is no multiple of ``2 ** depth``.
+        """
+        if x.shape[2] % 2**self.depth or x.shape[3] % 2**self.depth:
+            raise ValueError(
+                f"an image of {x.shape[2]} × {x.shape[3]} cannot be halved {self.depth} times"
+            )
+        kept = []
+        for level, block in enumerate(self.down):
+            x = block(self.pool(x) if level else x)
+            kept.append(x)
+        x = self.drop(kept.pop())
+        for grow, block in zip(self.grow, self.up, strict=True):
+            x = block(torch.cat([kept.pop(), grow(x)], 1))  # what the contracting path saw there
+        return x
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, width, H, W) → logits (B, K, H, W), or the features if ``pre_logits``."""
+        return features if pre_logits else self.head(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W), normalised → logits of every pixel (B, K, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer, as timm names it."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
+        device = next(self.parameters()).device
+        head = nn.Conv2d(self.num_features, num_classes, 1) if num_classes else nn.Identity()
+        init_he(head)
+        self.head = head.to(device)
+        self.num_classes = self.config["num_classes"] = num_classes
