@@ -13,6 +13,7 @@ import yaml
 
 import zoo
 from tests.conftest import needs_fashion_mnist
+from tests.data.test_image_folder import paint
 from zoo import recipes
 from zoo.cli import several_gpus
 
@@ -234,10 +235,14 @@ def test_fast_dev_run_leaves_nothing(zoo_cli) -> None:
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_runs_two_batches(zoo_cli, name: str) -> None:
-    limits = ["--trainer.max_epochs", "1"]
+    limits = ["--trainer.max_epochs", "1", "--data.batch_size", "16"]
     for stage in ("train", "val", "test"):
         limits += [f"--trainer.limit_{stage}_batches", "2"]
-    result = zoo_cli("fit", "--recipe", name, "--data.batch_size", "16", *limits)
+    if recipes.resolve(name)["data"]["class_path"] == "zoo.data.ImageFolder":
+        for label in ("one", "two"):
+            paint(Path("images", label), 25, (9, 9, 9))
+        limits += ["--model.network.num_classes", "2", "--data.batch_size", "4"]
+    result = zoo_cli("fit", "--recipe", name, *limits)
     assert result.code == 0, result.err
 
 

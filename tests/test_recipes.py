@@ -71,7 +71,9 @@ def test_a_missing_file_says_so() -> None:
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_begins_with_a_comment_and_says_what_it_trains(name: str) -> None:
     path = recipes.find(name)
-    assert path.read_text().startswith("# ")
+    head = [line for line in path.read_text().splitlines() if line.startswith("# ")]
+    assert len(head) >= 3
+    assert any(f"python -m zoo fit --recipe {name}" in line for line in head)
     entry = next(entry for entry in recipes.entries() if entry.name == name)
     assert entry.trains
     assert entry.data

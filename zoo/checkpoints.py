@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from zoo import networks, tasks
 from zoo.errors import UserError
-from zoo.networks.layers import adapt_input
+from zoo.networks.layers import adapt_input, adapt_statistics
 from zoo.recipes import nearest, shipped_folder
 from zoo.tasks.base import Task, read_checkpoint
 
@@ -228,13 +228,12 @@ def _adapt_stem(task: Task, in_channels: int) -> list[str]:
     with torch.no_grad():
         stem.weight = nn.Parameter(adapt_input(stem.weight, in_channels))
     stem.in_channels = in_channels
-    network.config["in_channels"] = in_channels  # type: ignore[operator, index]
+    networks.amend(network, in_channels=in_channels)
     if task.data:
-        index = [channel % old for channel in range(in_channels)]
         task.data = {
             **task.data,
-            "mean": [task.data["mean"][i] for i in index],
-            "std": [task.data["std"][i] for i in index],
+            "mean": adapt_statistics(task.data["mean"], in_channels),
+            "std": adapt_statistics(task.data["std"], in_channels),
             "input_shape": [in_channels, *task.data["input_shape"][1:]],
         }
     return [f"{name}.weight is adapted from {old} to {in_channels} input channels"]
@@ -243,8 +242,15 @@ def _adapt_stem(task: Task, in_channels: int) -> list[str]:
 def _renew_head(task: Task, num_classes: int) -> list[str]:
     network: Any = task.network
     old = network.num_classes
-    head = next(name for name, m in network.named_modules() if m is network.get_classifier())
+    named = (name for name, m in network.named_modules() if m is network.get_classifier())
+    head = next(named, None)
+    if head is None:
+        raise UserError(
+            f"{type(network).__name__} has several classifiers: renew them yourself, "
+            "model.network.reset_classifier"
+        )
     network.reset_classifier(num_classes)
+    networks.amend(network, num_classes=num_classes)
     if task.data:
         task.data = {**task.data, "classes": [str(i) for i in range(num_classes)]}
     renewed = ", ".join(f"{head}.{name}" for name, _ in network.get_classifier().named_parameters())

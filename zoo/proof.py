@@ -12,7 +12,8 @@ from zoo.data import Digits, FashionMNIST
 from zoo.data.base import DataMissing, ImageData
 from zoo.diagnostics import calibration
 from zoo.diagnostics.audit import audit
-from zoo.diagnostics.mc_dropout import Uncertainty, ensemble, mc_dropout, single
+from zoo.diagnostics.mc_dropout import Uncertainty, ensemble, is_sampled, mc_dropout, single
+from zoo.diagnostics.trace import record
 from zoo.diagnostics.variance_shift import variance_shift
 from zoo.errors import UserError
 
@@ -130,8 +131,8 @@ def uncertainty(
 
 def has_dropout(model: nn.Module, example: Tensor) -> bool:
     """Whether training would drop anything but whole branches."""
-    seen = audit(model, example, rules=[]).seen
-    return any("dropout" in kind for kind in seen)
+    trace = record(model, (example,), mode="training")
+    return any(is_sampled(node) for node in trace.dropouts)
 
 
 def prove(task: Any, data: ImageData, limit: int | None = None) -> dict[str, Any]:
@@ -145,7 +146,9 @@ def prove(task: Any, data: ImageData, limit: int | None = None) -> dict[str, Any
     """
     network = task.network.eval()
     example = data.example_input()
-    report = audit(network, example, batch_size=data.used.batch_size)
+    report = audit(
+        network, example, batch_size=data.used.batch_size, optimizer=task.make_optimizer()
+    )
     shift = variance_shift(network, Images(data, "train", limit or 2048))
     worst = shift.worst
     images = Images(data, "test", limit)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,14 +78,21 @@ def test_images_labels_and_normalisation(flat: Path) -> None:
 
 @pytest.mark.parametrize("mixer", ["mixup", "cutmix"])
 def test_mixing_gives_shares_of_labels_in_training_only(flat: Path, mixer: str) -> None:
-    class Training:
-        training = True
-
     module = data(flat, **{mixer: 1.0})
     batch = next(iter(module.train_dataloader()))
     assert module.on_after_batch_transfer(batch, 0)[1].ndim == 1
-    module.trainer = Training()  # type: ignore[assignment]
-    _, labels = module.on_after_batch_transfer(batch, 0)
+    before = module.on_after_batch_transfer(batch, 0)[0]
+    module.trainer = SimpleNamespace(  # type: ignore[assignment]
+        training=True,
+        predicting=False,
+        global_rank=0,
+        fit_loop=SimpleNamespace(total_batch_idx=3),
+    )
+    images, labels = module.on_after_batch_transfer(batch, 0)
+    assert not torch.equal(images, before)
+    assert torch.equal(images, module.on_after_batch_transfer(batch, 0)[0])  # step by step
+    module.trainer.global_rank = 1
+    assert not torch.equal(images, module.on_after_batch_transfer(batch, 0)[0])
     assert labels.shape == (4, 2)
     torch.testing.assert_close(labels.sum(1), torch.ones(4))
 
@@ -102,8 +110,8 @@ def test_augmentation_treats_each_image_for_itself(flat: Path) -> None:
 def test_an_unreadable_image_is_named(flat: Path, corrupt: str) -> None:
     broken = flat / "red" / "broken.png"
     broken.write_bytes((flat / "red" / "0.png").read_bytes()[:40])
-    module = data(flat, validation=0.0, test=0.0, corrupt=corrupt)
-    module._items["val"] = module._items["train"]
+    module = data(flat, test=0.0, corrupt=corrupt)
+    module._items["val"] += module._items["train"]
     batches = list(module.val_dataloader())
 
     def see_all() -> int:
@@ -167,7 +175,7 @@ trainer: {{max_epochs: 1}}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"validation": 1.0}, "data.validation is 1.0"),
+        ({"validation": 0.0}, "data.validation is 0.0"),
         ({"randaugment": 31}, "data.randaugment is 31"),
         ({"scale": 0.0}, "data.scale is 0.0"),
         ({"mixup": -1.0}, "cannot be negative"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -493,6 +494,112 @@ def test_a_deep_model_on_the_meta_device_costs_no_memory() -> None:
     report = audit(model, torch.zeros(4, 20_000))  # 480 GB of weights, had they been real
     assert [f.module for f in report.findings if f.rule == "dropout-before-bn"] == ["902"]
     assert report.seen["BatchNorm"] == 301
+
+
+class VAE(nn.Module):
+    """Samples its latents; its decoder has a BatchNorm."""
+
+    def __init__(self, always: bool) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(8, 8), nn.Linear(4, 8)
+        self.norm, self.always = nn.BatchNorm1d(8), always
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, log_std = self.encoder(x).chunk(2, 1)
+        if self.training or self.always:
+            mean = mean + torch.randn_like(mean) * log_std.exp()
+        return self.norm(self.decoder(mean))
+
+
+def test_sampling_that_evaluation_does_too_is_no_fault() -> None:
+    x = torch.randn(6, 8)
+    assert not audit(VAE(always=True), x).at_least("warning")
+    # Sampling in training alone does shift the variance.
+    (finding,) = findings(VAE(always=False), x)["dropout-before-bn"]
+    assert finding.severity == "warning"
+
+
+def test_a_random_order_is_no_dropout() -> None:
+    def masked_loss(self: Any, x: torch.Tensor) -> torch.Tensor:
+        order = torch.rand_like(x).argsort(1)
+        return self.linear(x) * (order < 4)
+
+    assert not audit(Forward(masked_loss, linear=nn.Linear(8, 8)), torch.randn(4, 8)).findings
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.4])
+def test_a_mask_that_says_what_is_dropped(rate) -> None:
+    def masked(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            x = x.masked_fill(torch.rand_like(x) < rate, 0.0)
+        return self.norm(x)
+
+    (finding,) = findings(Forward(masked, norm=nn.BatchNorm1d(8)), torch.randn(6, 8))[
+        "dropout-before-bn"
+    ]
+    assert f"rate {rate:g}" in finding.message
+
+
+def test_parts_in_evaluation_mode_are_audited_as_they_would_be_trained() -> None:
+    backbone = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8)).eval()
+    model = nn.Sequential(backbone, nn.BatchNorm1d(8))
+    assert audit(model, torch.randn(6, 8)).findings[0].rule == "dropout-before-bn"
+    assert not backbone.training
+    model[1].eval()  # a norm that its owner froze
+    assert "dropout-before-bn" not in findings(model, torch.randn(6, 8))
+
+
+def test_a_frozen_teacher_may_stay_in_evaluation_mode_at_the_fit() -> None:
+    teacher = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.1)).eval().requires_grad_(False)
+    model = nn.Sequential(teacher, nn.Linear(8, 2))
+    assert "left-in-eval-at-fit" not in findings(model, torch.randn(4, 8), at_fit=True)
+    teacher.requires_grad_(True)
+    (finding,) = findings(model, torch.randn(4, 8), at_fit=True)["left-in-eval-at-fit"]
+    assert finding.module == "0"
+
+
+def test_a_bias_for_each_position_before_batchnorm_is_not_idle() -> None:
+    def project(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.linear(x).view(-1, 4, 3, 3))
+
+    model = Forward(project, linear=nn.Linear(8, 36), norm=nn.BatchNorm2d(4))
+    assert "bias-before-bn" not in findings(model, torch.randn(6, 8))
+
+
+def test_mappings_and_inputs_without_tensors() -> None:
+    class Encoding(UserDict):  # as a tokenizer gives
+        pass
+
+    model = Forward(lambda self, **inputs: self.norm(self.drop(inputs["x"])))
+    model.add_module("drop", nn.Dropout(0.5))
+    model.add_module("norm", nn.BatchNorm1d(8))
+    model.forward = lambda **inputs: model.body(model, **inputs)
+    report = audit(model, kwargs=Encoding(x=torch.randn(6, 8)))
+    assert [f.rule for f in report.findings if f.severity == "error"] == ["dropout-before-bn"]
+    generator = Forward(lambda self, count: self.norm(torch.randn(count, 8)))
+    generator.add_module("norm", nn.BatchNorm1d(8))
+    assert "no tensor among the inputs" in audit(generator, 6).notes[0]
+
+
+def test_a_parameter_that_is_set_anew_comes_back() -> None:
+    def renormalise(self: Any, x: torch.Tensor) -> torch.Tensor:
+        self.linear.weight.data = torch.renorm(self.linear.weight.data, 2, 0, 0.1)
+        return self.linear(x)
+
+    model = Forward(renormalise, linear=nn.Linear(8, 8))
+    before = model.linear.weight.detach().clone()
+    audit(model, torch.randn(4, 8))
+    assert torch.equal(model.linear.weight, before)
+
+
+def test_a_trainer_gives_optimisers_and_modes() -> None:
+    from lightning.pytorch import Trainer
+
+    trainer = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.1), nn.Linear(8, 2)).eval()
+    trainer.strategy.optimizers = [torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)]
+    found = findings(model, torch.randn(4, 8), trainer=trainer)
+    assert {"left-in-eval-at-fit", "decay-on-norm-or-bias"} <= set(found)
 
 
 # -- options ---------------------------------------------------------------------------------------

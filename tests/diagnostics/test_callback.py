@@ -52,6 +52,24 @@ def test_a_model_left_in_evaluation_mode_is_noticed() -> None:
         fit(network(), evaluate=True)
 
 
+def test_a_model_that_cannot_be_run_on_the_batch_is_trained_all_the_same() -> None:
+    class TwoInputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor, *, scale: torch.Tensor | None = None) -> torch.Tensor:
+            if torch.overrides._get_current_function_mode() is not None:
+                raise RuntimeError("not now")
+            return self.layer(x)
+
+    model = TwoInputs()
+    before = model.layer.weight.clone()
+    with pytest.warns(UserWarning, match=r"AuditCallback: not audited .*give it example_input"):
+        fit(model)
+    assert not torch.equal(model.layer.weight, before)
+
+
 def test_fail_on_is_checked() -> None:
-    with pytest.raises(zoo.UserError, match="choose error, warning or never"):
+    with pytest.raises(zoo.UserError, match="choose error, warning, info or never"):
         zoo.AuditCallback("errors")

@@ -174,6 +174,36 @@ def test_chunks_cover_the_batch_whatever_their_size() -> None:
     assert whole.mean.shape == (70, 3)
 
 
+def test_an_input_that_a_forward_overwrites_stays_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Linear(8, 3))
+    x = torch.randn(40, 8)
+    before = x.clone()
+    result = zoo.mc_dropout(model, x, 200)
+    assert torch.equal(x, before)
+    model[0].inplace = False
+    assert torch.equal(zoo.mc_dropout(model, x, 200).mean, result.mean)
+
+
+def test_a_backbone_in_evaluation_mode_is_reached() -> None:
+    backbone = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)).eval()
+    model = nn.Sequential(backbone, nn.Linear(8, 3))
+    assert model.training
+    assert zoo.mc_dropout(model, torch.randn(4, 8), 20).variance.mean() > 1e-4
+
+
+def test_a_large_batch_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, 3))
+    sizes = []
+    model[0].register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    # What comes before the first dropout needs memory too: 2 KB a row and layer.
+    monkeypatch.setattr(module, "CHUNK_BYTES", 2**20)
+    zoo.mc_dropout(model, torch.randn(1000, 8), 2)
+    assert sizes[:2] == [1, 32]
+    assert all(50 < size < 300 for size in sizes[2:-1])
+
+
 def test_dicts_tuples_and_outputs_with_logits() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
@@ -201,6 +231,8 @@ def test_bad_arguments() -> None:
         zoo.mc_dropout(model, torch.randn(4, 7))
     with pytest.raises(zoo.UserError, match=r"logits \(B, K\)"):
         zoo.mc_dropout(model, torch.randn(4, 2, 8))
+    with pytest.raises(zoo.UserError, match="K > 1"):
+        zoo.mc_dropout(nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 1)), x)
     with pytest.raises(zoo.UserError, match="at least one model"):
         zoo.ensemble([])
 

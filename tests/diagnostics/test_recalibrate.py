@@ -144,6 +144,30 @@ def test_scores_before_and_after_on_held_out_data() -> None:
     assert result.after["nll"] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_a_parent_that_keeps_its_norms_frozen_is_obeyed() -> None:
+    class NormEval(nn.Sequential):
+        def train(self, mode: bool = True) -> nn.Module:
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    model = nn.Sequential(NormEval(nn.Linear(6, 5), nn.BatchNorm1d(5)), nn.BatchNorm1d(5))
+    model.eval()
+    before = model[0][1].running_mean.clone()
+    assert zoo.recalibrate(model, batches()).layers == 1
+    assert torch.equal(model[0][1].running_mean, before)
+    assert model[1].running_mean.abs().max() > 0
+
+
+def test_a_loader_that_gives_other_data_each_time_is_not_gone_through_for_ever() -> None:
+    class Augmented:
+        def __iter__(self):
+            return iter([x + torch.randn(()) for x in batches()])
+
+    assert zoo.recalibrate(deep(), Augmented()).passes == 3
+    assert zoo.recalibrate(deep(), Augmented(), passes=2).passes == 2
+
+
 def test_what_recalibrate_refuses() -> None:
     with pytest.raises(zoo.UserError, match="no BatchNorm"):
         zoo.recalibrate(nn.Linear(6, 2), batches())

@@ -102,15 +102,40 @@ def test_table_json_and_picture(tmp_path: Path) -> None:
     shift = zoo.variance_shift(model, batches())
     text = str(shift)
     assert text.splitlines()[-2].endswith("<-")
-    assert shift.worst is shift.layers[1]
-    assert abs(math.log(shift.worst.ratio)) > NOTHING
+    assert shift.layers[0].ratio == 1
+    assert abs(math.log(shift.layers[1].ratio)) > NOTHING
+    assert shift.worst is shift.layers[0]  # fresh running statistics fit no data at all
     content = json.loads(shift.to_json())
-    assert content["layers"][1]["ratio"] == pytest.approx(shift.worst.ratio, abs=1e-6)
+    assert content["layers"][1]["ratio"] == pytest.approx(shift.layers[1].ratio, abs=1e-6)
     shift.draw(tmp_path / "deep" / "shift.png")
     picture = image.imread(tmp_path / "deep" / "shift.png")
     assert picture.shape[0] > 300
     assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "shift.png"]
     assert "nothing can shift" in str(zoo.variance_shift(nn.Linear(6, 2), batches()))
+
+
+def test_a_batch_that_a_forward_overwrites_is_measured_as_it_was() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 4), nn.BatchNorm1d(4))
+    in_place = nn.Sequential(nn.Dropout(0.5, inplace=True), plain[1], plain[2])
+    loader, before = batches(), batches()
+    ratio = zoo.variance_shift(plain, loader).layers[0].ratio
+    assert zoo.variance_shift(in_place, loader).layers[0].ratio == ratio > 1.2
+    assert all(torch.equal(a, b) for a, b in zip(loader, before, strict=True))
+
+
+def test_a_head_that_runs_in_training_only_is_left_out() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.extra = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.norm(x)
+            return x + self.extra(x) if self.training else x
+
+    shift = zoo.variance_shift(Auxiliary(), batches())
+    assert [layer.module for layer in shift.layers] == ["norm"]
 
 
 def test_batches_of_other_forms() -> None:

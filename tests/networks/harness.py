@@ -48,7 +48,7 @@ class Case:
 
 
 RESNET = {"num_classes": 5, "in_channels": 1, "layers": [1, 2], "width": 8}
-CONVNET = {"num_classes": 5, "in_channels": 1, "drop_rate": 0.3, "spatial_drop_rate": 0.3}
+CONVNET = {"num_classes": 5, "in_channels": 1, "drop_rate": 0.3, "spatial_drop_rate": 0.2}
 EFFICIENTNET = {
     "num_classes": 5,
     "in_channels": 1,
@@ -67,12 +67,12 @@ VIT = {
     "dim": 16,
     "depth": 2,
     "heads": 2,
-    "drop_rate": 0.3,
-    "embed_drop_rate": 0.3,
-    "attn_drop_rate": 0.3,
-    "proj_drop_rate": 0.3,
+    "drop_rate": 0.15,
+    "embed_drop_rate": 0.1,
+    "attn_drop_rate": 0.2,
+    "proj_drop_rate": 0.25,
     "mlp_drop_rate": 0.3,
-    "drop_path_rate": 0.3,
+    "drop_path_rate": 0.35,
 }
 # Of two blocks: two in each MLP, one after each attention, one on the embeddings, one in the head;
 # stochastic depth begins at the second block, with its two branches.

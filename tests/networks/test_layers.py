@@ -8,7 +8,7 @@ from torch import nn
 
 import zoo
 from zoo import networks
-from zoo.networks.layers import adapt_input
+from zoo.networks.layers import adapt_input, adapt_statistics
 
 
 def test_a_widened_first_convolution_gives_the_same_output_for_repeated_channels() -> None:
@@ -18,6 +18,33 @@ def test_a_widened_first_convolution_gives_the_same_output_for_repeated_channels
     widened = adapt_input(weight, 3)
     assert widened.shape == (4, 3, 3, 3)
     torch.testing.assert_close(nn.functional.conv2d(images.repeat(1, 3, 1, 1), widened), expected)
+
+
+@pytest.mark.parametrize(("old", "new"), [(3, 1), (3, 2), (3, 4), (3, 6), (1, 3), (3, 3)])
+def test_other_channels_that_stand_for_the_old_ones_give_the_same_output(old, new) -> None:
+    weight, base = torch.randn(4, old, 3, 3), torch.randn(2, min(old, new), 8, 8)
+    before = base[:, [i % min(old, new) for i in range(old)]]
+    after = base[:, [i % min(old, new) for i in range(new)]]
+    torch.testing.assert_close(
+        nn.functional.conv2d(after, adapt_input(weight, new)),
+        nn.functional.conv2d(before, weight),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    values = [0.1, 0.2, 0.6][:old]
+    if (old, new) == (3, 1):
+        assert adapt_statistics(values, 1) == pytest.approx([0.3])
+    if new >= old:
+        assert adapt_statistics(values, new) == pytest.approx([values[i % old] for i in range(new)])
+
+
+def test_frozen_statistics_stay_frozen_as_synchronised_ones() -> None:
+    network = networks.ResNet(5, 1, layers=(1,), width=4, stem="small")
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(zoo.freeze(network)).train()
+    norms = [m for m in synced.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert all(norm.training for norm in zoo.unfreeze(synced).modules())
 
 
 def test_freeze_finds_the_classifier_of_other_zoos() -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from zoo import networks
+from zoo.diagnostics.trace import record
 from zoo.networks import ViT
 
 SMALL = {"image_size": 16, "patch_size": 4, "dim": 16, "depth": 2, "heads": 2}
@@ -51,6 +52,22 @@ def test_each_drop_rate_acts_by_itself_and_in_training_only(place: str) -> None:
     assert not torch.equal(network(images), network(images))
     network.eval()
     assert torch.equal(network(images), network(images))
+
+
+def test_each_rate_stands_where_it_belongs() -> None:
+    rates = {
+        "head_drop": ("drop_rate", 0.1),
+        "pos_drop": ("embed_drop_rate", 0.2),
+        "blocks.1.attn": ("attn_drop_rate", 0.25),
+        "blocks.1.attn.proj_drop": ("proj_drop_rate", 0.3),
+        "blocks.1.mlp.drop1": ("mlp_drop_rate", 0.4),
+        "blocks.1.mlp.drop2": ("mlp_drop_rate", 0.4),
+        "blocks.1.drop_path": ("drop_path_rate", 0.5),
+    }
+    network = ViT(5, 1, **SMALL, **dict(rates.values()))
+    trace = record(network, (torch.randn(2, 1, 16, 16),), mode="training")
+    found = {n.module: n.dropout.rate for n in trace.dropouts if "blocks.0" not in n.module}
+    assert found == pytest.approx({module: rate for module, (_, rate) in rates.items()})
 
 
 def test_every_branch_begins_with_its_norm() -> None:

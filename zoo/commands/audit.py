@@ -209,6 +209,7 @@ def _own(spec: str, origin: str, name: str, args: dict[str, Any]) -> Any:
             assert found.loader is not None
             module = importlib.util.module_from_spec(found)
             sys.path.insert(0, str(path.resolve().parent))
+            sys.modules[module.__name__] = module  # as dataclasses and pickle expect
             found.loader.exec_module(module)
         else:
             sys.path.insert(0, str(Path.cwd()))

@@ -273,8 +273,9 @@ def _proof(config: dict[str, Any]) -> list[str]:
     if shift := proof["variance_shift"]:
         lines.append(
             f"- `zoo.variance_shift` over {shift['layers']} BatchNorm layers: the farthest from 1 "
-            f"is `{shift['module']}`, {shift['ratio']:.3f} with dropout on to off; its running "
-            f"variance is {shift['running_ratio']:.3f} of that in evaluation."
+            f"is `{shift['module']}`: {shift['ratio']:.3f} with dropout on to off, and its running "
+            f"variance is {shift['running_ratio']:.3f} of that in evaluation, on images that are "
+            "not augmented."
         )
     strangers = proof["strangers"]
     lines += [

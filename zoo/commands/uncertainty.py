@@ -69,7 +69,15 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             f"{source} was trained on {task.data.get('name')}, and these are {data.used.name}"
         )
-    others = [checkpoints.load(other).network for other in options.ensemble]
+    others = []
+    for other in options.ensemble:
+        member = checkpoints.load(other)
+        if any(member.data.get(key) != task.data.get(key) for key in ("classes", "mean", "std")):
+            raise UserError(
+                f"--ensemble {other}: trained on {member.data.get('name')}, with other classes or "
+                f"normalisation than {source}"
+            )
+        others.append(member.network)
     images = proof.Images(data, options.split, options.images)
     strangers = proof.find_strangers(options.ood, data, options.images)
     network = task.network

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -19,6 +20,11 @@ from zoo.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 Item = tuple[Path, int]
+
+
+def _folders(root: Path) -> list[str]:
+    """The visible sub-folders."""
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 class _Images(Dataset[tuple[Tensor | None, int, str]]):
@@ -31,15 +37,23 @@ class _Images(Dataset[tuple[Tensor | None, int, str]]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
-        from PIL import Image
-
         path, label = self.items[index]
         try:
-            with Image.open(path) as image:
-                pixels = v2.functional.pil_to_tensor(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError):  # what PIL makes of a broken file
+            pixels = _decode(path)
+        except Exception:  # PIL has many for a broken file, a decompression bomb among them
             return None, label, str(path)
         return self.crop(pixels), label, str(path)
+
+
+def _decode(path: Path) -> Tensor:
+    """uint8 (3, H, W), upright."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as opened:
+        image: Image.Image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip to white
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return v2.functional.pil_to_tensor(image.convert("RGB"))
 
 
 def _collate(samples: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor, Tensor, list[str]]:
@@ -58,6 +72,7 @@ class ImageFolder(LightningDataModule):
     ``FOLDER/test/CLASS/*``; or ``FOLDER/CLASS/*``, from which validation and test images are taken
     by fraction and a fixed seed. Classes are sorted by name; their order goes into the checkpoint.
     Images are decoded, cropped and resized by workers, and augmented in batches on the device.
+    With several processes validation and test repeat a few images, so that all have equally many.
 
     Args:
         folder: where the images lie.
@@ -65,7 +80,8 @@ class ImageFolder(LightningDataModule):
         batch_size: images a batch and process.
         validation: the fraction of each class held out for validation, without a ``val`` folder.
         test: the fraction held out for testing, without a ``train`` folder; may be 0.
-        randaugment: magnitude of RandAugment, 0 to 30 (Cubuk et al. 2020); 0 for none.
+        randaugment: magnitude of RandAugment, 0 to 30 (Cubuk et al. 2020), image by image; 0 for
+            none.
         mixup: α of mixup (Zhang et al. 2018); 0 for none.
         cutmix: α of CutMix (Yun et al. 2019); 0 for none. With both, each batch gets one of them.
         flip: mirror half of the training images.
@@ -99,9 +115,10 @@ class ImageFolder(LightningDataModule):
         super().__init__()
         if batch_size < 1 or image_size < 1:
             raise UserError("data.batch_size and data.image_size must be at least 1")
-        for name, fraction in (("validation", validation), ("test", test)):
-            if not 0 <= fraction < 1:
-                raise UserError(f"data.{name} is {fraction}: a fraction, at least 0 and below 1")
+        if not 0 < validation < 1:
+            raise UserError(f"data.validation is {validation}: a fraction, above 0 and below 1")
+        if not 0 <= test < 1:
+            raise UserError(f"data.test is {test}: a fraction, at least 0 and below 1")
         if not 0 <= randaugment <= 30:
             raise UserError(f"data.randaugment is {randaugment}: a magnitude from 0 to 30")
         if not 0 < scale <= 1:
@@ -113,7 +130,9 @@ class ImageFolder(LightningDataModule):
         self.folder, self.image_size, self.batch_size = Path(folder), image_size, batch_size
         self.validation, self.test = validation, test
         self.mixup, self.cutmix, self.corrupt = mixup, cutmix, corrupt
-        self.workers = max(0, (os.cpu_count() or 1) - 1) if workers is None else workers
+        if workers is None:  # the cores but one, shared by the processes of this machine
+            workers = ((os.cpu_count() or 1) - 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        self.workers = workers
         self.mean, self.std = list(mean), list(std)
         self.flip = flip
         self.randaugment = v2.RandAugment(magnitude=randaugment) if randaugment else None
@@ -125,6 +144,7 @@ class ImageFolder(LightningDataModule):
         self.classes: list[str] = []
         self._items: dict[str, list[Item]] = {}
         self._named: set[str] = set()
+        self._digest = ""
 
     # -- finding the images ----------------------------------------------------------------------
 
@@ -136,7 +156,7 @@ class ImageFolder(LightningDataModule):
             raise UserError(f"data.folder: no such folder: {self.folder}")
         split = (self.folder / "train").is_dir()
         root = self.folder / "train" if split else self.folder
-        self.classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+        self.classes = _folders(root)
         if len(self.classes) < 2:
             raise UserError(
                 f"{root}: {len(self.classes)} sub-folders, and there must be one for each class, "
@@ -155,11 +175,12 @@ class ImageFolder(LightningDataModule):
     def _list(self, root: Path) -> list[Item]:
         items: list[Item] = []
         for label, name in enumerate(self.classes):
-            paths = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+            found = (root / name).rglob("[!.]*")
+            paths = sorted(path for path in found if path.suffix.lower() in SUFFIXES)
             if not paths:
                 raise UserError(f"{root / name}: no image in it ({', '.join(SUFFIXES)})")
             items += [(path, label) for path in paths]
-        unknown = sorted({p.name for p in root.iterdir() if p.is_dir()} - set(self.classes))
+        unknown = sorted(set(_folders(root)) - set(self.classes))
         if unknown:
             raise UserError(f"{root / unknown[0]}: a class that the training images do not have")
         return items
@@ -168,11 +189,13 @@ class ImageFolder(LightningDataModule):
         """Every class is split alike, by a fixed seed, whatever the seed of a run."""
         generator = torch.Generator().manual_seed(0)
         parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
-        for label, name in enumerate(self.classes):
-            mine = [item for item in items if item[1] == label]
+        by_class: list[list[Item]] = [[] for _ in self.classes]
+        for item in items:
+            by_class[item[1]].append(item)
+        for name, mine in zip(self.classes, by_class, strict=True):
             order = torch.randperm(len(mine), generator=generator).tolist()
-            held = round(len(mine) * self.validation)
-            tested = round(len(mine) * self.test)
+            held = max(1, round(len(mine) * self.validation))
+            tested = max(1, round(len(mine) * self.test)) if self.test else 0
             if held + tested >= len(mine):
                 raise UserError(
                     f"{self.folder / name}: {len(mine)} images, of which none is left to train on"
@@ -191,19 +214,20 @@ class ImageFolder(LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """JSON values that a checkpoint keeps; the digest is of the files' names and sizes."""
         self.prepare_data()
-        listing = [
-            f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}"
-            for items in self._items.values()
-            for path, _ in items
-        ]
-        digest = hashlib.sha256("\n".join(sorted(listing)).encode()).hexdigest()
+        if not self._digest:
+            listing = [
+                f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}"
+                for items in self._items.values()
+                for path, _ in items
+            ]
+            self._digest = hashlib.sha256("\n".join(sorted(listing)).encode()).hexdigest()
         return {
             "name": self.folder.resolve().name,
             "classes": list(self.classes),
             "mean": self.mean,
             "std": self.std,
             "input_shape": [3, self.image_size, self.image_size],
-            "sha256": {"names and sizes of the files": digest},
+            "sha256": {"names and sizes of the files": self._digest},
         }
 
     def example_input(self, batch: int = 2) -> Tensor:
@@ -225,11 +249,15 @@ class ImageFolder(LightningDataModule):
 
     def _loader(self, part: str) -> DataLoader[Any]:
         training = part == "train"
+        world = self.trainer.world_size if self.trainer is not None else 1
+        if training and len(self._items[part]) < world:
+            raise UserError(f"{self.folder}: fewer training images than processes")
         return DataLoader(
             _Images(self._items[part], self._training_crop if training else self._crop),
             batch_size=self.batch_size,
             shuffle=training,
-            drop_last=training and len(self._items[part]) >= self.batch_size,
+            # A process that has less than a batch trains on what it has.
+            drop_last=training and len(self._items[part]) // world >= self.batch_size,
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
@@ -271,25 +299,34 @@ class ImageFolder(LightningDataModule):
         training = self.trainer is not None and self.trainer.training
         if training and not len(images):
             raise UserError(f"a whole training batch cannot be read, {broken[0]} among it")
-        if training:
-            images = self.augment(images)
-        images = self.normalise(images)
-        mixers = [
-            mixer(alpha=alpha, num_classes=len(self.classes))
-            for mixer, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
-            if alpha
-        ]
-        if training and mixers:
-            images, labels = v2.RandomChoice(mixers)(images, labels)
-        return images, labels
+        if not training:
+            return self.normalise(images), labels
+        devices = [images.device] if images.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._seed())
+            images = self.normalise(self.augment(images))
+            mixers = [
+                mixer(alpha=alpha, num_classes=len(self.classes))
+                for mixer, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
+                if alpha
+            ]
+            return v2.RandomChoice(mixers)(images, labels) if mixers else (images, labels)
+
+    def _seed(self) -> int:
+        """Another one for every batch and process: all processes share the global generator's."""
+        trainer = self.trainer
+        assert trainer is not None
+        step = trainer.fit_loop.total_batch_idx
+        return (torch.initial_seed() % 2**31) * 1_000_003 + step * 4099 + trainer.global_rank
 
     def _name(self, broken: list[str]) -> None:
+        predicting = self.trainer is not None and self.trainer.predicting
         for path in broken:
-            if self.corrupt == "error":
+            if self.corrupt == "error" or predicting:  # a prediction for every file, or none
                 raise UserError(
                     f"{path} cannot be read as an image: mend or remove it, or give "
                     "--data.corrupt skip"
                 )
             if path not in self._named:
                 self._named.add(path)
-                rank_zero_warn(f"skipped: {path} cannot be read as an image")
+                warnings.warn(f"skipped: {path} cannot be read as an image", stacklevel=2)

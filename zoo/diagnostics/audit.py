@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections import Counter
@@ -11,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from zoo.diagnostics.rules import RULES, SEVERITIES, Finding, Rule, Subject
-from zoo.diagnostics.trace import Trace, first_line, record
+from zoo.diagnostics.trace import Trace, first_line, record, tensors_in, to_model, untouched
 from zoo.errors import UserError
 from zoo.recipes import nearest
 
@@ -34,6 +34,8 @@ class Report:
     findings: list[Finding]
     notes: list[str] = field(default_factory=list)
     seen: dict[str, int] = field(default_factory=dict)  # kinds of dropout and BatchNorm → calls
+    # module at fault → file:line of its class, for findings that no line of the model's makes
+    sources: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -80,8 +82,8 @@ class Report:
             location: dict[str, Any] = {
                 "logicalLocations": [{"fullyQualifiedName": finding.module or self.model}]
             }
-            if finding.source:
-                file, _, line = finding.source.rpartition(":")
+            if source := finding.source or self.sources.get(finding.module, ""):
+                file, _, line = source.rpartition(":")
                 location["physicalLocation"] = {
                     "artifactLocation": {"uri": _relative(file).as_posix()},
                     "region": {"startLine": int(line)},
@@ -189,23 +191,25 @@ def audit(
         UserError: the model does not run on these inputs, or no such rule.
     """
     chosen = [_rule(id) for id in rules] if rules is not None else list(RULES.values())
+    optimizers = [optimizer] if optimizer is not None else []
     if trainer is not None:
         at_fit = True
-        optimizer = optimizer or next(iter(trainer.optimizers), None)
+        optimizers = optimizers or list(trainer.optimizers)
         loader = loader if loader is not None else trainer.train_dataloader
     if loader is not None:
         batch_size = batch_size or getattr(loader, "batch_size", None)
         if not example_inputs and kwargs is None:
-            example_inputs = (_input_of(next(iter(loader))),)
+            with untouched(model):  # a loader draws random numbers too
+                example_inputs = (_input_of(next(iter(loader))),)
     if not example_inputs and kwargs is None:
         raise UserError("audit needs an example input: zoo.audit(model, torch.randn(2, 3, 32, 32))")
-    training, evaluation, notes = _record(model, example_inputs, kwargs)
+    training, evaluation, notes = _record(model, example_inputs, kwargs, at_fit)
     subject = Subject(
         model,
         training,
         evaluation,
         batch_size=batch_size,
-        optimizer=optimizer,
+        optimizers=optimizers,
         at_fit=at_fit,
         discriminator=discriminator,
     )
@@ -214,14 +218,26 @@ def audit(
     return Report(
         model=type(model).__name__,
         inputs=[
-            list(leaf.shape)
-            for leaf in tree_leaves((example_inputs, kwargs))
-            if isinstance(leaf, Tensor)
+            list(tensor.shape) for tensor in tensors_in(to_model(model, (example_inputs, kwargs)))
         ],
         findings=list(dict.fromkeys(found)),
         notes=notes,
         seen=_seen(training),
+        sources=_classes(model, {finding.module for finding in found if not finding.source}),
     )
+
+
+def _classes(model: nn.Module, wanted: set[str]) -> dict[str, str]:
+    """file:line where the classes of some modules are defined."""
+    found = {}
+    for path, module in model.named_modules():
+        if path in wanted:
+            try:
+                file = inspect.getsourcefile(type(module))
+                found[path] = f"{file}:{inspect.getsourcelines(type(module))[1]}"
+            except (OSError, TypeError):  # typed into a console
+                continue
+    return found
 
 
 def _rule(id: str) -> Rule:
@@ -235,13 +251,15 @@ def _input_of(batch: Any) -> Any:
 
 
 def _record(
-    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None, at_fit: bool
 ) -> tuple[Trace, Trace | None, list[str]]:
     """The training forward, the evaluation forward, and what is to be said of them."""
     notes: dict[str, None] = {}
     training: Trace | None = None
     try:
-        training = record(model, inputs, kwargs, mode="training")
+        # Before a fit, the modes are what is audited; rules tell what is left in evaluation mode.
+        as_it_is = at_fit and model.training
+        training = record(model, inputs, kwargs, mode="as it is" if as_it_is else "training")
     except Exception as error:  # whatever a stranger's forward raises
         failure: Exception = error
         notes[

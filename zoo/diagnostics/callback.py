@@ -5,43 +5,79 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader
 
-from zoo.diagnostics.audit import SEVERITIES, audit
+from zoo.diagnostics.audit import Report, audit
+from zoo.diagnostics.rules import SEVERITIES
+from zoo.diagnostics.trace import untouched
 from zoo.errors import UserError
 
 
 class AuditCallback(Callback):
-    """Audits the model at the start of a fit, with its optimiser, batch size and modes.
+    """Audits the model at the start of a fit, with its optimisers, batch size and modes.
+
+    What stops a fit is a finding, never the audit itself: where the model cannot be run on the
+    input, that is a warning.
 
     Args:
-        fail_on: ``error``, ``warning`` or ``never``: stops the fit before its first step.
-        example_input: the forward's argument; the first training batch's, as the data module
-            hands it to the model, by default.
+        fail_on: ``error``, ``warning``, ``info`` or ``never``: stops the fit before its first step.
+        example_input: the forward's argument, or a tuple or dict of them. By default Lightning's
+            ``example_input_array``, else what the first training batch begins with.
     """
 
-    def __init__(self, fail_on: str = "error", example_input: Tensor | None = None) -> None:
+    def __init__(self, fail_on: str = "error", example_input: Any = None) -> None:
         if fail_on not in (*SEVERITIES, "never"):
-            raise UserError(f"fail_on is {fail_on!r}: choose error, warning or never")
+            raise UserError(f"fail_on is {fail_on!r}: choose error, warning, info or never")
         self.fail_on, self.example_input = fail_on, example_input
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        example = self.example_input
-        if example is None:
-            loader: Any = trainer.train_dataloader
-            # Our own loader's place in the epoch must stay where it is.
-            fresh = loader.fresh() if hasattr(loader, "fresh") else loader
-            batch = trainer.strategy.batch_to_device(next(iter(fresh)))
-            inputs_of = getattr(pl_module, "inputs_of", None)
-            if inputs_of is not None:
-                example = inputs_of(batch)
-            else:
-                example = batch[0] if isinstance(batch, list | tuple) else batch
-        report = audit(pl_module, example, trainer=trainer)
+        report = self._audit(trainer, pl_module)
+        if report is None:
+            return
         rank_zero_info(str(report))
         if self.fail_on != "never" and report.at_least(self.fail_on):
             raise UserError(
                 f"the audit found {len(report.at_least(self.fail_on))} findings of severity "
                 f"{self.fail_on} or graver: the fit was not begun"
             )
+
+    def _audit(self, trainer: Trainer, module: LightningModule) -> Report | None:
+        try:
+            with untouched(module), trainer.precision_plugin.forward_context():
+                example = self._example(trainer, module)
+                example = trainer.precision_plugin.convert_input(example)
+                if isinstance(example, dict):
+                    return audit(module, kwargs=example, trainer=trainer)
+                inputs = example if isinstance(example, tuple) else (example,)
+                return audit(module, *inputs, trainer=trainer)
+        except Exception as error:
+            rank_zero_warn(
+                f"AuditCallback: not audited ({type(error).__name__}: {error}); give it "
+                "example_input, what the model's forward takes"
+            )
+            return None
+
+    def _example(self, trainer: Trainer, module: LightningModule) -> Any:
+        if self.example_input is not None:
+            return self.example_input
+        if module.example_input_array is not None:
+            return module.example_input_array
+        batch = trainer.strategy.batch_to_device(next(iter(_again(trainer.train_dataloader))))
+        if inputs_of := getattr(module, "inputs_of", None):
+            return inputs_of(batch)
+        if isinstance(batch, dict):
+            return {key: value for key, value in batch.items() if key not in ("labels", "label")}
+        return batch[0] if isinstance(batch, list | tuple) else batch
+
+
+def _again(loader: Any) -> Any:
+    """A loader whose first batch can be taken without moving the one that trains."""
+    if hasattr(loader, "fresh"):
+        return loader.fresh()
+    if isinstance(loader, DataLoader) and loader.num_workers:
+        # Its workers would be shared, or started for one batch.
+        return DataLoader(loader.dataset, batch_size=2, collate_fn=loader.collate_fn)
+    if isinstance(loader, dict | list | tuple):
+        return _again(next(iter(loader.values())) if isinstance(loader, dict) else loader[0])
+    return loader

@@ -9,7 +9,7 @@ is computed once, not once a sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +22,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from zoo.diagnostics.calibration import entropy
+from zoo.diagnostics.recalibrate import logits_in
 from zoo.diagnostics.replay import Recording
 from zoo.diagnostics.trace import (
     Node,
     active_dropouts,
     eagerly,
     paths,
+    seed_everywhere,
     to_model,
     untouched,
 )
@@ -73,7 +75,8 @@ def mc_dropout(
 
     Args:
         model: any eager module with logits (B, K) out, alone, first in a tuple, or as ``logits``.
-        x: the input (B, …), or a tuple or dict of such, as the model takes it.
+        x: the input (B, …), or a tuple or dict of such, as the model takes it; tensors whose first
+            dimension is B are taken for rows of the batch.
         samples: S, the number of predictions.
         seed: of the masks.
         drop_path: whether stochastic depth is sampled too.
@@ -88,15 +91,15 @@ def mc_dropout(
         raise UserError(f"samples is {samples}: it must be at least 1")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be at least 1")
-    x = to_model(model, x)
+    x = dict(x) if isinstance(x, Mapping) else x
     total = _rows(x)
     owners = _owners(model, x, drop_path)
     parts: list[Uncertainty] = []
     with untouched(model), eagerly(model), torch.inference_mode(), _sampling(model, owners):
-        torch.manual_seed(seed)
+        seed_everywhere(seed)
         done, rows = 0, batch_size or min(total, FIRST_ROWS)
         while done < total:
-            part = _slice(x, done, done + rows)
+            part = to_model(model, _slice(x, done, done + rows))  # a copy, which may be written to
             drawer = Recording(partial(_predict, model, part))
             parts.append(_summarise(drawer.draws(samples), return_samples))
             done += rows
@@ -131,13 +134,12 @@ def ensemble(
 
 
 def _predict_all(models: list[nn.Module], x: Any, return_samples: bool = False) -> Uncertainty:
-    def predictions() -> Iterator[Tensor]:
-        for model in models:
-            with untouched(model), torch.inference_mode():
-                model.eval()
-                yield _predict(model, to_model(model, x))
-
-    return _summarise(predictions(), return_samples)
+    logits = []
+    for model in models:
+        with untouched(model), eagerly(model), torch.inference_mode():
+            model.eval()
+            logits.append(_predict(model, to_model(model, x)).cpu())
+    return _join([_summarise(iter(logits), return_samples)])
 
 
 def single(model: nn.Module, x: Any) -> Uncertainty:
@@ -149,8 +151,14 @@ def single(model: nn.Module, x: Any) -> Uncertainty:
 
 
 def _owners(model: nn.Module, x: Any, drop_path: bool) -> list[str]:
-    args, kwargs = _arguments(_slice(x, 0, 1))  # one row is enough to see which calls there are
-    wanted = [node for node in active_dropouts(model, args, kwargs) if _samples(node, drop_path)]
+    # One row is enough to see which calls there are; some models need two.
+    args, kwargs = _arguments(_slice(x, 0, 1))
+    try:
+        seen = active_dropouts(model, args, kwargs)
+    except UserError:
+        args, kwargs = _arguments(_slice(x, 0, 2))
+        seen = active_dropouts(model, args, kwargs)
+    wanted = [node for node in seen if is_sampled(node, drop_path)]
     if not wanted:
         raise UserError(
             f"{type(model).__name__} has no dropout that is active in training, so there is "
@@ -161,7 +169,8 @@ def _owners(model: nn.Module, x: Any, drop_path: bool) -> list[str]:
     return list(dict.fromkeys(node.module for node in wanted))
 
 
-def _samples(node: Node, drop_path: bool) -> bool:
+def is_sampled(node: Node, drop_path: bool = False) -> bool:
+    """Whether MC dropout samples what a recorded call drops."""
     assert node.dropout is not None
     return node.dropout.kind != "selection" and (drop_path or node.dropout.kind != "path")
 
@@ -210,21 +219,8 @@ def _call(model: nn.Module, x: Any) -> Any:
     return model(*args, **kwargs)
 
 
-def _logits(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    if hasattr(output, "logits"):
-        return output.logits
-    if isinstance(output, dict) and "logits" in output:
-        return output["logits"]
-    tensor = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
-    if tensor is None:
-        raise UserError(f"the model gives {type(output).__name__}, in which there are no logits")
-    return tensor
-
-
 def _predict(model: nn.Module, x: Any) -> Tensor:
-    return _logits(_call(model, x))
+    return logits_in(_call(model, x))
 
 
 def _rows(x: Any) -> int:
@@ -277,8 +273,8 @@ def _in_stacks(logits: Iterator[Tensor], most: int = 2**22) -> Iterator[Tensor]:
     """Several samples (B, K) as one tensor (S, B, K), which is quicker than one by one."""
     waiting: list[Tensor] = []
     for each in logits:
-        if each.ndim != 2:
-            raise UserError(f"the model gives {list(each.shape)}: logits (B, K) are needed")
+        if each.ndim != 2 or each.shape[1] < 2:
+            raise UserError(f"the model gives {list(each.shape)}: logits (B, K), K > 1, are needed")
         waiting.append(each)
         if sum(tensor.numel() for tensor in waiting) > most:
             yield torch.stack(waiting)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.diagnostics import calibration
-from zoo.diagnostics.trace import eagerly, untouched
+from zoo.diagnostics.trace import begin_training, eagerly, tensors_in, to_model, untouched
 from zoo.errors import UserError
 
 
@@ -61,7 +60,10 @@ class PooledMoments:
 
 @torch.no_grad()
 def estimate_running_statistics(
-    model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[Any], Any] | None = None,
+    norms: list[_BatchNorm] | None = None,
 ) -> int:
     """Replaces every running mean and variance by that of the batches' activations, in place.
 
@@ -75,18 +77,16 @@ def estimate_running_statistics(
         model: any module; without BatchNorm nothing is done.
         batches: what ``forward`` takes.
         forward: runs the model on a batch; the model itself by default.
+        norms: which to renew; by default all that go into training mode.
 
     Returns:
         The number of BatchNorm layers renewed.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    norms: list[_BatchNorm] = []
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            module.train()
-            if module.training:  # a frozen one refuses
-                norms.append(module)
+    if norms is None:
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    norms = [norm for norm in norms if is_live(norm.train())]  # a frozen one refuses
     gathered = {norm: PooledMoments() for norm in norms}
     before = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
     hooks = [norm.register_forward_pre_hook(_gather(gathered[norm])) for norm in norms]
@@ -108,11 +108,25 @@ def estimate_running_statistics(
     return len(renewed)
 
 
+def logits_in(output: Any) -> Tensor:
+    """A model's logits: its output, ``.logits`` or ``["logits"]`` of it, or its first tensor.
+
+    Raises:
+        UserError: there is no tensor in it.
+    """
+    named = output.get("logits") if isinstance(output, Mapping) else None
+    found = [named, getattr(output, "logits", None), *tensors_in(output)]
+    tensor = next((one for one in found if isinstance(one, Tensor)), None)
+    if tensor is None:
+        raise UserError(f"the model gives {type(output).__name__}, in which there are no logits")
+    return tensor
+
+
 def forward_batch(model: nn.Module, batch: Any) -> Any:
     """Runs a model on a loader's batch: a tensor, (input, …), or a dict of keyword arguments."""
-    if isinstance(batch, dict):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, list | tuple) else batch)
+    if isinstance(batch, Mapping):
+        return model(**to_model(model, dict(batch)))
+    return model(to_model(model, batch[0] if isinstance(batch, list | tuple) else batch))
 
 
 def is_live(norm: _BatchNorm) -> bool:
@@ -165,7 +179,8 @@ def recalibrate(
             whose first item is the input, or a dict of arguments at a time.
         held_out: (inputs, labels), to see what it does to accuracy, NLL and ECE.
         forward: runs the model on a batch, where the batches are of another form.
-        passes: over the loader; as many as it takes by default.
+        passes: over the loader; by default until nothing moves, one more than there are layers at
+            most; three where the loader gives other data each time (random augmentation).
 
     Raises:
         UserError: there is nothing to renew, or the loader is empty.
@@ -182,40 +197,50 @@ def recalibrate(
     before = _scores(model, held_out, run)
     with eagerly(model):
         # A first estimate for all layers at once, which leaves little to settle.
-        estimate_running_statistics(model, _large_enough(batches), run)
+        estimate_running_statistics(model, _large_enough(batches), run, norms)
         done, most = 1, passes if passes is not None else len(norms) + 1
         gathered: dict[_BatchNorm, PooledMoments] = {}
-        moved = math.inf
-        while done < most and moved > 1e-6:
+        moved: dict[_BatchNorm, float] = {}
+        while done < most and (not moved or max(moved.values()) > 1e-6):
             done += 1
             moved, gathered = _settle(model, norms, batches, run)
+            # Nothing that is renewed stands before the first layer: if it moves the second time,
+            # the loader gives other data each time, and further passes would not settle anything.
+            if done > 2 and next(iter(moved.values())) > 1e-5:
+                break
         for norm, moments in gathered.items():
-            if moments.count:
-                _remember(norm, *moments.reduce())
-    return Recalibration(len(norms), done, before, _scores(model, held_out, run))
+            _remember(norm, *moments.reduce())
+    renewed = len(gathered) if gathered else len(norms)
+    return Recalibration(renewed, done, before, _scores(model, held_out, run))
 
 
 def _live_norms(model: nn.Module) -> list[_BatchNorm]:
     with untouched(model):
-        model.train()
+        begin_training(model)
         return [m for m in model.modules() if isinstance(m, _BatchNorm) and is_live(m)]
 
 
 @torch.no_grad()
 def _settle(
     model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Any], run: Callable[[Any], Any]
-) -> tuple[float, dict[_BatchNorm, PooledMoments]]:
+) -> tuple[dict[_BatchNorm, float], dict[_BatchNorm, PooledMoments]]:
     """One pass in evaluation mode: each layer is given the moments of all the data before it.
 
     It then normalises as it would in training by one huge batch, by the variance of the values.
 
     Returns:
-        How far the statistics have moved, in deviations, and the moments.
+        How far the statistics of each layer have moved, in deviations, and the moments; of the
+        layers that ran, in the order in which they ran.
     """
-    gathered = {norm: PooledMoments() for norm in norms}
+    gathered: dict[_BatchNorm, PooledMoments] = {}
+
+    def gather(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, _BatchNorm)
+        gathered.setdefault(norm, PooledMoments()).update(inputs[0])
+
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    hooks = [norm.register_forward_pre_hook(_gather(gathered[norm])) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(gather) for norm in norms]
     try:
         for batch in batches:
             run(batch)
@@ -224,17 +249,16 @@ def _settle(
             hook.remove()
         for module, training in modes:
             module.training = training
-    moved = 0.0
+    moved: dict[_BatchNorm, float] = {}
     for norm, moments in gathered.items():
-        if moments.count:
-            mean, variance = moments.reduce(correction=0)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            scale = variance + norm.eps
-            shift = (mean - norm.running_mean).abs() / scale.sqrt()
-            stretch = (variance - norm.running_var).abs() / scale
-            moved = max(moved, float(shift.max()), float(stretch.max()))
-            _remember(norm, mean, variance)
+        mean, variance = moments.reduce(correction=0)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = variance + norm.eps
+        shift = (mean - norm.running_mean).abs() / scale.sqrt()
+        stretch = (variance - norm.running_var).abs() / scale
+        moved[norm] = max(float(shift.max()), float(stretch.max()))
+        _remember(norm, mean, variance)
     return moved, gathered
 
 
@@ -255,7 +279,7 @@ def _scores(
     with untouched(model), torch.no_grad():
         model.eval()
         for batch in held_out:
-            probabilities.append(run(batch).float().softmax(1).cpu())
+            probabilities.append(logits_in(run(batch)).float().softmax(1).cpu())
             labels.append(batch[1].cpu())
     found = calibration.scores(torch.cat(probabilities), torch.cat(labels))
     return {name: found[name] for name in ("accuracy", "nll", "ece")}
@@ -264,10 +288,8 @@ def _scores(
 def _large_enough(batches: Iterable[Any]) -> Iterable[Any]:
     """All batches but those of a single sample, which training mode cannot normalise."""
     for batch in batches:
-        first = batch
-        while not isinstance(first, Tensor):
-            first = next(iter(first.values())) if isinstance(first, dict) else first[0]
-        if len(first) > 1:
+        first = next(iter(tensors_in(batch)), None)
+        if first is None or first.ndim == 0 or len(first) > 1:
             yield batch
 
 

@@ -54,7 +54,7 @@ class Recording:
 
     def __init__(self, forward: Callable[[], Tensor]) -> None:
         self.forward = forward
-        self.bytes = 0  # of the activations that one draw makes, and of those kept
+        self.bytes = 0  # of all activations of the forward, more than live at one time
 
     def draws(self, count: int) -> Iterator[Tensor]:
         """``count`` results, each with random numbers of its own, in the order a loop has them."""
@@ -124,7 +124,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in written:
             self._keep_captured(tensor)
         if not varies:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            for tensor in _tensors(result):
+                self.bytes += tensor.numel() * tensor.element_size()
+            return result
         for tensor in written:
             if not self._varies(tensor):
                 self._renew(tensor)

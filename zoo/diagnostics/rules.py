@@ -7,7 +7,7 @@ does not. Both are printed by ``python -m zoo audit --explain RULE`` and run by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from textwrap import dedent
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from zoo.diagnostics.trace import (
+    DROPOUTS,
     MERGED,
     NORMS,
     PASS_THROUGH,
@@ -53,7 +54,7 @@ class Subject:
     training: Trace  # or, where training mode fails, evaluation recorded as if it were training
     evaluation: Trace | None
     batch_size: int | None = None  # of training, a process
-    optimizer: torch.optim.Optimizer | None = None
+    optimizers: Sequence[torch.optim.Optimizer] = ()
     at_fit: bool = False  # the model is about to be trained in the modes it is in
     discriminator: str | None = None  # path of a GAN's discriminator; "" is the model itself
     paths: dict[int, str] = field(init=False)
@@ -154,7 +155,7 @@ def _before_batch_norm(subject: Subject, kinds: Callable[[str], bool]) -> Iterat
     eval_noise = {
         (node.module, node.op)
         for node in (subject.evaluation.dropouts if subject.evaluation else [])
-        if node.dropout is not None and node.dropout.kind == "noise"
+        if node.dropout is not None and node.op not in DROPOUTS
     }
     seen: set[tuple[str, int]] = set()
     for norm in subject.training.batch_norms:
@@ -203,8 +204,12 @@ def dropout_before_bn(subject: Subject) -> Iterator[Finding]:
     for norm, dropout, level, more in found:
         steps = way(norm, dropout, subject.reached)
         straight = level == STRAIGHT
-        # Alpha dropout keeps the variance of inputs that are standardised, and of no others.
-        error = straight and dropout.dropout.kind != "alpha"
+        # Alpha dropout keeps the variance of inputs that are standardised, and of no others. Noise
+        # that multiplies is dropout by another name; other noise may be small, or augmentation.
+        doubtful = dropout.dropout.kind == "alpha" or (
+            dropout.dropout.kind == "noise" and dropout.dropout.function != "mul"
+        )
+        error = straight and not doubtful
         between = " → ".join(steps) if steps else "nothing"
         also = f", and {more} more" if more else ""
         yield Finding(
@@ -224,7 +229,8 @@ def dropout_before_bn(subject: Subject) -> Iterator[Finding]:
     "stochastic-depth-before-bn",
     "info",
     "Stochastic depth reaches a BatchNorm: the shift is small, and it is done on purpose.",
-    source="Huang et al., ECCV 2016, section 3 (ResNet with BatchNorm); Tan & Le, ICML 2019",
+    source="Huang et al., ECCV 2016, section 3 (ResNet with BatchNorm); Tan & Le, ICML 2019, "
+    "section 5.2",
     fix="nothing, unless zoo.variance_shift shows more than a few per cent",
     bad="""
         from torchvision.ops import StochasticDepth
@@ -314,7 +320,7 @@ def elementwise_dropout_on_feature_map(subject: Subject) -> Iterator[Finding]:
     "warning",
     "More is dropped than the guidelines go to; a drop rate is the share dropped, not kept.",
     source="Srivastava et al., JMLR 2014, section 7.3 and appendix A.4 (0.5 for hidden units); "
-    "attention 0.1: Vaswani et al. 2017, section 5.4",
+    "0.1 in transformers, attention included: Devlin et al. 2019, appendix A.2",
     fix="at most 0.5 on fully connected layers, 0.3 on feature maps and attention weights",
     bad="""
         model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.9), nn.Linear(8, 2))
@@ -642,7 +648,10 @@ def bn_one_value_per_sample(subject: Subject) -> Iterator[Finding]:
     """,
 )
 def bn_small_batch(subject: Subject) -> Iterator[Finding]:
-    norms = list(_live(subject))
+    synchronised = {
+        subject.paths[id(m)] for m in subject.model.modules() if isinstance(m, nn.SyncBatchNorm)
+    }
+    norms = [(node, norm) for node, norm in _live(subject) if node.module not in synchronised]
     if subject.batch_size is not None and subject.batch_size < 16 and norms:
         first = norms[0][0]
         yield Finding(
@@ -696,8 +705,7 @@ def _by_module(nodes: Iterable[Node]) -> dict[str, list[Node]]:
     "warning",
     "One BatchNorm normalises several places: each by its own batch in training, all by a mixture "
     "of their statistics in evaluation.",
-    source="RetinaNet-style heads share filters and not norms: Ghiasi et al., CVPR 2019, "
-    "section 3; separate statistics for separate distributions: Xie et al., CVPR 2020",
+    source="separate statistics for separate distributions: Xie et al., CVPR 2020, section 3.2",
     fix="one BatchNorm for each place; what is before it may be shared",
     bad="""
         class Twice(nn.Module):
@@ -748,7 +756,8 @@ def bias_before_bn(subject: Subject) -> Iterator[Finding]:
     for node, _ in _live(subject):
         layer = through(next(parent for parent in node.inputs if parent.data))
         only_reader = list(subject.consumers_through(layer)) == [node]
-        if layer.facts.get("bias") is True and only_reader:
+        # One value for each channel: a bias for each position says more than a mean.
+        if only_reader and layer.facts.get("bias") == _channels(node):
             yield Finding(
                 "bias-before-bn",
                 "info",
@@ -757,6 +766,10 @@ def bias_before_bn(subject: Subject) -> Iterator[Finding]:
                 f"{name(node.module)}",
                 source=layer.source,
             )
+
+
+def _channels(norm: Node) -> int:
+    return norm.shape[1]
 
 
 @rule(
@@ -810,7 +823,7 @@ def bn_in_discriminator(subject: Subject) -> Iterator[Finding]:
     "decay-on-norm-or-bias",
     "warning",
     "Weight decay pulls norm scales and biases to zero, which regularises nothing.",
-    source="Goyal et al. 2017, section 5.3; He et al., CVPR 2019 (bag of tricks), section 3.1",
+    source="Goyal et al. 2017, section 5.1; He et al., CVPR 2019 (bag of tricks), section 3.1",
     fix="a parameter group with weight_decay 0 for norms and biases",
     bad="""
         model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2))
@@ -827,15 +840,13 @@ def bn_in_discriminator(subject: Subject) -> Iterator[Finding]:
     """,
 )
 def decay_on_norm_or_bias(subject: Subject) -> Iterator[Finding]:
-    if subject.optimizer is None:
-        return
     scales = {
         key
         for node in subject.training.nodes
         for key in (*node.facts.get("parameters", ()), node.facts.get("weight"))
     }
     names = {id(parameter): path for path, parameter in subject.model.named_parameters()}
-    for group in subject.optimizer.param_groups:
+    for group in (group for one in subject.optimizers for group in one.param_groups):
         if not group.get("weight_decay"):
             continue
         decayed = [
@@ -876,11 +887,12 @@ def left_in_eval_at_fit(subject: Subject) -> Iterator[Finding]:
     if not subject.at_fit:
         return
     reported: list[str] = []
+    idle = _idle(subject)
     for module in subject.model.modules():
         path = subject.paths[id(module)]
         if module.training or any(not r or f"{path}.".startswith(f"{r}.") for r in reported):
             continue
-        if faults := [m for m in module.modules() if not m.training and _matters(m)]:
+        if faults := [p for p in idle if not path or f"{p}.".startswith(f"{path}.")]:
             reported.append(path)
             yield Finding(
                 "left-in-eval-at-fit",
@@ -891,8 +903,21 @@ def left_in_eval_at_fit(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def _matters(module: nn.Module) -> bool:
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return bool(module.p)
-    running = module._buffers.get("running_var") is not None
-    return running and any(p.requires_grad for p in module.parameters(recurse=False))
+def _idle(subject: Subject) -> set[str]:
+    """Dropout and BatchNorm that training would use, are in evaluation mode, and not frozen."""
+    modules = {subject.paths[id(m)]: m for m in subject.model.modules()}
+    found = set()
+    for path, module in modules.items():
+        if module.training:
+            continue
+        if module._buffers.get("running_var") is not None:
+            if any(p.requires_grad for p in module.parameters(recurse=False)):
+                found.add(path)
+        elif isinstance(module, nn.modules.dropout._DropoutNd) and module.p:
+            # Dropout has nothing to freeze: what it stands in decides.
+            owner = path
+            while owner and not any(True for _ in modules[owner].parameters()):
+                owner = owner.rpartition(".")[0]
+            if any(p.requires_grad for p in modules[owner].parameters()):
+                found.add(path)
+    return found

@@ -13,7 +13,7 @@ import random
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
@@ -29,7 +29,6 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdRef, WeakTensorKeyDictionary
 
 from zoo.errors import UserError
@@ -78,6 +77,7 @@ QUIET = (
     | frozenset("conv1d conv2d conv3d linear matmul batch_norm relu gelu silu mul div".split())
 )
 SELECTION = frozenset("getitem gather index_select take take_along_dim embedding".split())
+ORDERING = frozenset("argsort sort topk randperm".split())
 TO_PYTHON = frozenset("__bool__ item tolist __float__ __int__ __index__ numpy __array__".split())
 IN_PLACE_OPERATORS = frozenset(
     f"__i{name}__" for name in "add sub mul truediv floordiv mod pow matmul and or xor".split()
@@ -245,12 +245,41 @@ def _same(now: Any, before: Any) -> bool:
     return list(now) == list(before) and all(now[key] is before[key] for key in before)
 
 
+def written(raw: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that a call says it changes in place."""
+    in_place = (raw.endswith("_") and not raw.endswith("__")) or raw in IN_PLACE_OPERATORS
+    if (in_place or raw == "__setitem__") and args and isinstance(args[0], Tensor):
+        return [args[0]]
+    if raw == "__set__" and args and isinstance(args[0], Tensor):  # tensor.data = …
+        return [args[0]]
+    if kwargs.get("inplace") and args and isinstance(args[0], Tensor):
+        return [args[0]]
+    return tensors_in(kwargs.get("out"))
+
+
+class _Protector(TorchFunctionMode):
+    """Keeps the value of every parameter that is about to be written to."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__()
+        self.snapshot = snapshot
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for tensor in written(getattr(func, "__name__", ""), args, kwargs):
+            self.snapshot.protect(tensor)
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[Snapshot]:
     """Whatever is run inside, the model, its modes and the random state come out as they were."""
     snapshot = Snapshot(model)
     try:
-        yield snapshot
+        with _Protector(snapshot):
+            yield snapshot
     finally:
         snapshot.restore()
 
@@ -275,9 +304,27 @@ def paths(model: nn.Module) -> dict[int, str]:
 
 
 def begin_training(model: nn.Module) -> None:
-    """Training mode; a model that is in it already keeps the modes its owner gave its parts."""
+    """Training mode, as at the start of a fit; normalisation that was frozen stays so.
+
+    Where the model itself is in training mode, a BatchNorm that is not has been frozen by its
+    owner. Other parts in evaluation mode (a backbone that was loaded so) would be trained.
+    """
     if not model.training:
         model.train()
+        return
+    for module in model.modules():
+        if not module.training and not _remembers(module):
+            if _scripted(module):
+                module.train()
+            else:
+                module.training = True
+
+
+def _remembers(module: nn.Module) -> bool:
+    """Whether a module keeps running statistics of its own."""
+    return any(
+        name == "running_var" and b is not None for name, b in module.named_buffers("", False)
+    )
 
 
 # -- recording -------------------------------------------------------------------------------------
@@ -292,8 +339,9 @@ def record(
         model: any eager module.
         inputs: the forward's positional arguments; tensors go where the model is.
         kwargs: the forward's keyword arguments.
-        mode: ``training``, ``evaluation``, or ``evaluation as training``: dropout that is told
-            to be off and BatchNorm with running statistics count as they would in training.
+        mode: ``training``; ``as it is``, the modes left alone; ``evaluation``; or ``evaluation as
+            training``: dropout that is told to be off and BatchNorm with running statistics count
+            as they would in training.
 
     Raises:
         Exception: whatever the model's forward raises.
@@ -302,46 +350,70 @@ def record(
     with untouched(model) as snapshot, eagerly(model), torch.no_grad():
         if mode == "training":
             begin_training(model)
-        else:
+        elif mode != "as it is":
             model.eval()
-        torch.manual_seed(0)
+        seed_everywhere(0)
         if any(torch.nn.parameter.is_lazy(p) for p in snapshot.parameters.values()):
             raise UserError(
                 "a lazy parameter has no shape yet: run the model once, then it can be recorded"
             )
         recorder = _Recorder(model, snapshot, assume_training=mode == "evaluation as training")
-        for leaf in tree_leaves((inputs, kwargs)):
-            if isinstance(leaf, Tensor):
-                recorder.source("input", leaf)
+        for leaf in tensors_in((inputs, kwargs)):
+            recorder.source("input", leaf)
+        if not recorder.order:
+            recorder.say("no tensor among the inputs: there are no data to follow")
         with recorder.hooks(), recorder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the model's owner has seen them
             output = model(*inputs, **kwargs)
-        outputs = [recorder.nodes[t] for t in _tensors(output) if t in recorder.nodes]
+        outputs = [recorder.nodes[t] for t in tensors_in(output) if t in recorder.nodes]
         return Trace(mode, recorder.order, outputs, recorder.calls, recorder.notes(model))
 
 
 def to_model(model: nn.Module, inputs: Any) -> Any:
-    """Tensors within ``inputs`` on the device of the model."""
-    tensor = next(chain(model.parameters(), model.buffers()), None)
-    if tensor is None:
-        return inputs
+    """Copies of the tensors within ``inputs``, on the device of the model.
 
-    def move(leaf: Any) -> Any:
-        return leaf.to(tensor.device) if isinstance(leaf, Tensor) else leaf
+    Copies, because a forward may write into what it is given. Mappings of other kinds (a
+    tokenizer's output) become dicts, so that what is in them is seen.
+    """
+    place = next(chain(model.parameters(), model.buffers()), None)
 
-    return torch.utils._pytree.tree_map(move, inputs)
+    def copied(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.detach().clone() if place is None else _copy_to(value, place.device)
+        if isinstance(value, Mapping):
+            return {key: copied(item) for key, item in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(copied, value))
+        if isinstance(value, list | tuple):
+            return type(value)(map(copied, value))
+        return value
+
+    return copied(inputs)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def _copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    moved = tensor.detach().to(device)
+    return moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
+
+
+def seed_everywhere(seed: int) -> None:
+    """Seeds torch's generators that are in use; ``torch.manual_seed`` would wake sleeping GPUs."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
     """The tensors within a forward's arguments or results."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in _tensors(item)]
+        return [tensor for item in value for tensor in tensors_in(item)]
     if isinstance(value, dict):
-        return [tensor for item in value.values() for tensor in _tensors(item)]
+        return [tensor for item in value.values() for tensor in tensors_in(item)]
     if hasattr(value, "__dataclass_fields__"):
-        return _tensors(vars(value))
+        names = value.__dataclass_fields__
+        return [tensor for name in names for tensor in tensors_in(getattr(value, name, None))]
     return []
 
 
@@ -359,6 +431,13 @@ class _Recorder(TorchFunctionMode):
         self.parameters = snapshot.parameters
         self.stack: list[nn.Module] = []
         self.where: list[str] = []
+        self.given: list[tuple[Node, ...]] = []  # to each module that is running
+        self.known = {
+            id(tensor)
+            for attributes in snapshot.attributes
+            for value in attributes.values()
+            for tensor in tensors_in(value)
+        } | {id(buffer) for buffer, _ in snapshot.buffers}
         self.calls: Counter[str] = Counter()
         self.norms_before: list[int] = []
         self.norm_count = 0
@@ -373,7 +452,7 @@ class _Recorder(TorchFunctionMode):
     def hooks(self) -> Iterator[None]:
         handles = [
             register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave),
+            register_module_forward_hook(self._leave, with_kwargs=True),
         ]
         try:
             yield
@@ -386,23 +465,25 @@ class _Recorder(TorchFunctionMode):
         path = self.paths.get(id(module), self.where[-1] if self.where else "")
         self.stack.append(module)
         self.where.append(path)
+        self.given.append(tuple(self.nodes[t] for t in tensors_in(args) if t in self.nodes))
         self.norms_before.append(self.norm_count)
         if id(module) in self.paths:
             self.calls[path] += 1
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self.stack.pop()
+        self.given.pop()
         path, before = self.where.pop(), self.norms_before.pop()
-        for tensor in _tensors(output):
+        for tensor in tensors_in(output):
             if tensor not in self.nodes:  # made where nothing is seen: its trail goes on from here
-                given = tuple(dict.fromkeys(self._node(one) for one in _tensors(args)))
+                given = tuple(dict.fromkeys(self._node(one) for one in tensors_in((args, kwargs))))
                 self.nodes[tensor] = self._append("opaque", path, given, tensor, "")
         own = module._buffers if not _scripted(module) else {}
         running = own.get("running_var")
         if running is None or self.norm_count > before:
             return
         # BatchNorm written out by hand: a module that keeps running statistics of its own.
-        for tensor in _tensors(output)[:1]:
+        for tensor in tensors_in(output)[:1]:
             if not self._node(tensor).data:
                 continue
             old = next((v for b, v in self.snapshot.buffers if b is running), None)
@@ -426,7 +507,19 @@ class _Recorder(TorchFunctionMode):
     def _node(self, tensor: Tensor) -> Node:
         if tensor in self.nodes:
             return self.nodes[tensor]
-        return self.source("parameter" if id(tensor) in self.parameters else "constant", tensor)
+        if id(tensor) in self.parameters:
+            return self.source("parameter", tensor)
+        if id(tensor) in self.known or not self.given:
+            return self.source("constant", tensor)
+        # Made where nothing is seen, by scripted code or an extension: its trail goes on from here.
+        where = self.where[-1]
+        self.say(
+            f"a tensor of unknown origin in {where or 'the model'}: taken to depend on what that "
+            "was given"
+        )
+        node = self._append("opaque", where, self.given[-1], tensor, _source_line())
+        self.nodes[tensor] = node
+        return node
 
     def _append(
         self,
@@ -457,20 +550,18 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         raw = getattr(func, "__name__", str(func))
-        written = self._written(raw, args, kwargs)
-        for tensor in written:
-            self.snapshot.protect(tensor)
+        changed = written(raw, args, kwargs)
         result = self._run(func, raw, args, kwargs)
         if raw in TO_PYTHON:
             self._note_python(raw, args)
-        outputs = _tensors(result)
+        outputs = tensors_in(result)
         if raw in IN_PLACE_OPERATORS or raw == "__setitem__":
-            outputs = outputs or list(written)
-        drew = raw in RANDOM or (raw not in QUIET and self._drew())
+            outputs = outputs or list(changed)
+        drew = (raw not in QUIET and self._drew()) or raw in RANDOM
         if not outputs:
             return result
         reads = args[1:] if raw in OVERWRITE else () if raw in SHAPED_LIKE else args
-        given = _tensors(reads) + ([] if raw in SHAPED_LIKE else _tensors(kwargs))
+        given = tensors_in(reads) + ([] if raw in SHAPED_LIKE else tensors_in(kwargs))
         inputs = tuple(dict.fromkeys(self._node(tensor) for tensor in given))
         name = _plain(raw)
         where = self.where[-1] if self.where else ""
@@ -478,24 +569,15 @@ class _Recorder(TorchFunctionMode):
         self._describe(node, func, args, kwargs)
         for tensor in outputs:
             if any(tensor is one for one in given) and name not in PASS_THROUGH:
-                written.append(tensor)
+                changed.append(tensor)
             self.nodes[tensor] = node
             if tensor._base is not None:
                 views = self.views.get(tensor._base, [])
                 views.append(WeakIdRef(tensor))
                 self.views[tensor._base] = views
-        for tensor in written:
+        for tensor in changed:
             self._write(tensor, node)
         return result
-
-    def _written(self, raw: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        """The tensors that a call says it changes in place."""
-        in_place = (raw.endswith("_") and not raw.endswith("__")) or raw in IN_PLACE_OPERATORS
-        if (in_place or raw == "__setitem__") and args and isinstance(args[0], Tensor):
-            return [args[0]]
-        if kwargs.get("inplace") and args and isinstance(args[0], Tensor):
-            return [args[0]]
-        return _tensors(kwargs.get("out"))
 
     def _write(self, tensor: Tensor, node: Node) -> None:
         """A tensor has changed in place: so has what it is a view of, or what views it."""
@@ -539,7 +621,7 @@ class _Recorder(TorchFunctionMode):
         if op in DROPOUTS:
             default = op not in ("alpha_dropout", "feature_alpha_dropout")
             rate = float(_argument(args, kwargs, 1, "p", 0.5))
-            training = bool(_argument(args, kwargs, 2, "training", default))
+            training = bool(_argument(args, kwargs, 2, "training", kwargs.get("train", default)))
             node.facts["rate"] = rate
             kind = DROPOUTS[op]
             if kind == "element-wise" and through(node.inputs[0]).op == "softmax":
@@ -573,7 +655,7 @@ class _Recorder(TorchFunctionMode):
                 node.facts["rate"] = 1 - float(value)
         elif op in ("lt", "le", "gt", "ge"):
             other = args[1] if len(args) > 1 else None
-            if isinstance(other, float | int) and node.random:
+            if isinstance(other, float) and 0 < other < 1 and node.random:
                 node.facts["rate"] = 1 - float(other) if op in ("lt", "le") else float(other)
         if node.dropout is None and node.data:
             if node.draws:
@@ -613,7 +695,8 @@ class _Recorder(TorchFunctionMode):
         if node.op in NORMS:
             node.facts["parameters"] = [id(tensor) for tensor in given]
         else:
-            node.facts["bias"] = _argument(args, kwargs, 2, "bias", None) is not None
+            bias = _argument(args, kwargs, 2, "bias", None)
+            node.facts["bias"] = 0 if bias is None else bias.numel()
 
     def _mask(self, node: Node) -> None:
         """Random numbers meet data: a dropout made by hand, by what the meeting looks like."""
@@ -625,14 +708,22 @@ class _Recorder(TorchFunctionMode):
         if op in SELECTION:
             node.dropout = Dropout("selection", None, op)
             return
-        root, pooled = _root(noise[0])
-        if op in ("linear", "matmul", "bmm", "addmm", "einsum") or op.startswith("conv"):
+        root, passed = _root(noise[0])
+        pooled = any("pool" in name or name.startswith("conv") for name in passed)
+        if passed & ORDERING:  # which entries are seen, by a random order
+            kind = "selection"
+        elif op in ("linear", "matmul", "bmm", "addmm", "einsum") or op.startswith("conv"):
             kind = "weight"
+        elif root.op in ("randn", "randn_like", "normal"):
+            kind = "noise"
         elif op in ("mul", "div", "where", "masked_fill"):
             kind = "block" if pooled else _shape_kind(root.shape, streams[0].shape)
         else:
             kind = "noise"
-        node.dropout = Dropout(kind, _rate(noise[0]), op)
+        rate = _rate(noise[0])
+        if op == "masked_fill" and rate is not None:  # the mask says what is dropped, not kept
+            rate = 1 - rate
+        node.dropout = Dropout(kind, rate, op)
 
     def _note_python(self, raw: str, args: tuple[Any, ...]) -> None:
         if not args or not isinstance(args[0], Tensor) or args[0] not in self.nodes:
@@ -641,12 +732,15 @@ class _Recorder(TorchFunctionMode):
         line = _source_line()
         at = f" at {line}" if line else ""
         if node.random and not node.data:
-            self.said[
+            self.say(
                 f"a random number decides in Python{at}: what it switches was followed in one "
                 "direction only"
-            ] = None
+            )
         elif raw in ("numpy", "__array__", "tolist") and node.data:
-            self.said[f"data leave torch by {raw}{at}: their trail ends there"] = None
+            self.say(f"data leave torch by {raw}{at}: their trail ends there")
+
+    def say(self, note: str) -> None:
+        self.said[note] = None
 
     def notes(self, model: nn.Module) -> list[str]:
         scripted = [
@@ -655,7 +749,7 @@ class _Recorder(TorchFunctionMode):
             if _scripted(module)
         ]
         if scripted:
-            self.said[f"scripted modules are opaque: {', '.join(scripted[:5])}"] = None
+            self.say(f"scripted modules are opaque: {', '.join(scripted[:5])}")
         return list(self.said)
 
 
@@ -691,13 +785,13 @@ def _bind_batch_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str,
     return defaults | dict(zip(names, args, strict=False)) | kwargs
 
 
-def _root(node: Node) -> tuple[Node, bool]:
-    """Where a mask's random numbers are drawn, and whether it was pooled on the way."""
-    pooled = False
+def _root(node: Node) -> tuple[Node, set[str]]:
+    """Where a mask's random numbers are drawn, and what was done with them on the way."""
+    passed: set[str] = set()
     while not node.draws:
-        pooled = pooled or "pool" in node.op or node.op.startswith("conv")
+        passed.add(node.op)
         node = next(parent for parent in node.inputs if parent.random)
-    return node, pooled
+    return node, passed
 
 
 def _rate(node: Node) -> float | None:

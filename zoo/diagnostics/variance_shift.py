@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.diagnostics.calibration import save
 from zoo.diagnostics.recalibrate import PooledMoments, forward_batch, is_live
-from zoo.diagnostics.trace import begin_training, eagerly, paths, untouched
+from zoo.diagnostics.trace import begin_training, eagerly, paths, seed_everywhere, untouched
 from zoo.errors import UserError
 
 # Moving averages lag behind the weights by as much, without any dropout.
@@ -49,8 +49,8 @@ class VarianceShift:
 
     @property
     def worst(self) -> LayerShift | None:
-        """The layer whose ratio is farthest from 1."""
-        return max(self.layers, key=lambda layer: abs(_log(layer.ratio)), default=None)
+        """The layer one of whose ratios is farthest from 1."""
+        return max(self.layers, key=_distance, default=None)
 
     def __str__(self) -> str:
         if not self.layers:
@@ -61,11 +61,7 @@ class VarianceShift:
             f"{'BatchNorm':<{width}}  dropout on / off  running / evaluation  drift of means",
         ]
         for layer in self.layers:
-            flag = (
-                "  <-"
-                if max(abs(_log(layer.ratio)), abs(_log(layer.running_ratio))) > NOTHING
-                else ""
-            )
+            flag = "  <-" if _distance(layer) > NOTHING else ""
             lines.append(
                 f"{layer.module:<{width}}  {layer.ratio:>16.3f}  {layer.running_ratio:>20.3f}  "
                 f"{layer.drift:>14.3f}{flag}"
@@ -119,8 +115,10 @@ class VarianceShift:
         save(figure, Path(picture))
 
 
-def _log(ratio: float) -> float:
-    return math.log(ratio) if ratio > 0 else 0.0
+def _distance(layer: LayerShift) -> float:
+    """|ln ratio| of the worse of the two; 0 where nothing is known."""
+    ratios = [r for r in (layer.ratio, layer.running_ratio) if r > 0]
+    return max((abs(math.log(ratio)) for ratio in ratios), default=0.0)
 
 
 def _number(value: float) -> float | None:
@@ -153,7 +151,7 @@ def variance_shift(
     run = forward or (lambda batch: forward_batch(model, batch))
     names = paths(model)
     with untouched(model), eagerly(model), torch.no_grad():
-        torch.manual_seed(seed)
+        seed_everywhere(seed)
         begin_training(model)
         live = [m for m in model.modules() if isinstance(m, _BatchNorm) and is_live(m)]
         modes = [(module, module.training) for module in model.modules()]
@@ -183,6 +181,8 @@ def variance_shift(
             raise UserError("variance_shift: the loader gave no batch")
         layers = []
         for norm in order:
+            if not (off[norm].count and evaluation[norm].count):
+                continue  # runs in training only, as an auxiliary head does
             mean_on, variance_on = on[norm].reduce()
             mean_off, variance_off = off[norm].reduce()
             _, variance_now = evaluation[norm].reduce()

@@ -43,6 +43,7 @@ __all__ = [
     "ResNet",
     "UNet",
     "ViT",
+    "amend",
     "build",
     "defaults",
     "densenet121",
@@ -80,6 +81,15 @@ def describe(network: nn.Module | None) -> dict[str, Any] | None:
     if isinstance(network, Network) and REGISTRY.get(name) is type(network):
         return {"name": name, "args": dict(network.config)}
     return getattr(network, "zoo_description", None)
+
+
+def amend(network: nn.Module, **arguments: Any) -> None:
+    """Records that a network was changed after it was built, as ``describe`` will tell it."""
+    if isinstance(network, Network):
+        network.config.update(arguments)
+    else:
+        kept: dict[str, Any] = getattr(network, "zoo_description", {})
+        kept.get("args", {}).update(arguments)
 
 
 def defaults(name: str) -> dict[str, Any]:

@@ -61,13 +61,13 @@ class DenseBlock(nn.ModuleDict):
         return torch.cat(maps, 1)
 
 
-def transition(in_channels: int, out_channels: int) -> nn.Sequential:
+def transition(in_channels: int, out_channels: int, ceil_mode: bool) -> nn.Sequential:
     """BN-ReLU-1 × 1 and average pooling: half the maps, half the resolution (section 3)."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         norm=nn.BatchNorm2d(in_channels),
         relu=nn.ReLU(inplace=True),
         conv=nn.Conv2d(in_channels, out_channels, 1, bias=False),
-        pool=nn.AvgPool2d(2, ceil_mode=True),
+        pool=nn.AvgPool2d(2, ceil_mode=ceil_mode),
     )
     return nn.Sequential(layers)
 
@@ -127,7 +127,10 @@ class DenseNet(Network):
             )
             channels += count * growth
             if index < len(layers):
-                features[f"transition{index}"] = transition(channels, channels // 2)
+                # Small images are rounded up, so that a map of one position stays alive.
+                features[f"transition{index}"] = transition(
+                    channels, channels // 2, ceil_mode=stem == "small"
+                )
                 channels //= 2
         features[f"norm{len(layers) + 1}"] = nn.BatchNorm2d(channels)
         self.features = nn.Sequential(features)

@@ -6,8 +6,8 @@ CVPR 2018, section 3) and SiLU, scaled in width, depth and resolution together (
 Parameter names are timm's, so that published weights load with ``strict=True``.
 
 Dropout stands after the last BatchNorm, before the classifier, and nowhere else. Residual branches
-are dropped whole (stochastic depth: Huang et al., ECCV 2016), with a rate that grows linearly from
-0 at the first block to ``drop_path_rate``.
+are dropped whole (stochastic depth: Huang et al., ECCV 2016), with a rate that grows linearly with
+the block, from 0 at the first of L to ``drop_path_rate`` · (L - 1) / L at the last.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
@@ -36,7 +36,7 @@ B0_STAGES = (
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of 8, never more than 10 % below (Sandler et al. 2018, appendix)."""
+    """The nearest multiple of 8, never more than 10 % below (as in Tan & Le's code)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
@@ -135,7 +135,7 @@ class EfficientNet(Network):
         stem_channels, head_channels: of the first and the last convolution, before ``width``.
         stem_stride: 2, or 1 for small images.
         drop_rate: of the dropout before the classifier.
-        drop_path_rate: of stochastic depth at the last block.
+        drop_path_rate: of stochastic depth, towards the last block; it grows linearly from 0.
 
     Raises:
         ValueError: a stage that is not five numbers, or a rate outside [0, 1).

@@ -6,8 +6,9 @@ import math
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -30,18 +31,21 @@ class Network(nn.Module, PyTorchModelHubMixin):
         if not isinstance(config, dict):
             raise TypeError(f"{type(self).__name__} takes arguments that are not JSON values")
         for name, value in config.items():
-            if isinstance(value, tuple):  # a default; JSON knows lists only
-                config[name] = list(value)
+            config[name] = _listed(value)
         return config
 
 
+def _listed(value: Any) -> Any:
+    """Lists for tuples, however deep (defaults): JSON knows lists only."""
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def init_he(module: nn.Module) -> None:
-    """He initialisation of every convolution and linear layer in ``module``, in place.
+    """He initialisation of every convolution in ``module``, in place; linear layers as torch does.
 
     Convolutions: normal, variance 2 / fan_out, which keeps the variance of the gradients through
-    a ReLU (He et al. 2015, sections 2.2 and 2.3); fan_out is that of one group. Norm layers: scale
-    1, shift 0. Linear layers: uniform in ±1/√fan_in, zero bias: no ReLU follows a head, so it has
-    no factor 2.
+    a ReLU (He et al. 2015, section 2.2); fan_out is that of one group. Norm layers: scale 1,
+    shift 0. Linear layers: uniform in ±1/√fan_in, zero bias, so that first logits are small.
     """
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
@@ -60,16 +64,16 @@ def init_he(module: nn.Module) -> None:
 
 
 def init_transformer(module: nn.Module) -> None:
-    """A transformer's initialisation, in place: N(0, 0.02) cut off at two deviations, zero biases.
+    """A transformer's initialisation, in place: N(0, 0.02) and zero biases.
 
-    Devlin et al. 2019 and Dosovitskiy et al. 2021. Convolutions of a stem: He (a ReLU follows), or
-    as a linear layer where they have a bias and project patches. Norms: scale 1, shift 0.
+    Devlin et al. 2019, section A.2, and Touvron et al. 2021 (DeiT). Convolutions of a stem: He (a
+    ReLU follows), or as a linear layer where they have a bias and project patches.
     """
     for child in module.modules():
         if isinstance(child, nn.Conv2d) and child.bias is None:
             init_he(child)
         elif isinstance(child, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(child.weight, std=0.02)
+            nn.init.normal_(child.weight, std=0.02)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
 
@@ -90,12 +94,26 @@ def make_norm(kind: str, dim: int) -> nn.Module:
 def adapt_input(weight: Any, in_channels: int) -> Any:
     """A first convolution's weight (O, C, h, w) for another number of input channels.
 
-    Channels are repeated cyclically and scaled by C / in_channels, so that an image whose new
-    channels repeat the old ones gives the same output (as timm does).
+    More channels repeat the old ones cyclically, each divided by how often it occurs; fewer sum
+    what they replace. So an image whose channels repeat, or stand for several, gives the same
+    output.
     """
-    old = weight.shape[1]
-    index = [channel % old for channel in range(in_channels)]
-    return weight[:, index] * (old / in_channels)
+    return torch.einsum("nc,ochw->onhw", _shares(weight.shape[1], in_channels).to(weight), weight)
+
+
+def adapt_statistics(values: list[float], in_channels: int) -> list[float]:
+    """A mean or standard deviation a channel, for another number of channels: see adapt_input."""
+    shares = _shares(len(values), in_channels)
+    averages = shares / shares.sum(1, keepdim=True)
+    return [round(value, 6) for value in (averages @ torch.tensor(values)).tolist()]
+
+
+def _shares(old: int, new: int) -> Tensor:
+    """(new, old): how much of each old channel a new one takes."""
+    shares = torch.zeros(new, old)
+    for index in range(max(old, new)):
+        shares[index % new, index % old] = 1
+    return shares / shares.sum(0)
 
 
 def freeze(model: ModuleT, keep: tuple[str, ...] | None = None) -> ModuleT:
@@ -123,11 +141,15 @@ def freeze(model: ModuleT, keep: tuple[str, ...] | None = None) -> ModuleT:
             raise ValueError(f"no module of the network is named {prefix!r}")
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(any(_below(name, prefix) for prefix in keep))
+    frozen = []
     for name, module in network.named_modules():
         if isinstance(module, _NormBase) and not any(_below(name, prefix) for prefix in keep):
             # An attribute of the instance hides the method: parents call it on their children.
             object.__setattr__(module, "train", partial(_stay_in_eval, module))
             module.train()
+            frozen.append(name)
+    # By name as well: SyncBatchNorm puts new modules in the place of the frozen ones.
+    object.__setattr__(network, "train", partial(_train_but, network, frozen))
     return model
 
 
@@ -143,6 +165,13 @@ def unfreeze(model: ModuleT) -> ModuleT:
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
     return nn.Module.train(module, False)
+
+
+def _train_but(network: nn.Module, frozen: list[str], mode: bool = True) -> nn.Module:
+    type(network).train(network, mode)
+    for name in frozen:
+        type(network).train(network.get_submodule(name), False)
+    return network
 
 
 def _below(name: str, prefix: str) -> bool:

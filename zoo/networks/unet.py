@@ -27,6 +27,15 @@ def make_norm2d(kind: Literal["group", "batch"], channels: int) -> nn.Module:
     return nn.GroupNorm(channels // 8, channels) if kind == "group" else nn.BatchNorm2d(channels)
 
 
+def init_head(head: nn.Module) -> None:
+    """As a linear layer of each pixel: uniform in ±1/√fan_in, zero bias."""
+    if isinstance(head, nn.Conv2d):
+        bound = head.in_channels**-0.5
+        nn.init.uniform_(head.weight, -bound, bound)
+        assert head.bias is not None
+        nn.init.zeros_(head.bias)
+
+
 class DoubleConv(nn.Sequential):
     """Twice 3 × 3 convolution, norm and ReLU: (B, in_channels, H, W) → (B, channels, H, W)."""
 
@@ -89,6 +98,12 @@ class UNet(Network):
         self.num_features, self.num_classes = width, num_classes
         self.head: nn.Module = nn.Conv2d(width, num_classes, 1) if num_classes else nn.Identity()
         init_he(self)
+        for layer in self.modules():
+            if isinstance(layer, nn.ConvTranspose2d):  # no ReLU follows: the variance is kept
+                nn.init.normal_(layer.weight, std=float(layer.in_channels) ** -0.5)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+        init_head(self.head)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, width, H, W).
@@ -125,6 +140,6 @@ class UNet(Network):
         """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
         device = next(self.parameters()).device
         head = nn.Conv2d(self.num_features, num_classes, 1) if num_classes else nn.Identity()
-        init_he(head)
+        init_head(head)
         self.head = head.to(device)
         self.num_classes = self.config["num_classes"] = num_classes

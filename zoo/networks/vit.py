@@ -219,7 +219,11 @@ class ViT(Network):
         init_transformer(self)
         for parameter in (self.cls_token, self.pos_embed):
             if parameter is not None:
-                nn.init.trunc_normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=0.02)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that no optimiser should decay, as timm's factory asks."""
+        return {"pos_embed", "cls_token"}
 
     def _positions(self, height: int, width: int) -> Tensor:
         """Position embeddings (1, T, D), interpolated where the image is not the usual one."""
