@@ -82,7 +82,7 @@ def main() -> None:
     for _ in range(3):  # in turns
         rates["ours"].append(ours())
         for workers, loader in peers.items():
-            rates[workers].append(images_per_second(loader, lambda batch: batch, 20))
+            rates[workers].append(images_per_second(loader, lambda batch: batch, 60))
     own = statistics.median(rates["ours"])
     print(f"ours: {own:,.0f} images/s, {1000 * BATCH / own:.2f} ms a batch of {BATCH}")
     for workers in peers:

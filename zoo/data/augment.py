@@ -14,8 +14,7 @@ def shift_and_flip(
 ) -> Tensor:
     """Moves each image by up to ``shift`` pixels each way, zeros coming in, and mirrors half.
 
-    The batched form of random cropping with padding (He et al. 2016, section 4.2). One gather
-    does both: the rows and columns to read are computed for every sample.
+    The batched form of random cropping with padding (He et al. 2016, section 4.2).
 
     Args:
         images: (B, C, H, W), any type.
@@ -28,21 +27,21 @@ def shift_and_flip(
     """
     if not shift and not flip:
         return images
-    batch, channels, height, width = images.shape
+    batch, _, height, width = images.shape
     device = images.device
-    rows = torch.arange(height, device=device).expand(batch, height)
-    columns = torch.arange(width, device=device).expand(batch, width)
+    mirrored = None
     if flip:
-        mirrored = torch.rand(batch, 1, device=device, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
+        mirrored = torch.rand(batch, 1, 1, 1, device=device, generator=generator) < 0.5
     if shift:
-        images = F.pad(images, (shift,) * 4)
-        offsets = torch.randint(0, 2 * shift + 1, (2, batch, 1), device=device, generator=generator)
-        rows, columns = rows + offsets[0], columns + offsets[1]
-    # One gather over flattened pixels: four times as fast as indexing by rows and columns.
-    index = rows[:, :, None] * images.shape[-1] + columns[:, None, :]
-    index = index.flatten(1)[:, None].expand(-1, channels, -1)
-    return images.flatten(2).gather(2, index).view(batch, channels, height, width)
+        padded = F.pad(images, (shift,) * 4)
+        top, left = torch.randint(0, 2 * shift + 1, (2, batch), device=device, generator=generator)
+        # Every window of the padded images, as a view; one is copied of each. A gather by pixels
+        # would need an index eight times as large as the images.
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+        images = windows[torch.arange(batch, device=device), :, top, left]
+    if mirrored is not None:
+        images = torch.where(mirrored, images.flip(3), images)
+    return images
 
 
 def cutout(

@@ -74,6 +74,7 @@ class ImageData(LightningDataModule):
         self.drop_last = drop_last
         self.fallback = fallback
         self.stand_in: ImageData | None = None  # what is really used, if the data are not to be had
+        self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._train: tuple[Tensor, Tensor] | None = None
         self._validation: tuple[Tensor, Tensor] | None = None
         self._test: tuple[Tensor, Tensor] | None = None
@@ -217,9 +218,12 @@ class ImageData(LightningDataModule):
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) → float32 with zero mean and unit variance a channel."""
-        mean = torch.tensor(self.used.mean, device=images.device)[:, None, None]
-        std = torch.tensor(self.used.std, device=images.device)[:, None, None]
-        return images.float().mul_(1 / (255 * std)).sub_(mean / std)
+        if images.device not in self._scales:  # made once: as slow as the normalising itself
+            mean = torch.tensor(self.used.mean, device=images.device)[:, None, None]
+            std = torch.tensor(self.used.std, device=images.device)[:, None, None]
+            self._scales[images.device] = 1 / (255 * std), mean / std
+        scale, offset = self._scales[images.device]
+        return images.float().mul_(scale).sub_(offset)
 
     def augment(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The training augmentation of uint8 images (B, C, H, W)."""

@@ -86,7 +86,8 @@ class Batches:
         for batch in range(start, len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             self.position = batch + 1
-            yield self.inputs[index], self.targets[index]
+            # Whole rows are copied, which indexing with brackets does number by number.
+            yield self.inputs.index_select(0, index), self.targets.index_select(0, index)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "position": self.position, "seed": self.seed}
