@@ -14,7 +14,7 @@ import torch
 
 import zoo
 
-ROUNDS, SAMPLES = 8, 50
+ROUNDS, SAMPLES = 12, 50
 
 
 def main() -> None:

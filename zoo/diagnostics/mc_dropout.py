@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from zoo.diagnostics.trace import (
     eagerly,
     paths,
     seed_everywhere,
+    tensors_in,
     to_model,
     untouched,
 )
@@ -95,11 +97,17 @@ def mc_dropout(
     total = _rows(x)
     owners = _owners(model, x, drop_path)
     parts: list[Uncertainty] = []
-    with untouched(model), eagerly(model), torch.inference_mode(), _sampling(model, owners):
+    with (
+        untouched(model) as snapshot,
+        eagerly(model),
+        torch.inference_mode(),
+        _sampling(model, owners),
+    ):
+        snapshot.guard(tensors_in(x))
         seed_everywhere(seed)
         done, rows = 0, batch_size or min(total, FIRST_ROWS)
         while done < total:
-            part = to_model(model, _slice(x, done, done + rows))  # a copy, which may be written to
+            part = to_model(model, _slice(x, done, done + rows), copy=False)
             drawer = Recording(partial(_predict, model, part))
             parts.append(_summarise(drawer.draws(samples), return_samples))
             done += rows
@@ -150,15 +158,33 @@ def single(model: nn.Module, x: Any) -> Uncertainty:
 # -- which modules must be in training mode ----------------------------------------------------
 
 
+_found: WeakKeyDictionary[nn.Module, tuple[int, list[Node]]] = WeakKeyDictionary()
+
+
+def _dropouts(model: nn.Module, x: Any) -> list[Node]:
+    """What training drops, by one recorded forward; remembered as long as the model stays."""
+    state = hash(tuple(_state(module) for module in model.modules()))
+    if model not in _found or _found[model][0] != state:
+        # One row is enough to see which calls there are; some models need two.
+        args, kwargs = _arguments(_slice(x, 0, 1))
+        try:
+            seen = active_dropouts(model, args, kwargs)
+        except UserError:
+            args, kwargs = _arguments(_slice(x, 0, 2))
+            seen = active_dropouts(model, args, kwargs)
+        _found[model] = state, seen
+    return _found[model][1]
+
+
+def _state(module: nn.Module) -> tuple[Any, ...]:
+    """All attributes: numbers and words by value, others by identity."""
+    plain = (bool, int, float, str)
+    attributes = module.__dict__.items()
+    return id(module), *((k, v if isinstance(v, plain) else id(v)) for k, v in attributes)
+
+
 def _owners(model: nn.Module, x: Any, drop_path: bool) -> list[str]:
-    # One row is enough to see which calls there are; some models need two.
-    args, kwargs = _arguments(_slice(x, 0, 1))
-    try:
-        seen = active_dropouts(model, args, kwargs)
-    except UserError:
-        args, kwargs = _arguments(_slice(x, 0, 2))
-        seen = active_dropouts(model, args, kwargs)
-    wanted = [node for node in seen if is_sampled(node, drop_path)]
+    wanted = [node for node in _dropouts(model, x) if is_sampled(node, drop_path)]
     if not wanted:
         raise UserError(
             f"{type(model).__name__} has no dropout that is active in training, so there is "

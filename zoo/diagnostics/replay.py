@@ -9,7 +9,7 @@ as running the whole forward again, and gives the same result.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -100,6 +100,15 @@ def _rate_position(function: Any) -> tuple[int, str, Any] | None:
     return None
 
 
+_BLANK = frozenset(
+    {
+        torch.ops.aten.empty_like.default,
+        torch.ops.aten.new_empty.default,
+        torch.ops.aten.empty.memory_format,
+    }
+)
+
+
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -110,6 +119,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.captured: dict[int, list[int]] = {}  # storage → constants that lie in it
         # storage computed once that a step has written to → (a tensor in it, slot of the copy)
         self.renewed: dict[int, tuple[Tensor, int]] = {}
+        # New tensors without content, as dropout makes them for its mask → how they were made.
+        self.blank: MutableMapping[Tensor, _Step] = WeakTensorKeyDictionary()
         self.replayable = True
         self.bytes = 0
 
@@ -127,6 +138,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = func(*args, **kwargs)
             for tensor in _tensors(result):
                 self.bytes += tensor.numel() * tensor.element_size()
+            if func in _BLANK:
+                self.blank[result] = _Step(func, self._refer(list(args)), self._refer(kwargs), [])
             return result
         for tensor in written:
             if not self._varies(tensor):
@@ -199,6 +212,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _renew(self, tensor: Tensor) -> None:
         """A step writes into what was computed once: every replay begins with a copy of it."""
+        if made := self.blank.get(tensor):  # there is nothing in it to copy
+            made.results.append(self._new_slot(tensor))
+            self.steps.append(made)
+            return
         size = tensor.untyped_storage().nbytes() // tensor.element_size()
         self.constants.append(torch.as_strided(tensor, [size], [1], 0).clone())
         copy = self.count

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,11 @@ class Snapshot:
         self.torch = torch.get_rng_state()
         started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self.cuda = torch.cuda.get_rng_state_all() if started else []
+
+    def guard(self, tensors: list[Tensor]) -> None:
+        """Keeps these as parameters are kept: a forward's inputs, which it may write to."""
+        for tensor in tensors:
+            self.parameters[id(tensor)] = tensor
 
     def protect(self, tensor: Tensor) -> None:
         """Keeps a parameter's value, if this is one, or lies in the memory of one."""
@@ -369,17 +375,23 @@ def record(
         return Trace(mode, recorder.order, outputs, recorder.calls, recorder.notes(model))
 
 
-def to_model(model: nn.Module, inputs: Any) -> Any:
+def to_model(model: nn.Module, inputs: Any, copy: bool = True) -> Any:
     """Copies of the tensors within ``inputs``, on the device of the model.
 
     Copies, because a forward may write into what it is given. Mappings of other kinds (a
     tokenizer's output) become dicts, so that what is in them is seen.
+
+    Args:
+        model: any module.
+        inputs: tensors, alone or in lists, tuples and mappings.
+        copy: whether tensors that are on the device already are copied.
     """
     place = next(chain(model.parameters(), model.buffers()), None)
 
     def copied(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.detach().clone() if place is None else _copy_to(value, place.device)
+            moved = value.detach() if place is None else value.detach().to(place.device)
+            return moved.clone() if copy and _storage(moved) == _storage(value) else moved
         if isinstance(value, Mapping):
             return {key: copied(item) for key, item in value.items()}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -389,11 +401,6 @@ def to_model(model: nn.Module, inputs: Any) -> Any:
         return value
 
     return copied(inputs)
-
-
-def _copy_to(tensor: Tensor, device: torch.device) -> Tensor:
-    moved = tensor.detach().to(device)
-    return moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
 
 
 def seed_everywhere(seed: int) -> None:
@@ -431,13 +438,7 @@ class _Recorder(TorchFunctionMode):
         self.parameters = snapshot.parameters
         self.stack: list[nn.Module] = []
         self.where: list[str] = []
-        self.given: list[tuple[Node, ...]] = []  # to each module that is running
-        self.known = {
-            id(tensor)
-            for attributes in snapshot.attributes
-            for value in attributes.values()
-            for tensor in tensors_in(value)
-        } | {id(buffer) for buffer, _ in snapshot.buffers}
+        self.given: list[Any] = []  # the arguments of each module that is running
         self.calls: Counter[str] = Counter()
         self.norms_before: list[int] = []
         self.norm_count = 0
@@ -447,6 +448,14 @@ class _Recorder(TorchFunctionMode):
         self.state = torch.get_rng_state()
 
     # -- which module is running -----------------------------------------------------------------
+
+    @cached_property
+    def known(self) -> set[int]:
+        """Tensors that the model holds as attributes or buffers."""
+        held = [value for attributes in self.snapshot.attributes for value in attributes.values()]
+        return {id(tensor) for tensor in tensors_in(held)} | {
+            id(buffer) for buffer, _ in self.snapshot.buffers
+        }
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -465,7 +474,7 @@ class _Recorder(TorchFunctionMode):
         path = self.paths.get(id(module), self.where[-1] if self.where else "")
         self.stack.append(module)
         self.where.append(path)
-        self.given.append(tuple(self.nodes[t] for t in tensors_in(args) if t in self.nodes))
+        self.given.append(args)
         self.norms_before.append(self.norm_count)
         if id(module) in self.paths:
             self.calls[path] += 1
@@ -517,7 +526,8 @@ class _Recorder(TorchFunctionMode):
             f"a tensor of unknown origin in {where or 'the model'}: taken to depend on what that "
             "was given"
         )
-        node = self._append("opaque", where, self.given[-1], tensor, _source_line())
+        given = tuple(self.nodes[t] for t in tensors_in(self.given[-1]) if t in self.nodes)
+        node = self._append("opaque", where, given, tensor, _source_line())
         self.nodes[tensor] = node
         return node
 
