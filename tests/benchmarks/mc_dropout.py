@@ -14,7 +14,7 @@ import torch
 
 import zoo
 
-ROUNDS, SAMPLES = 12, 50
+ROUNDS, SAMPLES = 5, 50
 
 
 def main() -> None:
