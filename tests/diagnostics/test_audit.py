@@ -540,6 +540,27 @@ def test_a_mask_that_says_what_is_dropped(rate) -> None:
     assert f"rate {rate:g}" in finding.message
 
 
+@pytest.mark.parametrize("invert", [lambda m: 1 - m, lambda m: ~m.bool()], ids=["minus", "not"])
+def test_a_mask_that_is_turned_round(invert) -> None:
+    def masked(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            x = x * invert(torch.empty_like(x).bernoulli_(0.1))
+        return self.norm(x)
+
+    (finding,) = findings(Forward(masked, norm=nn.BatchNorm1d(8)), torch.randn(6, 8))[
+        "dropout-before-bn"
+    ]
+    assert "rate 0.1" in finding.message
+
+
+def test_block_dropout_states_no_rate_of_single_pixels() -> None:
+    model = timm.create_model("resnet18", drop_block_rate=0.1)
+    found = findings(model, torch.randn(2, 3, 64, 64))
+    assert [f.severity for f in found["dropout-before-bn"]] == ["error"] * 4
+    assert "block dropout in layer3.0.drop_block" in found["dropout-before-bn"][0].message
+    assert "high-drop-rate" not in found
+
+
 def test_parts_in_evaluation_mode_are_audited_as_they_would_be_trained() -> None:
     backbone = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8)).eval()
     model = nn.Sequential(backbone, nn.BatchNorm1d(8))

@@ -561,7 +561,7 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         raw = getattr(func, "__name__", str(func))
         changed = written(raw, args, kwargs)
-        result = self._run(func, raw, args, kwargs)
+        result = self._run(func, args, kwargs)
         if raw in TO_PYTHON:
             self._note_python(raw, args)
         outputs = tensors_in(result)
@@ -605,7 +605,7 @@ class _Recorder(TorchFunctionMode):
             if view is not None:
                 self.nodes[view] = node
 
-    def _run(self, func: Any, raw: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is F.batch_norm:
             call = _bind_batch_norm(args, kwargs)
             if call["training"] and call["input"].numel() == call["input"].shape[1]:
@@ -663,6 +663,8 @@ class _Recorder(TorchFunctionMode):
             value = _argument(args, kwargs, 1, "p", None)
             if isinstance(value, float | int):
                 node.facts["rate"] = 1 - float(value)
+        elif op == "sub" and getattr(func, "__name__", "") in ("__rsub__", "rsub"):
+            node.facts["complement"] = node.random  # 1 - mask
         elif op in ("lt", "le", "gt", "ge"):
             other = args[1] if len(args) > 1 else None
             if isinstance(other, float) and 0 < other < 1 and node.random:
@@ -730,7 +732,8 @@ class _Recorder(TorchFunctionMode):
             kind = "block" if pooled else _shape_kind(root.shape, streams[0].shape)
         else:
             kind = "noise"
-        rate = _rate(noise[0])
+        # A block is larger than what is drawn: its rate is not that of the draw.
+        rate = None if kind == "block" else _rate(noise[0])
         if op == "masked_fill" and rate is not None:  # the mask says what is dropped, not kept
             rate = 1 - rate
         node.dropout = Dropout(kind, rate, op)
@@ -806,11 +809,15 @@ def _root(node: Node) -> tuple[Node, set[str]]:
 
 def _rate(node: Node) -> float | None:
     """The drop rate of a mask made by hand, where a call on its way states it."""
+    inverted = False
     while True:
         if "rate" in node.facts:
-            return float(node.facts["rate"])
+            rate = float(node.facts["rate"])
+            return 1 - rate if inverted else rate
         if node.draws:
             return None
+        if node.facts.get("complement") or node.op in ("logical_not", "bitwise_not", "invert"):
+            inverted = not inverted
         node = next(parent for parent in node.inputs if parent.random)
 
 
