@@ -132,7 +132,7 @@ def uncertainty(
 def has_dropout(model: nn.Module, example: Tensor) -> bool:
     """Whether training would drop anything but whole branches."""
     trace = record(model, (example,), mode="training")
-    return any(is_sampled(node) for node in trace.dropouts)
+    return any(is_sampled(node.dropout) for node in trace.dropouts if node.dropout)
 
 
 def prove(task: Any, data: ImageData, limit: int | None = None) -> dict[str, Any]:

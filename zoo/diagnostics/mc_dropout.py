@@ -26,7 +26,7 @@ from zoo.diagnostics.calibration import entropy
 from zoo.diagnostics.recalibrate import logits_in
 from zoo.diagnostics.replay import Recording
 from zoo.diagnostics.trace import (
-    Node,
+    Dropout,
     active_dropouts,
     eagerly,
     paths,
@@ -158,10 +158,11 @@ def single(model: nn.Module, x: Any) -> Uncertainty:
 # -- which modules must be in training mode ----------------------------------------------------
 
 
-_found: WeakKeyDictionary[nn.Module, tuple[int, list[Node]]] = WeakKeyDictionary()
+Calls = list[tuple[str, Dropout]]  # path of the module that makes the call, and what it drops
+_found: WeakKeyDictionary[nn.Module, tuple[int, Calls]] = WeakKeyDictionary()
 
 
-def _dropouts(model: nn.Module, x: Any) -> list[Node]:
+def _dropouts(model: nn.Module, x: Any) -> Calls:
     """What training drops, by one recorded forward; remembered as long as the model stays."""
     state = hash(tuple(_state(module) for module in model.modules()))
     if model not in _found or _found[model][0] != state:
@@ -172,7 +173,7 @@ def _dropouts(model: nn.Module, x: Any) -> list[Node]:
         except UserError:
             args, kwargs = _arguments(_slice(x, 0, 2))
             seen = active_dropouts(model, args, kwargs)
-        _found[model] = state, seen
+        _found[model] = state, [(node.module, node.dropout) for node in seen if node.dropout]
     return _found[model][1]
 
 
@@ -184,7 +185,7 @@ def _state(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _owners(model: nn.Module, x: Any, drop_path: bool) -> list[str]:
-    wanted = [node for node in _dropouts(model, x) if is_sampled(node, drop_path)]
+    wanted = [path for path, seen in _dropouts(model, x) if is_sampled(seen, drop_path)]
     if not wanted:
         raise UserError(
             f"{type(model).__name__} has no dropout that is active in training, so there is "
@@ -192,13 +193,12 @@ def _owners(model: nn.Module, x: Any, drop_path: bool) -> list[str]:
             + ("" if drop_path else " (drop_path=True samples stochastic depth, if it has any)")
             + "; zoo.ensemble needs none"
         )
-    return list(dict.fromkeys(node.module for node in wanted))
+    return list(dict.fromkeys(wanted))
 
 
-def is_sampled(node: Node, drop_path: bool = False) -> bool:
+def is_sampled(dropout: Dropout, drop_path: bool = False) -> bool:
     """Whether MC dropout samples what a recorded call drops."""
-    assert node.dropout is not None
-    return node.dropout.kind != "selection" and (drop_path or node.dropout.kind != "path")
+    return dropout.kind != "selection" and (drop_path or dropout.kind != "path")
 
 
 class _RunningStatistics(TorchFunctionMode):
