@@ -59,7 +59,7 @@ def peak_bytes(step: Callable[[], None]) -> int:
     with torch.profiler.profile(profile_memory=True) as profile:
         step()
     now = most = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             now += event.nbytes()
             most = max(most, now)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -37,8 +38,8 @@ def split(tmp_path: Path) -> Path:
     return root
 
 
-def data(folder: Path, **options: object) -> ImageFolder:
-    module = ImageFolder(str(folder), image_size=32, batch_size=4, workers=0, **options)  # type: ignore[arg-type]
+def data(folder: Path, **options: Any) -> ImageFolder:
+    module = ImageFolder(str(folder), image_size=32, batch_size=4, workers=0, **options)
     module.setup("fit")
     return module
 
@@ -82,7 +83,7 @@ def test_mixing_gives_shares_of_labels_in_training_only(flat: Path, mixer: str) 
     batch = next(iter(module.train_dataloader()))
     assert module.on_after_batch_transfer(batch, 0)[1].ndim == 1
     before = module.on_after_batch_transfer(batch, 0)[0]
-    module.trainer = SimpleNamespace(  # type: ignore[assignment]
+    module.trainer = SimpleNamespace(
         training=True,
         predicting=False,
         global_rank=0,

@@ -140,15 +140,3 @@ class ConvNet(Network):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), normalised → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, as timm names it."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
-        device = next(self.parameters()).device
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        init_he(head)
-        self.fc = head.to(device)
-        self.num_classes = self.config["num_classes"] = num_classes

@@ -90,6 +90,8 @@ class DenseNet(Network):
         ValueError: an unknown stem, no block, a size below one, or a rate outside [0, 1).
     """
 
+    classifier_name = "classifier"
+
     def __init__(
         self,
         num_classes: int = 1000,
@@ -152,18 +154,6 @@ class DenseNet(Network):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), normalised → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, as timm names it."""
-        return self.classifier
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
-        device = next(self.parameters()).device
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        init_he(head)
-        self.classifier = head.to(device)
-        self.num_classes = self.config["num_classes"] = num_classes
 
 
 def densenet121(num_classes: int = 1000, in_channels: int = 3, drop_rate: float = 0.0) -> DenseNet:

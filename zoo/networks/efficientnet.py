@@ -141,6 +141,8 @@ class EfficientNet(Network):
         ValueError: a stage that is not five numbers, or a rate outside [0, 1).
     """
 
+    classifier_name = "classifier"
+
     def __init__(
         self,
         num_classes: int = 1000,
@@ -212,17 +214,6 @@ class EfficientNet(Network):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), normalised → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, as timm names it."""
-        return self.classifier
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        init_he(head)
-        self.classifier = head.to(self.conv_stem.weight.device)
-        self.num_classes = self.config["num_classes"] = num_classes
 
 
 def efficientnet_b0(

@@ -23,6 +23,24 @@ class Network(nn.Module, PyTorchModelHubMixin):
     """
 
     num_classes: int
+    num_features: int
+    classifier_name = "fc"  # the attribute that holds the last layer, as the reference names it
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer, as timm names it."""
+        return self.get_submodule(self.classifier_name)
+
+    def make_classifier(self, num_classes: int) -> nn.Module:
+        """A fresh last layer; 0 classes make none."""
+        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        init_he(head)
+        return head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
+        device = next(self.parameters()).device
+        setattr(self, self.classifier_name, self.make_classifier(num_classes).to(device))
+        self.num_classes = self.config["num_classes"] = num_classes
 
     @property
     def config(self) -> dict[str, Any]:

@@ -110,17 +110,6 @@ class PreActResNet(Network):
         """Images (B, C, H, W), normalised → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer, as timm names it."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        init_he(head)
-        self.fc = head.to(self.conv.weight.device)
-        self.num_classes = self.config["num_classes"] = num_classes
-
 
 def preact_resnet18(num_classes: int = 10, in_channels: int = 3) -> PreActResNet:
     """Pre-activation ResNet-18 for 32 × 32 images: 11.2 M parameters at 10 classes."""

@@ -210,17 +210,6 @@ class ResNet(Network):
         """Images (B, C, H, W), normalised → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer, as timm names it."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        init_he(head)
-        self.fc = head.to(self.conv1.weight.device)
-        self.num_classes = self.config["num_classes"] = num_classes
-
 
 def resnet18(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
     """ResNet-18 (He et al. 2016, table 1): 11.7 M parameters at 1000 classes."""

@@ -65,6 +65,8 @@ class UNet(Network):
         ValueError: a width that is no multiple of 8, a size below one, or a rate outside [0, 1).
     """
 
+    classifier_name = "head"
+
     def __init__(
         self,
         num_classes: int = 2,
@@ -132,14 +134,7 @@ class UNet(Network):
         """Images (B, C, H, W), normalised → logits of every pixel (B, K, H, W)."""
         return self.forward_head(self.forward_features(x))
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer, as timm names it."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
-        device = next(self.parameters()).device
+    def make_classifier(self, num_classes: int) -> nn.Module:
         head = nn.Conv2d(self.num_features, num_classes, 1) if num_classes else nn.Identity()
         init_head(head)
-        self.head = head.to(device)
-        self.num_classes = self.config["num_classes"] = num_classes
+        return head

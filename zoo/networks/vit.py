@@ -146,6 +146,8 @@ class ViT(Network):
         ValueError: sizes that do not divide, an unknown choice, or a rate outside [0, 1).
     """
 
+    classifier_name = "head"
+
     def __init__(
         self,
         num_classes: int = 1000,
@@ -261,16 +263,10 @@ class ViT(Network):
         """Images (B, C, H, W), normalised → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer, as timm names it."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
+    def make_classifier(self, num_classes: int) -> nn.Module:
         head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         init_transformer(head)
-        self.head = head.to(self.pos_embed.device)
-        self.num_classes = self.config["num_classes"] = num_classes
+        return head
 
 
 def vit_tiny_patch16_224(
