@@ -63,6 +63,18 @@ class RecipeParser(LightningArgumentParser):
         raise UserError(explain(message, parser, ZooCLI.typed))
 
 
+SETTINGS: dict[str, Any] = {
+    "model_class": LightningModule,
+    "datamodule_class": LightningDataModule,
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "seed_everything_default": 0,
+    "parser_class": RecipeParser,
+    "auto_configure_optimizers": False,
+    "load_from_checkpoint_support": False,  # tasks record JSON values themselves
+}
+
+
 class ZooCLI(LightningCLI):
     """LightningCLI with ``--recipe``, a folder a run, shipped weights, data that may stand in."""
 
@@ -74,16 +86,7 @@ class ZooCLI(LightningCLI):
         type(self).command = command
         type(self).typed = arguments
         super().__init__(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            parser_class=RecipeParser,
-            save_config_kwargs={"overwrite": True},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # tasks record JSON values themselves
-            args=[command, *arguments],
+            **SETTINGS, save_config_kwargs={"overwrite": True}, args=[command, *arguments]
         )
 
     @classmethod
@@ -354,18 +357,7 @@ class _Reader(ZooCLI):
 
     def __init__(self, arguments: list[str]) -> None:
         LightningCLI.__init__(
-            self,
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            parser_class=RecipeParser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            save_config_callback=None,
-            run=False,
-            args=arguments,
+            self, **SETTINGS, save_config_callback=None, run=False, args=arguments
         )
 
     @property

@@ -8,11 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from zoo.data.base import DataMissing, ImageData, data_folder
-from zoo.errors import UserError
+from zoo.data.base import ImageData, check_file, data_folder, download
 
 
 class CIFAR10(ImageData):
@@ -103,29 +101,11 @@ class CIFAR10(ImageData):
     def fetch(self) -> None:
         expected = {**self._files(train=True), **self._files(train=False), **self._meta}
         if not all((self.folder / name).exists() for name in expected):
-            self._download()
+            download(self.peer, self.name, self.folder, f"{self.folder.name}/")
         if not self._checked:
             for name, digest in expected.items():
-                found = hashlib.md5((self.folder / name).read_bytes()).hexdigest()
-                if found != digest:
-                    raise UserError(
-                        f"{self.folder / name} is truncated or altered (md5 {found[:12]}…, "
-                        f"expected {digest[:12]}…): delete it, and it will be downloaded again"
-                    )
+                check_file(self.folder / name, digest, "md5")
             self._checked = True
-
-    def _download(self) -> None:
-        root = data_folder()
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / f"{self.name}.lock"):
-                self.peer(str(root), download=True)
-        except (OSError, RuntimeError) as error:
-            raise DataMissing(
-                f"{self.name} is not in {self.folder} and could not be downloaded ({error}). Set "
-                f"ZOO_DATA to a folder that holds {self.folder.name}/, or train where there is a "
-                "network"
-            ) from None
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         images, labels = [], []

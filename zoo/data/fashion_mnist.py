@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from zoo.data.base import DataMissing, ImageData, data_folder
-from zoo.errors import UserError
+from zoo.data.base import DataMissing, ImageData, check_file, data_folder, download
 
 # The IDX files, unpacked, of the data as replaced in August 2017; older ones overlapped.
 SHA256 = {
@@ -93,34 +90,19 @@ class FashionMNIST(ImageData):
 
     def fetch(self) -> None:
         if not all((self.folder / name).exists() for name in SHA256):
-            self._download()
+            from torchvision import datasets
+
+            holding = "FashionMNIST/raw/ with the four IDX files"
+            try:
+                download(datasets.FashionMNIST, self.name, self.folder, holding)
+            except DataMissing as missing:
+                raise DataMissing(
+                    f"{missing}; --data.fallback digits trains on digits instead"
+                ) from None
         if not self._checked:
             for name, expected in SHA256.items():
-                path = self.folder / name
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if digest != expected:
-                    raise UserError(
-                        f"{path} is truncated or altered (sha256 {digest[:12]}…, expected "
-                        f"{expected[:12]}…): delete it, and it will be downloaded again"
-                    )
+                check_file(self.folder / name, expected, "sha256")
             self._checked = True
-
-    def _download(self) -> None:
-        from torchvision import datasets
-
-        root = data_folder()
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            # One process downloads; the others wait, and then find the files.
-            with FileLock(root / "FashionMNIST.lock"):
-                datasets.FashionMNIST(str(root), download=True)
-        except (OSError, RuntimeError) as error:  # URLError is an OSError
-            raise DataMissing(
-                f"FashionMNIST is not in {self.folder} and could not be downloaded ({error}). Set "
-                "ZOO_DATA to a folder that holds FashionMNIST/raw/ with the four IDX files, or "
-                "train where there is a network; --data.fallback digits trains on digits instead"
-            ) from None
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         prefix = "train" if train else "t10k"

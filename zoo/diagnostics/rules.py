@@ -757,7 +757,7 @@ def bias_before_bn(subject: Subject) -> Iterator[Finding]:
         layer = through(next(parent for parent in node.inputs if parent.data))
         only_reader = list(subject.consumers_through(layer)) == [node]
         # One value for each channel: a bias for each position says more than a mean.
-        if only_reader and layer.facts.get("bias") == _channels(node):
+        if only_reader and layer.facts.get("bias") == node.shape[1]:
             yield Finding(
                 "bias-before-bn",
                 "info",
@@ -766,10 +766,6 @@ def bias_before_bn(subject: Subject) -> Iterator[Finding]:
                 f"{name(node.module)}",
                 source=layer.source,
             )
-
-
-def _channels(norm: Node) -> int:
-    return norm.shape[1]
 
 
 @rule(
