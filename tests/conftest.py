@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,3 +61,34 @@ def no_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ZOO_DATA", str(folder))
     monkeypatch.setattr(FashionMNIST, "download", down)
     return folder
+
+
+@pytest.fixture
+def cifar_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files in the authors' format, with the checksums of these instead of theirs."""
+    import numpy as np
+    from torchvision import datasets
+
+    root = tmp_path / "cifar"
+    root.mkdir()
+    monkeypatch.setenv("ZOO_DATA", str(root))
+    generator = np.random.default_rng(0)
+    for peer, key in ((datasets.CIFAR10, "labels"), (datasets.CIFAR100, "fine_labels")):
+        folder = root / peer.base_folder
+        folder.mkdir()
+        for attribute in ("train_list", "test_list"):
+            listed = []
+            for name, _ in getattr(peer, attribute):
+                content = {
+                    "data": generator.integers(0, 256, (40, 3072), dtype=np.uint8),
+                    key: generator.integers(0, 10, 40).tolist(),
+                }
+                (folder / name).write_bytes(pickle.dumps(content))
+                listed.append([name, hashlib.md5((folder / name).read_bytes()).hexdigest()])
+            monkeypatch.setattr(peer, attribute, listed)
+        names = {peer.meta["key"]: [f"class {index}" for index in range(100)]}
+        meta = folder / peer.meta["filename"]
+        meta.write_bytes(pickle.dumps(names))
+        digest = hashlib.md5(meta.read_bytes()).hexdigest()
+        monkeypatch.setattr(peer, "meta", {**peer.meta, "md5": digest})
+    return root

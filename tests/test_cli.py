@@ -234,11 +234,15 @@ def test_fast_dev_run_leaves_nothing(zoo_cli) -> None:
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_every_recipe_runs_two_batches(zoo_cli, name: str) -> None:
+def test_every_recipe_runs_two_batches(zoo_cli, request: pytest.FixtureRequest, name: str) -> None:
     limits = ["--trainer.max_epochs", "1", "--data.batch_size", "16"]
     for stage in ("train", "val", "test"):
         limits += [f"--trainer.limit_{stage}_batches", "2"]
-    if recipes.resolve(name)["data"]["class_path"] == "zoo.data.ImageFolder":
+    data = recipes.resolve(name)["data"]["class_path"].removeprefix("zoo.data.")
+    if data == "CIFAR10":
+        request.getfixturevalue("cifar_files")
+        limits += ["--data.validation_size", "40"]
+    if data == "ImageFolder":
         for label in ("one", "two"):
             paint(Path("images", label), 25, (9, 9, 9))
         limits += ["--model.network.num_classes", "2", "--data.batch_size", "4"]

@@ -36,11 +36,22 @@ def test_what_the_card_says_of_a_shipped_checkpoint(name) -> None:
 def test_images_are_all_of_a_split_in_order_and_normalised() -> None:
     data = Digits()
     images = proof.Images(data, "test")
-    labels = torch.cat([labels for _, labels in images])
-    assert torch.equal(labels, images.labels)
-    first = next(iter(images))[0]
-    assert torch.equal(first, data.normalise(images.images[:500]))
-    assert len(proof.Images(data, "validation", limit=7).labels) == 7
+    data.setup("test")
+    pixels, truth = data.read(train=False)
+    assert torch.equal(torch.cat([labels for _, labels in images]), truth)
+    normalised = torch.cat([batch for batch, _ in images])
+    assert torch.equal(normalised, data.normalise(pixels))
+    some = images.pick([3, 300])
+    assert {at: image.tolist() for at, image in some.items()} == {
+        at: pixels[at].tolist() for at in (3, 300)
+    }
+
+
+@pytest.mark.parametrize("limit", [7, 180, 1000])
+def test_a_limit_of_images_holds_across_batches(limit) -> None:
+    batches = list(proof.Images(Digits(), "train", limit))
+    assert sum(len(labels) for _, labels in batches) == limit
+    assert all(len(images) == len(labels) for images, labels in batches)
 
 
 @needs_fashion_mnist

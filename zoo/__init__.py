@@ -16,11 +16,11 @@ _HOME = {
     "UserError": "zoo.errors",
     "audit": "zoo.diagnostics.audit",
     "ensemble": "zoo.diagnostics.mc_dropout",
-    "freeze": "zoo.networks.layers",
+    "freeze": "zoo.networks.freezing",
     "load": "zoo.checkpoints",
     "mc_dropout": "zoo.diagnostics.mc_dropout",
     "recalibrate": "zoo.diagnostics.recalibrate",
-    "unfreeze": "zoo.networks.layers",
+    "unfreeze": "zoo.networks.freezing",
     "variance_shift": "zoo.diagnostics.variance_shift",
 }
 _ROOMS = ("checkpoints", "data", "diagnostics", "networks", "recipes", "tasks", "testing")
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from zoo.diagnostics.recalibrate import recalibrate
     from zoo.diagnostics.variance_shift import variance_shift
     from zoo.errors import UserError
-    from zoo.networks.layers import freeze, unfreeze
+    from zoo.networks.freezing import freeze, unfreeze
 
 
 def __getattr__(name: str) -> Any:

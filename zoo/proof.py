@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.data import Digits, FashionMNIST
 from zoo.data.base import DataMissing, ImageData
+from zoo.data.images import LabelledImages, Split
 from zoo.diagnostics import calibration
 from zoo.diagnostics.audit import audit
 from zoo.diagnostics.mc_dropout import Uncertainty, ensemble, is_sampled, mc_dropout, single
@@ -25,27 +27,41 @@ class Images:
     """A data module's images as batches of (normalised images, labels), in order, again and again.
 
     Args:
-        data: set up already.
+        data: any data module of labelled images.
         split: ``train`` (without augmentation), ``validation`` or ``test``.
         limit: how many images at most.
     """
 
-    def __init__(self, data: ImageData, split: str, limit: int | None = None) -> None:
-        stage = "test" if split == "test" else "fit"
-        data.setup(stage)
-        sets = {"train": data._train, "validation": data._validation, "test": data._test}
-        chosen = sets[split]
-        assert chosen is not None
-        self.data = data
-        self.images, self.labels = chosen[0][:limit], chosen[1][:limit]
+    def __init__(self, data: LabelledImages, split: Split, limit: int | None = None) -> None:
+        self.data, self.split, self.limit = data, split, limit
+
+    def plain(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same as uint8, not normalised."""
+        left = self.limit
+        for images, labels in self.data.plain(self.split):
+            if left is not None and left <= len(labels):
+                yield images[:left], labels[:left]
+                return
+            left = None if left is None else left - len(labels)
+            yield images, labels
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self.labels), BATCH):
-            chosen = slice(start, start + BATCH)
-            yield self.data.normalise(self.images[chosen]), self.labels[chosen]
+        for images, labels in self.plain():
+            yield self.data.normalise(images), labels
+
+    def pick(self, positions: list[int]) -> dict[int, Tensor]:
+        """uint8 (C, H, W) of the images at some positions."""
+        wanted, picked, start = set(positions), dict[int, Tensor](), 0
+        for images, _ in self.plain():
+            here = wanted.intersection(range(start, start + len(images)))
+            picked |= {position: images[position - start] for position in here}
+            start += len(images)
+            if len(picked) == len(wanted):
+                break
+        return picked
 
 
-def strangers(name: str, data: ImageData, limit: int | None = None) -> Tensor:
+def strangers(name: str, data: LabelledImages, limit: int | None = None) -> Tensor:
     """Images of other things (N, C, H, W), as a network trained on ``data`` would be given them.
 
     Args:
@@ -74,7 +90,7 @@ def strangers(name: str, data: ImageData, limit: int | None = None) -> Tensor:
     return data.normalise(images.expand(-1, channels, -1, -1))
 
 
-def find_strangers(name: str, data: ImageData, limit: int | None) -> tuple[str, Tensor] | None:
+def find_strangers(name: str, data: LabelledImages, limit: int | None) -> tuple[str, Tensor] | None:
     """``strangers`` by name; ``auto`` takes what there is, ``none`` nothing."""
     if name == "none":
         return None
@@ -107,26 +123,45 @@ def predictors(
     return found
 
 
-def predict(
-    predictor: Predictor, batches: Iterator[Tensor] | list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Mean probabilities (N, K) and their entropy (N,)."""
-    parts = [predictor(batch) for batch in batches]
-    return torch.cat([p.mean for p in parts]), torch.cat([p.entropy for p in parts])
+@dataclass
+class Predictions:
+    """Of N images, in their order."""
+
+    probabilities: Tensor  # (N, K)
+    doubt: Tensor  # (N,), the entropy in nats
+    labels: Tensor  # (N,)
+
+
+def predict(predictor: Predictor, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
+    """One pass over batches of (normalised images, labels)."""
+    parts, labels = [], []
+    for images, truth in batches:
+        parts.append(predictor(images))
+        labels.append(truth)
+    if not parts:
+        raise UserError("there are no images to predict")
+    return Predictions(
+        torch.cat([part.mean for part in parts]),
+        torch.cat([part.entropy for part in parts]),
+        torch.cat(labels),
+    )
 
 
 def uncertainty(
     predictor: Predictor, images: Images, stranger_images: Tensor | None
-) -> tuple[dict[str, float | None], Tensor]:
-    """Scores of a predictor, ``auroc_ood`` among them, and its probabilities (N, K)."""
-    probabilities, doubt = predict(predictor, [batch for batch, _ in images])
-    scores = calibration.scores(probabilities, images.labels, doubt)
+) -> tuple[dict[str, float | None], Predictions]:
+    """Scores of a predictor, ``auroc_ood`` among them, and what it predicted."""
+    known = predict(predictor, images)
+    scores = calibration.scores(known.probabilities, known.labels, known.doubt)
     scores["auroc_ood"] = None
     if stranger_images is not None:
-        _, strange = predict(predictor, list(torch.split(stranger_images, BATCH)))
-        positive = torch.cat([torch.zeros(len(doubt)), torch.ones(len(strange))])
-        scores["auroc_ood"] = calibration.auroc(torch.cat([doubt, strange]), positive)
-    return scores, probabilities
+        nothing = torch.zeros(len(stranger_images))
+        batches = zip(torch.split(stranger_images, BATCH), torch.split(nothing, BATCH), strict=True)
+        strange = predict(predictor, batches)
+        doubt = torch.cat([known.doubt, strange.doubt])
+        is_strange = torch.cat([torch.zeros(len(known.doubt)), torch.ones(len(strange.doubt))])
+        scores["auroc_ood"] = calibration.auroc(doubt, is_strange)
+    return scores, known
 
 
 def has_dropout(model: nn.Module, example: Tensor) -> bool:
@@ -135,7 +170,7 @@ def has_dropout(model: nn.Module, example: Tensor) -> bool:
     return any(is_sampled(node.dropout) for node in trace.dropouts if node.dropout)
 
 
-def prove(task: Any, data: ImageData, limit: int | None = None) -> dict[str, Any]:
+def prove(task: Any, data: LabelledImages, limit: int | None = None) -> dict[str, Any]:
     """Audit, variance shift and uncertainty of a trained classifier, as JSON values.
 
     Args:

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import hashlib
-import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torchvision import datasets
@@ -13,40 +10,14 @@ from zoo.data import CIFAR10, CIFAR100
 from zoo.errors import UserError
 
 
-@pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Files in the authors' format, with the checksums of these instead of theirs."""
-    monkeypatch.setenv("ZOO_DATA", str(tmp_path))
-    generator = np.random.default_rng(0)
-    for peer, key in ((datasets.CIFAR10, "labels"), (datasets.CIFAR100, "fine_labels")):
-        folder = tmp_path / peer.base_folder
-        folder.mkdir()
-        for attribute in ("train_list", "test_list"):
-            listed = []
-            for name, _ in getattr(peer, attribute):
-                content = {
-                    "data": generator.integers(0, 256, (40, 3072), dtype=np.uint8),
-                    key: generator.integers(0, 10, 40).tolist(),
-                }
-                (folder / name).write_bytes(pickle.dumps(content))
-                listed.append([name, hashlib.md5((folder / name).read_bytes()).hexdigest()])
-            monkeypatch.setattr(peer, attribute, listed)
-        names = {peer.meta["key"]: [f"class {index}" for index in range(100)]}
-        meta = folder / peer.meta["filename"]
-        meta.write_bytes(pickle.dumps(names))
-        digest = hashlib.md5(meta.read_bytes()).hexdigest()
-        monkeypatch.setattr(peer, "meta", {**peer.meta, "md5": digest})
-    return tmp_path
-
-
 @pytest.mark.parametrize(("kind", "count"), [(CIFAR10, 200), (CIFAR100, 40)])
-def test_images_and_labels_are_torchvisions(files: Path, kind: type, count: int) -> None:
+def test_images_and_labels_are_torchvisions(cifar_files: Path, kind: type, count: int) -> None:
     data = kind(validation_size=10, batch_size=8)
     data.setup("fit")
     data.setup("test")
     assert len(data._train[0]) + len(data._validation[0]) == count
     images, labels = data.read(train=True)
-    theirs = kind().peer(str(files), train=True)
+    theirs = kind().peer(str(cifar_files), train=True)
     assert torch.equal(images, torch.from_numpy(theirs.data).permute(0, 3, 1, 2))
     assert labels.tolist() == theirs.targets
     assert data.classes[-1] == ("truck" if kind is CIFAR10 else "class 99")
@@ -55,8 +26,8 @@ def test_images_and_labels_are_torchvisions(files: Path, kind: type, count: int)
     assert len(data.checksums()) == (6 if kind is CIFAR10 else 2)
 
 
-def test_a_damaged_file_is_named(files: Path) -> None:
-    victim = files / "cifar-10-batches-py" / "data_batch_3"
+def test_a_damaged_file_is_named(cifar_files: Path) -> None:
+    victim = cifar_files / "cifar-10-batches-py" / "data_batch_3"
     victim.write_bytes(victim.read_bytes()[:-10])
     with pytest.raises(UserError, match="data_batch_3 is truncated or altered"):
         CIFAR10().prepare_data()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ DROPOUT_KINDS = [
     "spatial dropout",
     "attention dropout",
     "stochastic depth",
+    "DropConnect",
 ]
 
 
@@ -34,6 +35,8 @@ class Case:
     image: tuple[int, int, int]  # (C, H, W)
     promise: dict[str, int]
     pixels: tuple[int, ...] = ()  # (H, W) of an output that has a label for every pixel
+    init: str = "he"  # or xavier, transformer: what the weights' variance is held against
+    deep: dict[str, Any] = field(default_factory=dict)  # arguments that stack fifty blocks
 
     def build(self, **changes: Any) -> nn.Module:
         torch.manual_seed(0)
@@ -79,13 +82,18 @@ VIT = {
 VIT_DROPS = {"element__wise_dropout": 8, "attention_dropout": 2, "stochastic_depth": 2}
 CASES = [
     Case(
-        "ResNet", {**RESNET, "block": "basic", "stem": "small"}, (1, 12, 12), promise(BatchNorm=8)
+        "ResNet",
+        {**RESNET, "block": "basic", "stem": "small"},
+        (1, 12, 12),
+        promise(BatchNorm=8),
+        deep={"layers": [50]},
     ),
     Case(
         "ResNet",
         {**RESNET, "block": "bottleneck", "stem": "pool"},
         (1, 12, 12),
         promise(BatchNorm=12),
+        deep={"layers": [50]},
     ),
     Case(
         "ResNet",
@@ -112,6 +120,13 @@ CASES = [
         promise(spatial_dropout=2, element__wise_dropout=1),
     ),
     Case(
+        "ConvNet",
+        {**CONVNET, "size": "medium", "drop_kind": "connect", "activation": "tanh"},
+        (1, 12, 12),
+        promise(BatchNorm=3, spatial_dropout=1, DropConnect=2),
+        init="xavier",
+    ),
+    Case(
         "DenseNet",
         {
             "num_classes": 5,
@@ -123,12 +138,14 @@ CASES = [
         },
         (1, 12, 12),
         promise(BatchNorm=9),
+        deep={"layers": [50]},
     ),
     Case(
         "PreActResNet",
         {"num_classes": 5, "in_channels": 1, "layers": [1, 2], "width": 8},
         (1, 12, 12),
         promise(BatchNorm=7),
+        deep={"layers": [50]},
     ),
     Case(
         "EfficientNet",
@@ -136,18 +153,23 @@ CASES = [
         (1, 12, 12),
         # The separable block has two BatchNorms, each of four inverted residuals three; stem, head.
         promise(BatchNorm=16, element__wise_dropout=1, stochastic_depth=3),
+        deep={"stages": [[4, 8, 50, 3, 1]], "drop_path_rate": 0.0},
     ),
     Case(
         "ViT",
         {**VIT, "norm": "layernorm", "pool": "token", "stem": "patch"},
         (1, 12, 12),
         promise(LayerNorm=5, **VIT_DROPS),
+        init="transformer",
+        deep={"depth": 50, "drop_path_rate": 0.0},
     ),
     Case(
         "ViT",
         {**VIT, "norm": "rmsnorm", "pool": "avg", "stem": "conv"},
         (1, 12, 12),
         promise(RMSNorm=5, **VIT_DROPS),
+        init="transformer",
+        deep={"depth": 50, "drop_path_rate": 0.0},
     ),
     Case(
         "UNet",

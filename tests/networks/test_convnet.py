@@ -43,9 +43,11 @@ def test_a_bias_only_where_no_batchnorm_follows() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": "huge"}, "choose one of small, medium, large"),
+        ({"size": "huge"}, "choose small, medium or large"),
         ({"spatial": "first"}, "choose last or every"),
         ({"order": "norm"}, "choose norm-first or drop-first"),
+        ({"drop_kind": "spatial"}, "choose element-wise, gaussian or connect"),
+        ({"activation": "gelu"}, "choose relu or tanh"),
         ({"drop_rate": 1.0}, "drop_rate is 1.0"),
         ({"spatial_drop_rate": -0.1}, "spatial_drop_rate is -0.1"),
         ({"in_channels": 0}, "at least 1"),

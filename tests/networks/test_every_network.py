@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,8 +17,9 @@ from torch import nn
 
 import zoo
 from tests.networks.harness import CASES, DROPOUT_KINDS, Case
-from zoo import networks
+from zoo import checkpoints, networks
 from zoo.diagnostics.trace import record
+from zoo.tasks import ImageClassifier
 
 every_network = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -216,6 +218,99 @@ def test_dropout_drops_its_rate_and_keeps_the_expectation(case: Case) -> None:
             error = 5 * (max(rate, 0.01) / 20_000) ** 0.5
             assert (out == 0).float().mean().item() == pytest.approx(rate, abs=error)
             assert out.mean().item() == pytest.approx(1, abs=3 * error)
+
+
+def expected_variance(case: Case, layer: nn.Module, head: nn.Module) -> float:
+    """Of a layer's initial weights, by the formula of the paper that the network follows."""
+    positions = math.prod(getattr(layer, "kernel_size", (1,)))
+    groups = getattr(layer, "groups", 1)
+    outputs, inputs = layer.weight.shape[0], layer.weight.shape[1] * positions
+    if case.init == "xavier":
+        return 2 / (inputs + outputs * positions)  # Glorot & Bengio 2010
+    if case.init == "transformer" and not (isinstance(layer, nn.Conv2d) and layer.bias is None):
+        return 0.02**2
+    if isinstance(layer, nn.ConvTranspose2d):
+        return 1 / layer.in_channels
+    if isinstance(layer, nn.Linear) or layer is head:
+        return 1 / (3 * inputs)  # uniform in ±1/√inputs
+    return 2 * groups / (positions * outputs)  # He et al. 2015
+
+
+@every_network
+def test_initial_weights_have_the_variance_of_their_formula(case: Case) -> None:
+    network = case.build()
+    head = network.get_classifier()
+    deviations = []
+    for name, layer in network.named_modules():
+        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            continue
+        ratio = layer.weight.square() / expected_variance(case, layer, head)
+        # The relative error of a variance estimated from so many normal values.
+        error = (2 / ratio.numel()) ** 0.5
+        assert ratio.mean().item() == pytest.approx(1, abs=5 * error), name
+        deviations.append(ratio.flatten())
+        assert layer.bias is None or not layer.bias.any(), name
+    together = torch.cat(deviations)
+    error = (2 / together.numel()) ** 0.5
+    assert together.mean().item() == pytest.approx(1, abs=4 * error)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.deep], ids=str)
+def test_activations_and_gradients_survive_fifty_blocks(case: Case) -> None:
+    """Neither vanishes nor explodes; without norms or shortcuts fifty layers change by 10¹⁰."""
+    network = without_dropout(replace(case, args={**case.args, **case.deep})).build().train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
+            nn.init.ones_(module.weight)  # the hardest case: no branch is switched off
+    activations, gradients = [], []
+
+    def watch(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        activations.append(output.detach().std().item())
+        output.register_hook(lambda gradient: gradients.append(gradient.norm().item()))
+
+    stacks = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    (stack,) = [m for m in network.modules() if isinstance(m, stacks) and len(m) >= 50]
+    for block in stack:
+        block.register_forward_hook(watch)
+    labels = torch.arange(16) % 5
+    nn.functional.cross_entropy(network(case.images(16)), labels).backward()
+    assert len(activations) == len(gradients) >= 50
+    print(
+        case,
+        [f"{v:.3g}" for v in (min(activations), max(activations), min(gradients), max(gradients))],
+    )
+    for values in (activations, gradients):
+        assert min(values) > 0
+        assert max(values) / min(values) < 100
+
+
+@every_network
+def test_weights_that_are_saved_load_with_another_head_and_other_channels(
+    case: Case, tmp_path
+) -> None:
+    task = ImageClassifier(case.build())
+    channels = case.image[0]
+    task.data = {
+        "name": "made up",
+        "classes": list("abcde"),
+        "mean": [0.5] * channels,
+        "std": [0.2] * channels,
+        "input_shape": list(case.image),
+    }
+    checkpoints.save(task, tmp_path / "saved", {})
+    same = zoo.load(tmp_path / "saved").network
+    assert torch.equal(same(case.images()), task.eval()(case.images()))
+    other = zoo.load(tmp_path / "saved", num_classes=3, in_channels=2)
+    height, width = case.image[1:]
+    assert other(torch.randn(2, 2, height, width)).shape == (2, 3, *case.pixels)
+    assert other.data["input_shape"] == [2, height, width]
+    before, after = same.state_dict(), other.network.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if before[name].shape != after[name].shape}
+    assert 2 <= len(changed) <= 3  # the stem's weight, the head's weight and bias
+    assert all(torch.equal(before[name], after[name]) for name in before.keys() - changed)
+    twin = networks.build(networks.describe(other.network))
+    twin.load_state_dict(after)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.promise["BatchNorm"]], ids=str)

@@ -8,7 +8,13 @@ from torch import nn
 
 import zoo
 from zoo import networks
-from zoo.networks.layers import adapt_input, adapt_statistics
+from zoo.networks.layers import (
+    DropConnect,
+    GaussianDropout,
+    adapt_input,
+    adapt_statistics,
+    init_orthogonal,
+)
 
 
 def test_a_widened_first_convolution_gives_the_same_output_for_repeated_channels() -> None:
@@ -78,3 +84,60 @@ def test_only_registered_networks_are_described_and_built() -> None:
     assert networks.describe(nn.Linear(2, 2)) is None
     with pytest.raises(ValueError, match=r"no network named 'os\.system'"):
         networks.build({"name": "os.system", "args": {}})
+
+
+def test_gaussian_dropout_keeps_mean_and_has_the_variance_of_dropout() -> None:
+    torch.manual_seed(0)
+    ones = torch.ones(200_000)
+    drop = GaussianDropout(0.3).train()
+    assert drop(ones).mean().item() == pytest.approx(1, abs=0.01)
+    assert drop(ones).var().item() == pytest.approx(0.3 / 0.7, rel=0.02)
+    assert drop(ones).var().item() == pytest.approx(nn.Dropout(0.3)(ones).var().item(), rel=0.02)
+    assert drop.eval()(ones) is ones
+    assert GaussianDropout(0.0).train()(ones) is ones
+
+
+def test_dropconnect_drops_weights_and_keeps_the_expectation() -> None:
+    torch.manual_seed(0)
+    layer = DropConnect(1000, 200, rate=0.3)
+    nn.init.ones_(layer.weight)
+    nn.init.constant_(layer.bias, 5.0)
+    with torch.no_grad():
+        # A single input reads one weight of each unit: kept ones are 1 / 0.7, and biases stay.
+        single = layer.train()(torch.eye(1000)) - 5
+        assert (single.abs() < 1e-5).float().mean().item() == pytest.approx(0.3, abs=0.006)
+        assert single.mean().item() == pytest.approx(1, abs=0.01)
+        # One mask a batch: rows that are equal stay equal.
+        pair = layer(torch.ones(2, 1000))
+        assert torch.equal(pair[0], pair[1])
+        plain = nn.Linear(1000, 200)
+        plain.load_state_dict(layer.state_dict())
+        x = torch.randn(3, 1000)
+        assert torch.equal(layer.eval()(x), plain(x))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_start_orthogonal(kind) -> None:
+    recurrent = kind(8, 16, num_layers=2)
+    init_orthogonal(recurrent)
+    for name, parameter in recurrent.named_parameters():
+        for index, gate in enumerate(parameter.split(16)):
+            if "weight_hh" in name:
+                torch.testing.assert_close(gate @ gate.T, torch.eye(16), atol=1e-5, rtol=0)
+            elif "bias" in name:
+                forget = kind is nn.LSTM and name.startswith("bias_ih") and index == 1
+                assert torch.equal(gate, torch.full((16,), float(forget)))
+            else:
+                inputs = gate.shape[1]
+                assert gate.var().item() == pytest.approx(2 / (inputs + 16), rel=0.6)
+
+
+def test_dropout_kinds_are_seen_by_the_audit() -> None:
+    """Noise before a BatchNorm is no better for being Gaussian; DropConnect is found by name."""
+    gaussian = nn.Sequential(
+        nn.Linear(8, 8), nn.ReLU(), GaussianDropout(0.3), nn.Linear(8, 8), nn.BatchNorm1d(8)
+    )
+    assert {f.rule for f in zoo.audit(gaussian, torch.randn(16, 8)).at_least("error")} == {
+        "dropout-before-bn"
+    }
+    assert zoo.audit(DropConnect(8, 8, 0.3), torch.randn(4, 8)).seen == {"DropConnect": 1}

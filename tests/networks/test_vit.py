@@ -8,6 +8,7 @@ from torch import nn
 from zoo import networks
 from zoo.diagnostics.trace import record
 from zoo.networks import ViT
+from zoo.networks.vit import Attention
 
 SMALL = {"image_size": 16, "patch_size": 4, "dim": 16, "depth": 2, "heads": 2}
 
@@ -117,3 +118,22 @@ def test_activations_and_gradients_survive_fifty_blocks() -> None:
 def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ViT(**arguments)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_attention_drops_its_rate_of_the_weights_and_keeps_the_expectation(rate) -> None:
+    """All weights are 1/T and all values 1: a query's output is the share kept, over 1 - rate."""
+    torch.manual_seed(0)
+    tokens = 16
+    attention = Attention(8, 2, attn_drop=rate, proj_drop=0.0).train()
+    nn.init.zeros_(attention.qkv.weight)
+    nn.init.ones_(attention.qkv.bias)
+    nn.init.eye_(attention.proj.weight)
+    nn.init.zeros_(attention.proj.bias)
+    with torch.no_grad():
+        kept = attention(torch.randn(2000, tokens, 8))[..., [0, 4]]  # one value of each head
+    variance = rate / (1 - rate) / tokens
+    assert kept.mean().item() == pytest.approx(1, abs=5 * (variance / kept.numel()) ** 0.5)
+    assert kept.var().item() == pytest.approx(variance, rel=0.05)
+    attention.eval()
+    assert torch.equal(attention(torch.randn(2, tokens, 8)), torch.ones(2, tokens, 8))

@@ -158,16 +158,16 @@ def _measure(
 
     section = recipe["data"]
     module = getattr(data, section["class_path"].rsplit(".", 1)[-1])(**section["init_args"])
+    module.prepare_data()
+    counts = module.sizes()
+    if not counts["test"]:
+        raise UserError(f"{module.name} has no test images: there is nothing to state")
     trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False)
     metrics: dict[str, float] = {}
     for measure in (trainer.validate, trainer.test):
         (result,) = measure(task, datamodule=module, verbose=False)
         metrics.update(result)
-    counts = {
-        "train": len(module.train_dataloader().inputs),
-        "val": len(module.val_dataloader().inputs),
-        "test": len(module.test_dataloader().inputs),
-    }
+    counts["val"] = counts.pop("validation")
     return {name: round(value, 6) for name, value in metrics.items()}, counts, prove(task, module)
 
 
@@ -250,17 +250,35 @@ def card(config: dict[str, Any]) -> str:
         "",
         "## Limits",
         "",
-        f"It knows {data['name']} and nothing else: centred, upright, grey images like those it "
-        "was trained on. Its probabilities are not calibrated: label smoothing alone makes them "
-        "too modest on such images, and on others they mean nothing.",
+        *_limits(config),
         "",
         "## Files",
         "",
-        f"`model.safetensors` sha256 `{config['weights_sha256']}`. Weights: Apache-2.0, as the "
-        "project; no weights from elsewhere went into them.",
+        f"`model.safetensors` sha256 `{config['weights_sha256']}`. {_origin(config)}",
         "",
     ]
     return "\n".join(lines)
+
+
+def _limits(config: dict[str, Any]) -> list[str]:
+    name = config["data"]["name"]
+    text = (
+        f"It knows {name} and nothing else: whatever it is shown, it answers with one of its "
+        f"{len(config['data']['classes'])} classes. Its probabilities are not calibrated"
+    )
+    if config["recipe"]["model"]["init_args"].get("label_smoothing"):
+        text += ": label smoothing alone makes them too modest on such images, and on others they"
+    else:
+        text += "; on other images they"
+    return [text + " mean nothing."]
+
+
+def _origin(config: dict[str, Any]) -> str:
+    """Whose the weights are."""
+    network = config["recipe"]["model"]["init_args"]["network"]["init_args"]
+    if network.get("pretrained"):
+        return f"Training began from timm's weights of {network['name']}: their licence goes on."
+    return "Weights: Apache-2.0, as the project; no weights from elsewhere went into them."
 
 
 def _proof(config: dict[str, Any]) -> list[str]:

@@ -88,21 +88,26 @@ def main(arguments: list[str]) -> int:
     rows: dict[str, dict[str, float | None]] = {}
     curves: dict[str, Any] = {}
     for name, predictor in ways.items():
-        rows[name], probabilities = proof.uncertainty(
+        rows[name], known = proof.uncertainty(
             predictor, images, strangers[1] if strangers else None
         )
-        curves[name] = calibration.reliability(probabilities, images.labels)
+        curves[name] = calibration.reliability(known.probabilities, known.labels)
     folder = options.to or Path("runs", stem, "uncertainty")
     calibration.draw_reliability(curves, folder / "reliability.png", f"{stem}, {options.split}")
+    least, most = calibration.extremes(known.probabilities)
     calibration.draw_certainty(
-        images.images, probabilities, images.labels, data.used.classes, folder / "certainty.png"
+        images.pick([*least, *most]),
+        known.probabilities,
+        known.labels,
+        data.used.classes,
+        folder / "certainty.png",
     )
     result = {
         "recipe": stem,
         "weights": str(source),
         "data": data.used.name,
         "split": options.split,
-        "images": len(images.labels),
+        "images": len(known.labels),
         "strangers": strangers[0] if strangers else None,
         "seed": options.seed,
         "rows": rows,
@@ -112,7 +117,7 @@ def main(arguments: list[str]) -> int:
         return 0
     print("\n".join(table(rows)))
     print(
-        f"\n{len(images.labels):,} {options.split} images of {data.used.name}"
+        f"\n{len(known.labels):,} {options.split} images of {data.used.name}"
         + (f"; strangers: {len(strangers[1]):,} of {strangers[0]}" if strangers else "")
     )
     if not sampled:

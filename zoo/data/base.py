@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from zoo.data.augment import cutout, erase, shift_and_flip
 from zoo.data.batches import Batches
+from zoo.data.images import LabelledImages, Split
 from zoo.errors import UserError
 
 
@@ -71,7 +71,7 @@ def download(peer: Callable[..., Any], name: str, folder: Path, holding: str) ->
         ) from None
 
 
-class ImageData(LightningDataModule):
+class ImageData(LabelledImages):
     """Labelled images in memory as uint8, normalised and augmented on the device.
 
     A subclass names itself, its classes and its statistics, and implements ``fetch`` and
@@ -79,12 +79,6 @@ class ImageData(LightningDataModule):
     (B, C, H, W) with zero mean and unit variance after ``on_after_batch_transfer``, and int64
     (B,). Training images are shifted, flipped, cut out and erased; others never are.
     """
-
-    name: str
-    classes: Sequence[str]
-    mean: Sequence[float]
-    std: Sequence[float]
-    input_shape: Sequence[int]  # (C, H, W)
 
     def __init__(
         self,
@@ -115,7 +109,6 @@ class ImageData(LightningDataModule):
         self.drop_last = drop_last
         self.fallback = fallback
         self.stand_in: ImageData | None = None  # what is really used, if the data are not to be had
-        self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._train: tuple[Tensor, Tensor] | None = None
         self._validation: tuple[Tensor, Tensor] | None = None
         self._test: tuple[Tensor, Tensor] | None = None
@@ -135,31 +128,12 @@ class ImageData(LightningDataModule):
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """Images uint8 (N, C, H, W) and labels int64 (N,) of the training or the test set."""
 
-    @abstractmethod
-    def checksums(self) -> dict[str, str]:
-        """sha256 by file name, of the data that a checkpoint was trained on."""
-
     # -- what all share --------------------------------------------------------------------------
 
     @property
     def used(self) -> ImageData:
         """The data really used: these, or the fallback's."""
         return self.stand_in or self
-
-    def describe(self) -> dict[str, Any]:
-        """JSON values that a checkpoint keeps: name, classes, normalisation, shape, checksums."""
-        used = self.used
-        described: dict[str, Any] = {
-            "name": used.name,
-            "classes": list(used.classes),
-            "mean": list(used.mean),
-            "std": list(used.std),
-            "input_shape": list(used.input_shape),
-            "sha256": used.checksums(),
-        }
-        if self.stand_in is not None:
-            described["instead_of"] = self.name
-        return described
 
     def prepare_data(self) -> None:
         """Fetches the data, or decides on the fallback; any process may call it, at any time.
@@ -216,6 +190,21 @@ class ImageData(LightningDataModule):
         if stage in ("test", "predict") and self._test is None:
             self._test = used.read(train=False)
 
+    def _set(self, split: Split) -> tuple[Tensor, Tensor]:
+        self.setup("test" if split == "test" else "fit")
+        sets = {"train": self._train, "validation": self._validation, "test": self._test}
+        chosen = sets[split]
+        assert chosen is not None
+        return chosen
+
+    def plain(self, split: Split, batch: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        images, labels = self._set(split)
+        yield from zip(torch.split(images, batch), torch.split(labels, batch), strict=True)
+
+    def sizes(self) -> dict[str, int]:
+        splits: tuple[Split, ...] = ("train", "validation", "test")
+        return {split: len(self._set(split)[1]) for split in splits}
+
     def _batches(self, data: tuple[Tensor, Tensor] | None, train: bool = False) -> Batches:
         if data is None:
             raise RuntimeError("call setup first")
@@ -252,20 +241,6 @@ class ImageData(LightningDataModule):
     def predict_dataloader(self) -> Batches:
         return self._batches(self._test)
 
-    def example_input(self, batch: int = 2) -> Tensor:
-        """Noise (B, C, H, W) of the images' shape and scale; needs no data."""
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(batch, *self.used.input_shape, generator=generator)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) → float32 with zero mean and unit variance a channel."""
-        if images.device not in self._scales:  # made once: as slow as the normalising itself
-            mean = torch.tensor(self.used.mean, device=images.device)[:, None, None]
-            std = torch.tensor(self.used.std, device=images.device)[:, None, None]
-            self._scales[images.device] = 1 / (255 * std), mean / std
-        scale, offset = self._scales[images.device]
-        return images.float().mul_(scale).sub_(offset)
-
     def augment(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The training augmentation of uint8 images (B, C, H, W)."""
         used = self.used
@@ -278,13 +253,6 @@ class ImageData(LightningDataModule):
         if images.dtype != torch.uint8:  # already normalised by somebody's own loader
             return batch
         if self.trainer is not None and self.trainer.training:
-            images = self.augment(images, self._generator(images.device))
+            generator = torch.Generator(images.device).manual_seed(self.step_seed())
+            images = self.augment(images, generator)
         return self.normalise(images), labels
-
-    def _generator(self, device: torch.device) -> torch.Generator:
-        # A function of the seed, the process and the count of batches: resuming needs no state.
-        trainer = self.trainer
-        assert trainer is not None
-        step = trainer.fit_loop.total_batch_idx
-        seed = (torch.initial_seed() % 2**31) * 1_000_003 + step * 4099 + trainer.global_rank
-        return torch.Generator(device).manual_seed(seed)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import v2
 
+from zoo.data.images import LabelledImages, Split
 from zoo.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 Item = tuple[Path, int]
+_PARTS: dict[Split, str] = {"train": "train", "validation": "val", "test": "test"}
 
 
 def _folders(root: Path) -> list[str]:
@@ -65,14 +66,32 @@ def _collate(samples: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor, Ten
     return stacked, torch.tensor(labels, dtype=torch.long), broken
 
 
-class ImageFolder(LightningDataModule):
+class _Share(DistributedSampler[Any]):
+    """Every ``world``-th sample, each exactly once over all processes.
+
+    Lightning's own repeats some until all processes have equally many, and so counts them twice.
+    """
+
+    def __init__(self, samples: int, rank: int, world: int) -> None:
+        self.indices = range(rank, samples, world)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order is always the same."""
+
+
+class ImageFolder(LabelledImages):
     """A folder of images with a sub-folder for each class.
 
     Either ``FOLDER/train/CLASS/*``, ``FOLDER/val/CLASS/*`` and, if there is one,
     ``FOLDER/test/CLASS/*``; or ``FOLDER/CLASS/*``, from which validation and test images are taken
     by fraction and a fixed seed. Classes are sorted by name; their order goes into the checkpoint.
     Images are decoded, cropped and resized by workers, and augmented in batches on the device.
-    With several processes validation and test repeat a few images, so that all have equally many.
 
     Args:
         folder: where the images lie.
@@ -134,6 +153,8 @@ class ImageFolder(LightningDataModule):
             workers = ((os.cpu_count() or 1) - 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.workers = workers
         self.mean, self.std = list(mean), list(std)
+        self.input_shape = [3, image_size, image_size]
+        self.name = self.folder.resolve().name
         self.flip = flip
         self.randaugment = v2.RandAugment(magnitude=randaugment) if randaugment else None
         self._training_crop = v2.RandomResizedCrop(image_size, (scale, 1.0), antialias=True)
@@ -212,8 +233,11 @@ class ImageFolder(LightningDataModule):
         return bool(self._items["test"])
 
     def describe(self) -> dict[str, Any]:
-        """JSON values that a checkpoint keeps; the digest is of the files' names and sizes."""
         self.prepare_data()
+        return super().describe()
+
+    def checksums(self) -> dict[str, str]:
+        """One digest of the files' names and sizes: reading all of them may take hours."""
         if not self._digest:
             listing = [
                 f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}"
@@ -221,19 +245,18 @@ class ImageFolder(LightningDataModule):
                 for path, _ in items
             ]
             self._digest = hashlib.sha256("\n".join(sorted(listing)).encode()).hexdigest()
-        return {
-            "name": self.folder.resolve().name,
-            "classes": list(self.classes),
-            "mean": self.mean,
-            "std": self.std,
-            "input_shape": [3, self.image_size, self.image_size],
-            "sha256": {"names and sizes of the files": self._digest},
-        }
+        return {"names and sizes of the files": self._digest}
 
-    def example_input(self, batch: int = 2) -> Tensor:
-        """Noise (B, C, H, W) of the images' shape and scale; needs no data."""
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(batch, 3, self.image_size, self.image_size, generator=generator)
+    def sizes(self) -> dict[str, int]:
+        self.prepare_data()
+        return {split: len(self._items[_PARTS[split]]) for split in _PARTS}
+
+    def plain(self, split: Split, batch: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+        self.prepare_data()
+        for images, labels, broken in self._decoded(_PARTS[split], batch):
+            self._name(broken)
+            if len(images):
+                yield images, labels
 
     # -- Lightning's hooks -----------------------------------------------------------------------
 
@@ -247,42 +270,47 @@ class ImageFolder(LightningDataModule):
                 f"outputs: give --model.network.num_classes {len(self.classes)}"
             )
 
-    def _loader(self, part: str) -> DataLoader[Any]:
-        training = part == "train"
-        world = self.trainer.world_size if self.trainer is not None else 1
-        if training and len(self._items[part]) < world:
-            raise UserError(f"{self.folder}: fewer training images than processes")
+    def _decoded(self, part: str, batch: int) -> DataLoader[Any]:
+        """Images in order, cropped as for evaluation; of several processes, each its share."""
+        trainer, items = self.trainer, self._items[part]
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        if len(items) < world:
+            raise UserError(f"{self.folder}: fewer {part} images than processes")
         return DataLoader(
-            _Images(self._items[part], self._training_crop if training else self._crop),
-            batch_size=self.batch_size,
-            shuffle=training,
-            # A process that has less than a batch trains on what it has.
-            drop_last=training and len(self._items[part]) // world >= self.batch_size,
+            _Images(items, self._crop),
+            batch_size=batch,
+            sampler=_Share(len(items), rank, world),
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=False,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader("train")
+        items = self._items["train"]
+        world = self.trainer.world_size if self.trainer is not None else 1
+        if len(items) < world:
+            raise UserError(f"{self.folder}: fewer training images than processes")
+        return DataLoader(
+            _Images(items, self._training_crop),
+            batch_size=self.batch_size,
+            shuffle=True,
+            # A process that has less than a batch trains on what it has.
+            drop_last=len(items) // world >= self.batch_size,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader("val")
+        return self._decoded("val", self.batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
         if not self.has_test:
             raise UserError(f"{self.folder} has no test images: add a test folder beside train")
-        return self._loader("test")
+        return self._decoded("test", self.batch_size)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.test_dataloader()
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) → float32 with zero mean and unit variance a channel."""
-        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
-        std = torch.tensor(self.std, device=images.device)[:, None, None]
-        return (images.float() / 255 - mean) / std
 
     def augment(self, images: Tensor) -> Tensor:
         """Flips and RandAugment of uint8 images (B, C, H, W), each image for itself."""
@@ -303,7 +331,7 @@ class ImageFolder(LightningDataModule):
             return self.normalise(images), labels
         devices = [images.device] if images.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(self._seed())
+            torch.manual_seed(self.step_seed())
             images = self.normalise(self.augment(images))
             mixers = [
                 mixer(alpha=alpha, num_classes=len(self.classes))
@@ -311,13 +339,6 @@ class ImageFolder(LightningDataModule):
                 if alpha
             ]
             return v2.RandomChoice(mixers)(images, labels) if mixers else (images, labels)
-
-    def _seed(self) -> int:
-        """Another one for every batch and process: all processes share the global generator's."""
-        trainer = self.trainer
-        assert trainer is not None
-        step = trainer.fit_loop.total_batch_idx
-        return (torch.initial_seed() % 2**31) * 1_000_003 + step * 4099 + trainer.global_rank
 
     def _name(self, broken: list[str]) -> None:
         predicting = self.trainer is not None and self.trainer.predicting

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,8 +129,14 @@ def draw_reliability(curves: dict[str, list[Bin]], picture: Path, title: str = "
     save(figure, picture)
 
 
+def extremes(probabilities: Tensor, count: int = 8) -> tuple[list[int], list[int]]:
+    """Positions of the least and of the most certain of (N, K) probabilities, by entropy."""
+    order = entropy(probabilities).argsort().tolist()
+    return order[::-1][:count], order[:count]
+
+
 def draw_certainty(
-    images: Tensor,
+    images: Mapping[int, Tensor] | Tensor,
     probabilities: Tensor,
     labels: Tensor,
     classes: Sequence[str],
@@ -140,7 +146,7 @@ def draw_certainty(
     """The least and the most certain images, by entropy, with what was said of each.
 
     Args:
-        images: uint8 (B, C, H, W).
+        images: uint8 (C, H, W) by position; those of ``extremes`` are needed.
         probabilities: (B, K).
         labels: (B,).
         classes: names of the K classes.
@@ -150,15 +156,15 @@ def draw_certainty(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    order = entropy(probabilities).argsort()
-    rows = [("least certain", order.flip(0)[:count]), ("most certain", order[:count])]
+    least, most = extremes(probabilities, count)
+    rows = [("least certain", least), ("most certain", most)]
     figure = Figure(figsize=(1.5 * count, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, count, squeeze=False)
     for row, (word, chosen) in zip(axes, rows, strict=True):
         for axis in row:
             axis.set_axis_off()
-        for axis, index in zip(row, chosen.tolist(), strict=False):
+        for axis, index in zip(row, chosen, strict=False):
             image = images[index].permute(1, 2, 0).squeeze(-1)
             axis.imshow(image.numpy(), cmap="gray" if image.ndim == 2 else None)
             confidence, said = probabilities[index].max(0)

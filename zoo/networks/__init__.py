@@ -19,7 +19,8 @@ from zoo.networks.efficientnet import (
     efficientnet_b3,
     efficientnet_b4,
 )
-from zoo.networks.layers import Network, freeze, unfreeze
+from zoo.networks.freezing import freeze, unfreeze
+from zoo.networks.layers import Network
 from zoo.networks.preact_resnet import PreActResNet, preact_resnet18, wrn28_10
 from zoo.networks.resnet import (
     ResNet,

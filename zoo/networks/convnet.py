@@ -7,7 +7,9 @@ activation, dropout (Ioffe & Szegedy 2015, section 3.2; Li et al., CVPR 2019, se
 On feature maps dropout is spatial, whole channels at a time (Tompson et al., CVPR 2015, section
 3.2); on fully connected layers it is element-wise. With BatchNorm in the network, spatial dropout
 after every block would stand before the next block's BatchNorm: ``spatial="last"`` drops after the
-last BatchNorm only.
+last BatchNorm only. The fully connected layers may drop Gaussian noise or weights in its place.
+
+Weights start as the activation asks: He's variance for ReLU, Xavier's for tanh.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
@@ -19,7 +21,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layers import Network, init_he
+from zoo.networks.layers import (
+    DropConnect,
+    GaussianDropout,
+    Network,
+    check_choice,
+    check_rates,
+    check_sizes,
+    init_he,
+    init_xavier,
+)
 
 # Channels of the convolutions in each stage, and hidden units of the head.
 SIZES: dict[str, tuple[list[list[int]], list[int]]] = {
@@ -31,7 +42,7 @@ GRID = 3  # positions a side that the head sees
 
 
 class ConvBlock(nn.Module):
-    """Convolution, then BatchNorm, ReLU and spatial dropout in either order."""
+    """Convolution, then BatchNorm, activation and spatial dropout in either order."""
 
     def __init__(
         self,
@@ -40,12 +51,13 @@ class ConvBlock(nn.Module):
         batch_norm: bool,
         drop_rate: float,
         order: Literal["norm-first", "drop-first"],
+        activation: Literal["relu", "tanh"],
     ) -> None:
         super().__init__()
         # A bias before BatchNorm would be subtracted again.
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=not batch_norm)
         self.norm = nn.BatchNorm2d(out_channels) if batch_norm else nn.Identity()
-        self.act = nn.ReLU(inplace=True)
+        self.act = make_activation(activation)
         self.drop = nn.Dropout2d(drop_rate) if drop_rate else nn.Identity()
         self.order = order
 
@@ -57,6 +69,10 @@ class ConvBlock(nn.Module):
         return self.drop(self.act(self.norm(x)))
 
 
+def make_activation(activation: Literal["relu", "tanh"]) -> nn.Module:
+    return nn.ReLU(inplace=True) if activation == "relu" else nn.Tanh()
+
+
 class ConvNet(Network):
     """A plain CNN for small images of any size: stages of 3 × 3 convolutions and max pooling.
 
@@ -66,15 +82,18 @@ class ConvNet(Network):
         size: ``small`` (2.7 thousand parameters at 10 classes), ``medium`` (0.24 M) or ``large``
             (1.1 M).
         batch_norm: after every convolution.
-        drop_rate: of element-wise dropout before each fully connected layer.
+        drop_rate: of the dropout before each fully connected layer.
+        drop_kind: ``element-wise``; ``gaussian``, multiplication by noise of the same variance; or
+            ``connect``, which drops the layers' weights and not their inputs.
         spatial_drop_rate: of spatial dropout on feature maps.
         spatial: where spatial dropout stands: after the ``last`` convolution, or after ``every``
             one, which with BatchNorm shifts the variance of the next (``zoo.audit`` says so).
         order: ``norm-first`` is convolution, BatchNorm, ReLU, dropout; ``drop-first`` puts dropout
             in front of BatchNorm, to be seen failing.
+        activation: ``relu`` or ``tanh``.
 
     Raises:
-        ValueError: an unknown size, order or place, or a rate outside [0, 1).
+        ValueError: an unknown choice, a size below one, or a rate outside [0, 1).
     """
 
     def __init__(
@@ -84,23 +103,23 @@ class ConvNet(Network):
         size: Literal["small", "medium", "large"] = "medium",
         batch_norm: bool = True,
         drop_rate: float = 0.0,
+        drop_kind: Literal["element-wise", "gaussian", "connect"] = "element-wise",
         spatial_drop_rate: float = 0.0,
         spatial: Literal["last", "every"] = "last",
         order: Literal["norm-first", "drop-first"] = "norm-first",
+        activation: Literal["relu", "tanh"] = "relu",
     ) -> None:
         super().__init__()
-        if size not in SIZES:
-            raise ValueError(f"size is {size!r}: choose one of {', '.join(SIZES)}")
-        if spatial not in ("last", "every"):
-            raise ValueError(f"spatial is {spatial!r}: choose last or every")
-        if order not in ("norm-first", "drop-first"):
-            raise ValueError(f"order is {order!r}: choose norm-first or drop-first")
-        for name, rate in (("drop_rate", drop_rate), ("spatial_drop_rate", spatial_drop_rate)):
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name} is {rate}: it must be at least 0 and below 1")
-        if in_channels < 1 or num_classes < 0:
-            raise ValueError("in_channels must be at least 1, num_classes at least 0")
+        check_choice("size", size, *SIZES)
+        check_choice("drop_kind", drop_kind, "element-wise", "gaussian", "connect")
+        check_choice("spatial", spatial, "last", "every")
+        check_choice("order", order, "norm-first", "drop-first")
+        check_choice("activation", activation, "relu", "tanh")
+        check_rates(drop_rate=drop_rate, spatial_drop_rate=spatial_drop_rate)
+        check_sizes(num_classes, in_channels=in_channels)
         stages, hidden = SIZES[size]
+        self.weight_drop_rate = drop_rate if drop_kind == "connect" else 0.0
+        self.init = init_he if activation == "relu" else init_xavier
 
         channels = in_channels
         self.stages = nn.ModuleList()
@@ -109,7 +128,7 @@ class ConvNet(Network):
             for number, width in enumerate(widths):
                 last = index == len(stages) - 1 and number == len(widths) - 1
                 rate = spatial_drop_rate if last or spatial == "every" else 0.0
-                blocks.append(ConvBlock(channels, width, batch_norm, rate, order))
+                blocks.append(ConvBlock(channels, width, batch_norm, rate, order, activation))
                 channels = width
             # Rounding up keeps a map of one position alive.
             self.stages.append(nn.Sequential(*blocks, nn.MaxPool2d(2, ceil_mode=True)))
@@ -117,14 +136,22 @@ class ConvNet(Network):
 
         features = channels * GRID**2
         layers: list[nn.Module] = []
+        unit_drop_rate = drop_rate if drop_kind != "connect" else 0.0
+        make_drop = GaussianDropout if drop_kind == "gaussian" else nn.Dropout
         for width in hidden:
-            layers += [nn.Dropout(drop_rate), nn.Linear(features, width), nn.ReLU(inplace=True)]
+            layers += [
+                make_drop(unit_drop_rate),
+                self.make_linear(features, width),
+                make_activation(activation),
+            ]
             features = width
         self.hidden = nn.Sequential(*layers)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = make_drop(unit_drop_rate)
         self.num_features, self.num_classes = features, num_classes
-        self.fc: nn.Module = nn.Linear(features, num_classes) if num_classes else nn.Identity()
-        init_he(self)
+        self.fc: nn.Module = (
+            self.make_linear(features, num_classes) if num_classes else nn.Identity()
+        )
+        self.init(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → feature maps (B, C', 3, 3)."""
@@ -140,3 +167,14 @@ class ConvNet(Network):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), normalised → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
+
+    def make_linear(self, in_features: int, out_features: int) -> nn.Linear:
+        rate = self.weight_drop_rate
+        if rate:
+            return DropConnect(in_features, out_features, rate)
+        return nn.Linear(in_features, out_features)
+
+    def make_classifier(self, num_classes: int) -> nn.Module:
+        head = self.make_linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.init(head)
+        return head

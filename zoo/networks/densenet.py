@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layers import Network, init_he
+from zoo.networks.layers import Network, check_choice, check_rates, check_sizes, init_he
 
 
 class DenseLayer(nn.Module):
@@ -104,14 +104,17 @@ class DenseNet(Network):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if stem not in ("small", "imagenet"):
-            raise ValueError(f"stem is {stem!r}: choose small or imagenet")
+        check_choice("stem", stem, "small", "imagenet")
         if not layers or min(layers) < 1:
             raise ValueError(f"layers is {list(layers)}: give each block at least one layer")
-        if min(growth, stem_channels, bottleneck, in_channels) < 1 or num_classes < 0:
-            raise ValueError("sizes must be at least 1, num_classes at least 0")
-        if not 0 <= drop_rate < 1:
-            raise ValueError(f"drop_rate is {drop_rate}: it must be at least 0 and below 1")
+        check_sizes(
+            num_classes,
+            growth=growth,
+            stem_channels=stem_channels,
+            bottleneck=bottleneck,
+            in_channels=in_channels,
+        )
+        check_rates(drop_rate=drop_rate)
 
         features: OrderedDict[str, nn.Module] = OrderedDict()
         if stem == "imagenet":

@@ -21,7 +21,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from zoo.networks.layers import Network, init_he
+from zoo.networks.layers import Network, check_rates, check_sizes, init_he
 
 # Of B0 (Tan & Le 2019, table 1): expansion, channels, blocks, kernel, stride.
 B0_STAGES = (
@@ -162,11 +162,8 @@ class EfficientNet(Network):
                 "stages: each is five numbers from 1 up: expansion, channels, blocks, kernel, "
                 f"stride; got {[list(stage) for stage in stages]}"
             )
-        for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name} is {rate}: it must be at least 0 and below 1")
-        if in_channels < 1 or num_classes < 0:
-            raise ValueError("in_channels must be at least 1, num_classes at least 0")
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        check_sizes(num_classes, in_channels=in_channels)
 
         channels = round_channels(stem_channels * width)
         self.conv_stem = nn.Conv2d(in_channels, channels, 3, stem_stride, padding=1, bias=False)

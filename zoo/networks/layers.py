@@ -1,17 +1,14 @@
-"""What two or more networks share: remembering arguments, initialising, freezing."""
+"""What two or more networks share: remembering and checking arguments, initialising, dropping."""
 
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
+from torch.nn import functional as F
 
 
 class Network(nn.Module, PyTorchModelHubMixin):
@@ -58,6 +55,29 @@ def _listed(value: Any) -> Any:
     return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def check_choice(name: str, value: str, *choices: str) -> None:
+    """Raises ValueError for a ``value`` that is none of the choices."""
+    if value not in choices:
+        *most, last = choices
+        raise ValueError(f"{name} is {value!r}: choose {', '.join(most)} or {last}")
+
+
+def check_sizes(num_classes: int, **sizes: int) -> None:
+    """Raises ValueError for fewer than 0 classes, or another size below 1, by its name."""
+    if num_classes < 0:
+        raise ValueError(f"num_classes is {num_classes}: it must be at least 0")
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}: it must be at least 1")
+
+
+def check_rates(**rates: float) -> None:
+    """Raises ValueError for a drop rate outside [0, 1), by its name."""
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"{name} is {rate}: it must be at least 0 and below 1")
+
+
 def init_he(module: nn.Module) -> None:
     """He initialisation of every convolution in ``module``, in place; linear layers as torch does.
 
@@ -81,6 +101,44 @@ def init_he(module: nn.Module) -> None:
             nn.init.zeros_(child.bias)
 
 
+def init_xavier(module: nn.Module) -> None:
+    """Xavier initialisation of every convolution and linear layer in ``module``, in place.
+
+    Normal, variance 2 / (fan_in + fan_out), which keeps the variance of activations and gradients
+    through layers that are linear near zero, such as tanh (Glorot & Bengio 2010, section 4.2.1);
+    biases 0.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d | nn.Linear):
+            nn.init.xavier_normal_(child.weight)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+
+
+def init_orthogonal(module: nn.Module) -> None:
+    """Orthogonal initialisation of the recurrent layers in ``module``, in place.
+
+    Every gate's recurrent matrix keeps the length of the state, however many steps it is applied
+    (Saxe et al. 2014, section 3; Henaff et al. 2016); input matrices as Xavier has them; biases 0,
+    an LSTM's forget gate 1, so that it starts by remembering (Jozefowicz et al. 2015, section 2.3).
+    """
+    for child in module.modules():
+        if not isinstance(child, nn.RNNBase):
+            continue
+        for name, parameter in child.named_parameters():
+            # Stacked along the first dimension.
+            gates = torch.split(parameter.detach(), child.hidden_size)
+            for gate in gates:
+                if "weight_hh" in name:
+                    nn.init.orthogonal_(gate)
+                elif "weight_ih" in name:
+                    nn.init.xavier_normal_(gate)
+                else:
+                    nn.init.zeros_(gate)
+            if isinstance(child, nn.LSTM) and name.startswith("bias_ih"):
+                nn.init.ones_(gates[1])  # input, forget, cell, output
+
+
 def init_transformer(module: nn.Module) -> None:
     """A transformer's initialisation, in place: N(0, 0.02) and zero biases.
 
@@ -96,17 +154,56 @@ def init_transformer(module: nn.Module) -> None:
                 nn.init.zeros_(child.bias)
 
 
+class GaussianDropout(nn.Module):
+    """Multiplies by noise N(1, rate / (1 - rate)), whose variance is that of dropout at ``rate``.
+
+    Srivastava et al. 2014, section 10. The identity in evaluation and at rate 0. In front of a
+    BatchNorm it shifts the variance just as dropout does.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        check_rates(rate=rate)
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape → the same."""
+        if not self.training or not self.rate:
+            return x
+        return x * (1 + (self.rate / (1 - self.rate)) ** 0.5 * torch.randn_like(x))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+class DropConnect(nn.Linear):
+    """A linear layer that drops weights in place of inputs: one mask a batch, biases kept.
+
+    Wan et al., ICML 2013, section 3. In evaluation and at rate 0 it is ``nn.Linear``, with the
+    same parameter names.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rate: float) -> None:
+        super().__init__(in_features, out_features)
+        check_rates(rate=rate)
+        self.rate = rate
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, in_features) → (…, out_features)."""
+        return F.linear(input, F.dropout(self.weight, self.rate, self.training), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rate={self.rate}"
+
+
 def make_norm(kind: str, dim: int) -> nn.Module:
     """``layernorm`` or ``rmsnorm`` over the last dimension, ε 10⁻⁶.
 
     Raises:
         ValueError: another kind.
     """
-    if kind == "layernorm":
-        return nn.LayerNorm(dim, eps=1e-6)
-    if kind == "rmsnorm":
-        return nn.RMSNorm(dim, eps=1e-6)
-    raise ValueError(f"norm is {kind!r}: choose layernorm or rmsnorm")
+    check_choice("norm", kind, "layernorm", "rmsnorm")
+    return nn.LayerNorm(dim, eps=1e-6) if kind == "layernorm" else nn.RMSNorm(dim, eps=1e-6)
 
 
 def adapt_input(weight: Any, in_channels: int) -> Any:
@@ -132,80 +229,3 @@ def _shares(old: int, new: int) -> Tensor:
     for index in range(max(old, new)):
         shares[index % new, index % old] = 1
     return shares / shares.sum(0)
-
-
-def freeze(model: ModuleT, keep: tuple[str, ...] | None = None) -> ModuleT:
-    """Freezes a backbone, in place: its parameters, and BatchNorm's running statistics with them.
-
-    A frozen normalisation stays in evaluation mode whatever ``train()`` is called on, so that a
-    fit leaves its buffers bit-identical. Dropout of the backbone goes on as the mode says.
-
-    Args:
-        model: a network, or a task that has one.
-        keep: prefixes of parameter names that stay trainable; the classifier
-            (``get_classifier()``, or ``fc``, ``classifier``, ``head``) where none are given.
-
-    Returns:
-        The model itself.
-
-    Raises:
-        ValueError: the classifier cannot be found, or a prefix matches nothing.
-    """
-    network = getattr(model, "network", model)
-    if keep is None:
-        keep = (_classifier_name(network),)
-    for prefix in keep:
-        if not any(_below(name, prefix) for name, _ in network.named_modules()):
-            raise ValueError(f"no module of the network is named {prefix!r}")
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(any(_below(name, prefix) for prefix in keep))
-    frozen = []
-    for name, module in network.named_modules():
-        if isinstance(module, _NormBase) and not any(_below(name, prefix) for prefix in keep):
-            # An attribute of the instance hides the method: parents call it on their children.
-            object.__setattr__(module, "train", partial(_stay_in_eval, module))
-            module.train()
-            frozen.append(name)
-    # By name as well: SyncBatchNorm puts new modules in the place of the frozen ones.
-    object.__setattr__(network, "train", partial(_train_but, network, frozen))
-    return model
-
-
-def unfreeze(model: ModuleT) -> ModuleT:
-    """Undoes ``freeze``, in place: everything trains again, in the mode of the whole model."""
-    network = getattr(model, "network", model)
-    network.requires_grad_(True)
-    for module in network.modules():
-        module.__dict__.pop("train", None)
-    network.train(network.training)
-    return model
-
-
-def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
-    return nn.Module.train(module, False)
-
-
-def _train_but(network: nn.Module, frozen: list[str], mode: bool = True) -> nn.Module:
-    type(network).train(network, mode)
-    for name in frozen:
-        type(network).train(network.get_submodule(name), False)
-    return network
-
-
-def _below(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
-
-
-def _classifier_name(network: nn.Module) -> str:
-    if get_classifier := getattr(network, "get_classifier", None):
-        classifier = get_classifier()
-        for name, module in network.named_modules():
-            if module is classifier and name:
-                return name
-    for name in ("fc", "classifier", "head"):
-        if isinstance(getattr(network, name, None), nn.Module):
-            return name
-    raise ValueError(
-        f"cannot tell the classifier of {type(network).__name__}: name what stays trainable, "
-        "freeze(model, keep=('my_head',))"
-    )

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layers import Network, init_he
+from zoo.networks.layers import Network, check_rates, check_sizes, init_he
 from zoo.networks.resnet import conv1x1, conv3x3
 
 
@@ -73,10 +73,8 @@ class PreActResNet(Network):
         super().__init__()
         if not layers or min(layers) < 1:
             raise ValueError(f"layers is {list(layers)}: give each stage at least one block")
-        if min(width, widen, in_channels) < 1 or num_classes < 0:
-            raise ValueError("sizes must be at least 1, num_classes at least 0")
-        if not 0 <= drop_rate < 1:
-            raise ValueError(f"drop_rate is {drop_rate}: it must be at least 0 and below 1")
+        check_sizes(num_classes, width=width, widen=widen, in_channels=in_channels)
+        check_rates(drop_rate=drop_rate)
         self.conv = conv3x3(in_channels, width)
         channels = width
         self.stages = nn.ModuleList()

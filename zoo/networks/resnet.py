@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layers import Network, init_he
+from zoo.networks.layers import Network, check_choice, check_sizes, init_he
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -138,17 +138,11 @@ class ResNet(Network):
         group_width: float = 1.0,
     ) -> None:
         super().__init__()
-        if block not in ("basic", "bottleneck"):
-            raise ValueError(f"block is {block!r}: choose basic or bottleneck")
-        if stem not in ("small", "pool", "imagenet"):
-            raise ValueError(f"stem is {stem!r}: choose small, pool or imagenet")
+        check_choice("block", block, "basic", "bottleneck")
+        check_choice("stem", stem, "small", "pool", "imagenet")
         if not layers or min(layers) < 1:
             raise ValueError(f"layers is {list(layers)}: give each stage at least one block")
-        if width < 1 or in_channels < 1 or num_classes < 0:
-            raise ValueError(
-                f"width {width} and in_channels {in_channels} must be at least 1, "
-                f"num_classes {num_classes} at least 0"
-            )
+        check_sizes(num_classes, width=width, in_channels=in_channels)
         if groups < 1 or int(width * group_width) < 1:
             raise ValueError(f"groups {groups} of width {group_width}: each needs a channel")
         if block == "basic" and (groups, group_width) != (1, 1.0):

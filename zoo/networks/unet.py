@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layers import Network, init_he
+from zoo.networks.layers import Network, check_choice, check_rates, check_sizes, init_he
 
 
 def make_norm2d(kind: Literal["group", "batch"], channels: int) -> nn.Module:
@@ -77,14 +77,11 @@ class UNet(Network):
         drop_rate: float = 0.5,
     ) -> None:
         super().__init__()
-        if norm not in ("group", "batch"):
-            raise ValueError(f"norm is {norm!r}: choose group or batch")
+        check_choice("norm", norm, "group", "batch")
         if width < 8 or width % 8:
             raise ValueError(f"width is {width}: it must be a multiple of 8")
-        if min(depth, in_channels) < 1 or num_classes < 0:
-            raise ValueError("depth and in_channels must be at least 1, num_classes at least 0")
-        if not 0 <= drop_rate < 1:
-            raise ValueError(f"drop_rate is {drop_rate}: it must be at least 0 and below 1")
+        check_sizes(num_classes, depth=depth, in_channels=in_channels)
+        check_rates(drop_rate=drop_rate)
         widths = [width * 2**level for level in range(depth + 1)]
         self.depth = depth
         self.down = nn.ModuleList(

@@ -19,7 +19,14 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.networks.layers import Network, init_transformer, make_norm
+from zoo.networks.layers import (
+    Network,
+    check_choice,
+    check_rates,
+    check_sizes,
+    init_transformer,
+    make_norm,
+)
 
 
 class PatchEmbed(nn.Module):
@@ -173,23 +180,17 @@ class ViT(Network):
             raise ValueError(f"image_size {image_size} is no multiple of patch_size {patch_size}")
         if dim % heads:
             raise ValueError(f"dim {dim} is no multiple of heads {heads}")
-        if pool not in ("token", "avg"):
-            raise ValueError(f"pool is {pool!r}: choose token or avg")
-        if stem not in ("patch", "conv"):
-            raise ValueError(f"stem is {stem!r}: choose patch or conv")
-        if min(depth, in_channels) < 1 or num_classes < 0:
-            raise ValueError("depth and in_channels must be at least 1, num_classes at least 0")
-        rates = {
-            "drop_rate": drop_rate,
-            "embed_drop_rate": embed_drop_rate,
-            "attn_drop_rate": attn_drop_rate,
-            "proj_drop_rate": proj_drop_rate,
-            "mlp_drop_rate": mlp_drop_rate,
-            "drop_path_rate": drop_path_rate,
-        }
-        for name, rate in rates.items():
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name} is {rate}: it must be at least 0 and below 1")
+        check_choice("pool", pool, "token", "avg")
+        check_choice("stem", stem, "patch", "conv")
+        check_sizes(num_classes, depth=depth, in_channels=in_channels)
+        check_rates(
+            drop_rate=drop_rate,
+            embed_drop_rate=embed_drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            proj_drop_rate=proj_drop_rate,
+            mlp_drop_rate=mlp_drop_rate,
+            drop_path_rate=drop_path_rate,
+        )
 
         self.grid = image_size // patch_size
         self.patch_size = patch_size

@@ -26,10 +26,13 @@ class EMA(WeightAveraging):
     Args:
         decay: of the average; smaller in the beginning, min(decay, (1 + n) / (10 + n)) after n
             steps, so that the average soon forgets where it started.
-        batches: of the training set, for the statistics.
+        batches: of the training set, for the final statistics.
+        validation_batches: the same, for those of every validation before.
     """
 
-    def __init__(self, decay: float = 0.998, batches: int = 32) -> None:
+    def __init__(
+        self, decay: float = 0.998, batches: int = 32, validation_batches: int = 8
+    ) -> None:
         def step(
             average: tuple[Tensor, ...] | list[Tensor],
             current: tuple[Tensor, ...] | list[Tensor],
@@ -44,20 +47,20 @@ class EMA(WeightAveraging):
                 torch._foreach_copy_(average, current)
 
         super().__init__(use_buffers=True, multi_avg_fn=step)
-        self.batches = batches
+        self.batches, self.validation_batches = batches, validation_batches
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_epoch_start(trainer, pl_module)  # the average is now in pl_module
         if self._average_model is not None and not trainer.sanity_checking:
-            self._renew_statistics(trainer, pl_module)
+            self._renew_statistics(trainer, pl_module, self.validation_batches)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)  # the average is now in pl_module, for good
-        self._renew_statistics(trainer, pl_module)
+        self._renew_statistics(trainer, pl_module, self.batches)
         assert self._average_model is not None
         self._average_model.module.load_state_dict(pl_module.state_dict())
 
-    def _renew_statistics(self, trainer: Trainer, module: LightningModule) -> None:
+    def _renew_statistics(self, trainer: Trainer, module: LightningModule, batches: int) -> None:
         loader: Any = trainer.train_dataloader
         # Our own loader's position in the epoch must stay where it is.
         fresh = loader.fresh() if hasattr(loader, "fresh") else loader
@@ -71,6 +74,6 @@ class EMA(WeightAveraging):
         stage, trainer.state.stage = trainer.state.stage, RunningStage.TRAINING  # augments
         try:
             with torch.random.fork_rng(devices):
-                estimate_running_statistics(module, islice(fresh, self.batches), forward)
+                estimate_running_statistics(module, islice(fresh, batches), forward)
         finally:
             trainer.state.stage = stage

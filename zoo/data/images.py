@@ -1,0 +1,92 @@
+"""What every data module of labelled images tells the rooms above it, in memory or on disk."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+Split = Literal["train", "validation", "test"]
+
+
+class LabelledImages(LightningDataModule):
+    """Images with a class each. A training batch is ``(images, labels)``, normalised and augmented.
+
+    A subclass names itself, its classes and its statistics, and implements ``checksums``,
+    ``plain`` and ``sizes``.
+    """
+
+    name: str
+    classes: Sequence[str]
+    mean: Sequence[float]
+    std: Sequence[float]
+    input_shape: Sequence[int]  # (C, H, W)
+    batch_size: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @abstractmethod
+    def checksums(self) -> dict[str, str]:
+        """sha256 by file name, of the data that a checkpoint was trained on."""
+
+    @abstractmethod
+    def plain(self, split: Split, batch: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        """A split in order, not augmented: images uint8 (B, C, H, W), labels (B,)."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """How many images each split has."""
+
+    @property
+    def used(self) -> LabelledImages:
+        """The data really used: these, or a stand-in."""
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values that a checkpoint keeps: name, classes, normalisation, shape, checksums."""
+        used = self.used
+        described: dict[str, Any] = {
+            "name": used.name,
+            "classes": list(used.classes),
+            "mean": list(used.mean),
+            "std": list(used.std),
+            "input_shape": list(used.input_shape),
+            "sha256": used.checksums(),
+        }
+        if used is not self:
+            described["instead_of"] = self.name
+        return described
+
+    def example_input(self, batch: int = 2) -> Tensor:
+        """Noise (B, C, H, W) of the images' shape and scale; needs no data."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch, *self.used.input_shape, generator=generator)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) → float32 with zero mean and unit variance a channel."""
+        scale, offset = self._scale(images.device)
+        return images.float().mul_(scale).sub_(offset)
+
+    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        # Made once a device: as slow as the normalising itself.
+        if device not in self._scales:
+            mean = torch.tensor(self.used.mean, device=device)[:, None, None]
+            std = torch.tensor(self.used.std, device=device)[:, None, None]
+            self._scales[device] = 1 / (255 * std), mean / std
+        return self._scales[device]
+
+    def step_seed(self) -> int:
+        """Another one for every batch and process, so that resuming needs no state.
+
+        All processes share the seed of the global generator.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        step = trainer.fit_loop.total_batch_idx
+        return (torch.initial_seed() % 2**31) * 1_000_003 + step * 4099 + trainer.global_rank
