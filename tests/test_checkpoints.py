@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import zoo
 from tests.conftest import needs_fashion_mnist
 from zoo import checkpoints
-from zoo.commands.publish import card
+from zoo.cards import card
 from zoo.commands.verify import golden_difference
 from zoo.data import FashionMNIST
 from zoo.errors import UserError

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torchvision.io import write_png
 
 import zoo
-from zoo.data import Digits
+from zoo.data import Digits, ImageFolder
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,3 +66,46 @@ def test_metrics_are_reduced_over_both(folder: Path) -> None:
 
 def test_only_one_process_leaves_a_folder(folder: Path) -> None:
     assert [path.name for path in (folder / "runs/resnet_digits").iterdir()] == ["version_0"]
+
+
+def test_a_folder_of_images_is_validated_exactly_on_two_processes(tmp_path: Path) -> None:
+    """Of nine validation images one process sees five and the other four, none twice."""
+    root = tmp_path / "images"
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 8), ("val", 3)):
+        for label in "abc":
+            (root / part / label).mkdir(parents=True)
+            for index in range(count):
+                pixels = torch.randint(256, (3, 40, 40), generator=generator, dtype=torch.uint8)
+                write_png(pixels, str(root / part / label / f"{index}.png"))
+    (tmp_path / "mine.yaml").write_text(
+        f"""
+model:
+  class_path: zoo.tasks.ImageClassifier
+  init_args:
+    network:
+      class_path: zoo.networks.ResNet
+      init_args: {{num_classes: 3, layers: [1], width: 4, stem: small}}
+data:
+  class_path: zoo.data.ImageFolder
+  init_args: {{folder: {root}, image_size: 32, batch_size: 4, workers: 0}}
+trainer: {{max_epochs: 1}}
+"""
+    )
+    command = [
+        *(sys.executable, "-m", "zoo", "fit", "--recipe", "mine.yaml"),
+        *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs/mine/version_0"
+    with (run / "metrics.csv").open() as file:
+        (validated,) = [row for row in csv.DictReader(file) if row["val/loss"]]
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    module = ImageFolder(str(root), image_size=32, batch_size=4, workers=0)
+    (result,) = trainer.validate(
+        zoo.load(run / "checkpoints/last.ckpt"), datamodule=module, verbose=False
+    )
+    for metric in ("val/loss", "val/accuracy"):
+        assert float(validated[metric]) == pytest.approx(result[metric], abs=1e-5)

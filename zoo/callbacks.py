@@ -158,7 +158,7 @@ class EpochLine(Callback):
 
 
 class Curves(Callback):
-    """Draws ``curves.png`` after every epoch: loss and accuracy, training and validation.
+    """Draws ``curves.png`` after every epoch: loss and accuracy, where there are any.
 
     Args:
         folder: the run's. Asking the trainer for it would wait for every process.
@@ -181,6 +181,22 @@ class Curves(Callback):
         metrics = self.folder / METRICS_FILE
         if read_metrics(metrics):
             draw_curves(metrics, self.folder / "curves.png", title=run_name(self.folder))
+
+
+class Samples(Callback):
+    """Lets a task that makes something keep a sample of it after every validation.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        keep = getattr(pl_module, "keep_sample", None)
+        if keep is not None and trainer.is_global_zero and not trainer.sanity_checking:
+            keep(self.folder, trainer.current_epoch + 1)
 
 
 class Predictions(BasePredictionWriter):
@@ -242,8 +258,10 @@ def draw_curves(metrics: Path, picture: Path, title: str = "") -> None:
     rows = read_metrics(metrics)
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
-    for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
+    seen = {name for row in rows for name in row}
+    kinds = [kind for kind in ("loss", "accuracy") if any(n.endswith(f"/{kind}") for n in seen)]
+    axes = figure.subplots(1, max(1, len(kinds)), squeeze=False)[0]
+    for axis, kind in zip(axes, kinds, strict=False):
         for stage, label in (("train", "training"), ("val", "validation")):
             points = [
                 (row["epoch"] + 1, value)

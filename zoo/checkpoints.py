@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,9 @@ from zoo.recipes import nearest, shipped_folder
 from zoo.tasks.base import Task, read_checkpoint
 
 WEIGHTS, CONFIG, CARD, MANIFEST = "model.safetensors", "config.json", "README.md", "MANIFEST.json"
-TASKS: dict[str, type[Task]] = {"ImageClassifier": tasks.ImageClassifier}
+TASKS: dict[str, type[Task]] = {
+    task.__name__: task for task in (tasks.GAN, tasks.ImageClassifier, tasks.LanguageModel)
+}
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -221,7 +222,10 @@ def check_same_network(recorded: dict[str, Any] | None, task: nn.Module, source:
 
 def _adapt_stem(task: Task, in_channels: int) -> list[str]:
     network = task.network
-    name, stem = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    convolutions = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    name, stem = next(convolutions, ("", None))
+    if stem is None:
+        raise UserError(f"{type(network).__name__} takes no images: it has no channels to adapt")
     old = stem.in_channels
     if old == in_channels:
         return []
@@ -241,6 +245,8 @@ def _adapt_stem(task: Task, in_channels: int) -> list[str]:
 
 def _renew_head(task: Task, num_classes: int) -> list[str]:
     network: Any = task.network
+    if not hasattr(network, "get_classifier"):
+        raise UserError(f"{type(network).__name__} has no classes to renew")
     old = network.num_classes
     named = (name for name, m in network.named_modules() if m is network.get_classifier())
     head = next(named, None)
@@ -260,18 +266,22 @@ def _renew_head(task: Task, num_classes: int) -> list[str]:
 # -- save ------------------------------------------------------------------------------------------
 
 
-def golden_input(input_shape: list[int], batch: int = 2) -> Tensor:
-    """A fixed input (B, C, H, W) without a random generator: the same on every machine."""
-    size = math.prod([batch, *input_shape])
-    ramp = torch.arange(size, dtype=torch.float64)
-    return torch.sin(ramp * 0.37 + ramp.square() * 1e-4).float().view(batch, *input_shape)
-
-
-def golden_logits(task: Task, input_shape: list[int]) -> list[list[float]]:
-    """The task's outputs for the golden input, on the CPU in float32, evaluation mode."""
+def golden_outputs(task: Task) -> list[list[float]]:
+    """The task's golden outputs, on the CPU in float32, evaluation mode."""
     task = task.eval().float().cpu()
     with torch.no_grad():
-        return [[round(v, 5) for v in row] for row in task(golden_input(input_shape)).tolist()]
+        outputs = task.golden().flatten(1)
+        return [[round(value, 5) for value in row] for row in outputs.tolist()]
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors wants them: not channels_last, and tied ones each for itself."""
+    seen: set[int] = set()
+    plain = {}
+    for name, tensor in state.items():
+        plain[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
+        seen.add(tensor.data_ptr())
+    return plain
 
 
 def save(task: Task, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -294,8 +304,7 @@ def save(task: Task, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{type(task.network).__name__} is not a network of the zoo's registry")
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (WEIGHTS + ".part")
-    # channels_last is a matter of memory, not of weights; safetensors wants plain tensors.
-    save_file({k: v.contiguous() for k, v in task.network.state_dict().items()}, partial)
+    save_file(_plain(task.network.state_dict()), partial)
     args = {name: value for name, value in task.hparams.items() if name != "network"}
     complete = {
         "format": 1,
@@ -304,7 +313,7 @@ def save(task: Task, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in task.network.parameters()),
         "data": task.data,
         **config,
-        "golden": golden_logits(task, task.data["input_shape"]),
+        "golden": golden_outputs(task),
         "weights_sha256": sha256(partial),
     }
     os.replace(partial, folder / WEIGHTS)

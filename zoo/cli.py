@@ -217,8 +217,9 @@ class ZooCLI(LightningCLI):
             ours = [
                 callbacks.Curves(folder),
                 callbacks.LastCheckpoint(folder / "checkpoints", config["save_every_n_steps"]),
+                callbacks.Samples(folder),
             ]
-            if settings.get("limit_val_batches") != 0:
+            if settings.get("limit_val_batches") != 0 and self.model.monitor:
                 ours.append(self._best_checkpoint(folder))
         elif self.command == "predict":
             classes = self._describe_data().get("classes", [])

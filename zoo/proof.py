@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data import Digits, FashionMNIST
-from zoo.data.base import DataMissing, ImageData
+from zoo.data.base import ImageData
 from zoo.data.images import LabelledImages, Split
+from zoo.data.module import DataMissing
 from zoo.diagnostics import calibration
 from zoo.diagnostics.audit import audit
 from zoo.diagnostics.mc_dropout import Uncertainty, ensemble, is_sampled, mc_dropout, single
@@ -170,6 +171,20 @@ def has_dropout(model: nn.Module, example: Tensor) -> bool:
     return any(is_sampled(node.dropout) for node in trace.dropouts if node.dropout)
 
 
+def audited(task: Any, data: Any) -> dict[str, int]:
+    """How many findings of each severity the audit has of a task as its recipe trains it."""
+    report = audit(
+        task.network.eval(),
+        data.example_input(),
+        batch_size=data.used.batch_size,
+        optimizer=task.make_optimizer(),
+    )
+    return {
+        severity: len([f for f in report.findings if f.severity == severity])
+        for severity in ("error", "warning", "info")
+    }
+
+
 def prove(task: Any, data: LabelledImages, limit: int | None = None) -> dict[str, Any]:
     """Audit, variance shift and uncertainty of a trained classifier, as JSON values.
 
@@ -181,9 +196,6 @@ def prove(task: Any, data: LabelledImages, limit: int | None = None) -> dict[str
     """
     network = task.network.eval()
     example = data.example_input()
-    report = audit(
-        network, example, batch_size=data.used.batch_size, optimizer=task.make_optimizer()
-    )
     shift = variance_shift(network, Images(data, "train", limit or 2048))
     worst = shift.worst
     images = Images(data, "test", limit)
@@ -194,10 +206,7 @@ def prove(task: Any, data: LabelledImages, limit: int | None = None) -> dict[str
         scores, _ = uncertainty(predictor, images, other[1] if other else None)
         rows[name] = {key: None if v is None else round(v, 4) for key, v in scores.items()}
     return {
-        "audit": {
-            severity: len([f for f in report.findings if f.severity == severity])
-            for severity in ("error", "warning", "info")
-        },
+        "audit": audited(task, data),
         "variance_shift": None
         if worst is None
         else {

@@ -14,6 +14,13 @@ from lightning.pytorch import Trainer
 
 from zoo import callbacks
 
+# How a task's result is used, in a line of Python.
+LAST_LINES = {
+    "ImageClassifier": "logits = model(images)  # normalised by model.data['mean'] and "
+    "model.data['std']",
+    "LanguageModel": 'print(model.generate("The ", max_new_tokens=200, seed=0))',
+}
+
 
 def final_metrics(path: Path) -> dict[str, float]:
     """The last value of each metric of a run."""
@@ -46,7 +53,7 @@ def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
         "",
         "import zoo",
         f'model = zoo.load("{file.as_posix()}")  # {task} in eval mode',
-        "logits = model(images)  # normalised by model.data['mean'] and model.data['std']",
+        LAST_LINES.get(task, ""),
     ]
     if "instead_of" in data:  # the final line, where nobody can miss it, and still Python
         lines.append(

@@ -9,7 +9,7 @@ import torch
 
 import zoo
 from zoo import checkpoints
-from zoo.commands.publish import standard_error
+from zoo.cards import standard_error
 
 SHORT = (
     "fit",

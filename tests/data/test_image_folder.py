@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,20 @@ def paint(folder: Path, count: int, colour: tuple[int, int, int]) -> None:
     for index in range(count):
         suffix = ("png", "jpg")[index % 2]
         Image.new("RGB", (40 + 8 * index, 48), colour).save(folder / f"{index}.{suffix}")
+
+
+MINE = """
+model:
+  class_path: zoo.tasks.ImageClassifier
+  init_args:
+    network:
+      class_path: zoo.networks.ResNet
+      init_args: {{num_classes: 2, layers: [1], width: 4, stem: small}}
+data:
+  class_path: zoo.data.ImageFolder
+  init_args: {{folder: {folder}, image_size: 32, batch_size: 4, workers: 0, test: 0.2}}
+trainer: {{max_epochs: 2}}
+"""
 
 
 @pytest.fixture
@@ -153,24 +168,60 @@ def test_recipes_train_on_it_and_the_classes_travel_with_the_weights(
 
 
 def test_a_folder_without_test_images_is_trained_on_and_not_tested(zoo_cli, split: Path) -> None:
-    (Path("mine.yaml")).write_text(
-        f"""
-model:
-  class_path: zoo.tasks.ImageClassifier
-  init_args:
-    network:
-      class_path: zoo.networks.ResNet
-      init_args: {{num_classes: 2, layers: [1], width: 4}}
-data:
-  class_path: zoo.data.ImageFolder
-  init_args: {{folder: {split}, image_size: 32, batch_size: 4, workers: 0}}
-trainer: {{max_epochs: 1}}
-"""
-    )
+    Path("mine.yaml").write_text(MINE.format(folder=split))
     result = zoo_cli("fit", "--recipe", "mine.yaml")
     assert result.code == 0, result.err
     assert "val/accuracy" in result.out
     assert "test/accuracy" not in result.out
+
+
+def test_a_run_on_it_is_measured_and_published(zoo_cli, flat: Path) -> None:
+    Path("mine.yaml").write_text(MINE.format(folder=flat))
+    assert zoo_cli("fit", "--recipe", "mine.yaml").code == 0
+    run = "runs/mine/version_0"
+    done = zoo_cli("publish", run, "--name", "mine", "--to", "out")
+    assert done.code == 0, done.err
+    config = json.loads(Path("out/mine/config.json").read_text())
+    assert config["samples"] == {"train": 14, "val": 2, "test": 4}
+    assert config["data"]["classes"] == ["blue", "red"]
+    assert config["proof"]["audit"] == {"error": 0, "warning": 0, "info": 0}
+    card = Path("out/mine/README.md").read_text()
+    assert "It knows flat and nothing else" in card
+    assert "one of its 2 classes" in card
+    measured = zoo_cli(
+        *("uncertainty", "--recipe", "mine.yaml", "--ckpt_path", f"{run}/checkpoints/last.ckpt"),
+        *("--ood", "digits", "--json"),
+    )
+    assert measured.code == 0, measured.err
+    content = json.loads(measured.out)
+    assert content["images"] == 4
+    assert content["rows"]["one forward"]["auroc_ood"] is not None
+    assert Path("runs/mine/uncertainty/certainty.png").stat().st_size > 10_000
+
+
+def test_a_folder_without_test_images_is_not_published(zoo_cli, split: Path) -> None:
+    Path("mine.yaml").write_text(MINE.format(folder=split))
+    assert zoo_cli("fit", "--recipe", "mine.yaml").code == 0
+    done = zoo_cli("publish", "runs/mine/version_0", "--name", "mine", "--to", "out")
+    assert done.code == 2
+    assert "has no test images" in done.err
+    assert not Path("out").exists()
+
+
+def test_several_processes_see_each_image_exactly_once(split: Path) -> None:
+    module = data(split)
+    seen: list[int] = []
+    for rank in range(4):  # six images of validation: two processes have two, two have one
+        module.trainer = SimpleNamespace(
+            training=False, predicting=False, global_rank=rank, world_size=4
+        )
+        batches = [labels.tolist() for _, labels, _ in module.val_dataloader()]
+        assert sum(map(len, batches)) in (1, 2)
+        seen += [label for batch in batches for label in batch]
+    assert sorted(seen) == [0, 0, 0, 1, 1, 1]
+    module.trainer = SimpleNamespace(global_rank=0, world_size=7)
+    with pytest.raises(UserError, match="fewer val images than processes"):
+        module.val_dataloader()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ DROPOUT_KINDS = [
     "spatial dropout",
     "attention dropout",
     "stochastic depth",
-    "DropConnect",
+    "weight dropout",
+    "recurrent dropout",
 ]
 
 
@@ -32,7 +33,7 @@ def promise(**counts: int) -> dict[str, int]:
 class Case:
     name: str
     args: dict[str, Any]
-    image: tuple[int, int, int]  # (C, H, W)
+    image: tuple[int, ...]  # (C, H, W); of a language network (T,), of a generator (Z,)
     promise: dict[str, int]
     pixels: tuple[int, ...] = ()  # (H, W) of an output that has a label for every pixel
     init: str = "he"  # or xavier, transformer: what the weights' variance is held against
@@ -44,6 +45,16 @@ class Case:
 
     def images(self, batch: int = 4) -> Tensor:
         return torch.randn(batch, *self.image, generator=torch.Generator().manual_seed(1))
+
+    def inputs(self, batch: int = 4) -> tuple[Tensor, ...]:
+        """What the network's forward takes."""
+        if "vocab_size" in self.args:
+            generator = torch.Generator().manual_seed(1)
+            shape = (batch, *self.image)
+            return (torch.randint(self.args["vocab_size"], shape, generator=generator),)
+        if self.name in ("Generator", "Discriminator") and self.args["num_classes"]:
+            return self.images(batch), torch.arange(batch) % self.args["num_classes"]
+        return (self.images(batch),)
 
     def __str__(self) -> str:
         detail = "-".join(str(value) for value in self.args.values() if isinstance(value, str))
@@ -80,6 +91,19 @@ VIT = {
 # Of two blocks: two in each MLP, one after each attention, one on the embeddings, one in the head;
 # stochastic depth begins at the second block, with its two branches.
 VIT_DROPS = {"element__wise_dropout": 8, "attention_dropout": 2, "stochastic_depth": 2}
+TRANSFORMER = {
+    "vocab_size": 11,
+    "context_length": 12,
+    "dim": 16,
+    "depth": 2,
+    "heads": 2,
+    "embed_drop_rate": 0.1,
+    "attn_drop_rate": 0.15,
+    "resid_drop_rate": 0.2,
+    "mlp_drop_rate": 0.25,
+}
+# Of two blocks: one on the embeddings, two after branches and one inside the MLP of each.
+TRANSFORMER_DROPS = {"element__wise_dropout": 7, "attention_dropout": 2}
 CASES = [
     Case(
         "ResNet",
@@ -123,7 +147,7 @@ CASES = [
         "ConvNet",
         {**CONVNET, "size": "medium", "drop_kind": "connect", "activation": "tanh"},
         (1, 12, 12),
-        promise(BatchNorm=3, spatial_dropout=1, DropConnect=2),
+        promise(BatchNorm=3, spatial_dropout=1, weight_dropout=2),
         init="xavier",
     ),
     Case(
@@ -178,4 +202,45 @@ CASES = [
         promise(GroupNorm=10, spatial_dropout=1),
         pixels=(12, 12),
     ),
+    Case(
+        "Transformer",
+        {**TRANSFORMER, "norm": "rmsnorm", "positions": "rotary", "mlp": "swiglu", "kv_heads": 1},
+        (9,),
+        promise(RMSNorm=5, **TRANSFORMER_DROPS),
+        init="transformer",
+        deep={"depth": 50},
+    ),
+    Case(
+        "Transformer",
+        {**TRANSFORMER, "norm": "layernorm", "positions": "learned", "mlp": "gelu", "bias": True},
+        (9,),
+        promise(LayerNorm=5, **TRANSFORMER_DROPS),
+        init="transformer",
+        deep={"depth": 50},
+    ),
+    Case(
+        "LSTM",
+        {"vocab_size": 11, "dim": 16, "depth": 2, "embed_drop_rate": 0.1, "drop_rate": 0.2},
+        (9,),
+        promise(element__wise_dropout=2, recurrent_dropout=1),
+        init="transformer",
+    ),
+    Case(
+        "Generator",
+        {"num_classes": 3, "image_size": 8, "latent_size": 6, "width": 8},
+        (6,),
+        promise(BatchNorm=5),
+        init="orthogonal",
+    ),
+    Case(
+        "Generator",
+        {"num_classes": 0, "image_size": 8, "latent_size": 6, "width": 8},
+        (6,),
+        promise(BatchNorm=5),
+        init="orthogonal",
+    ),
+    Case("Discriminator", {"num_classes": 3, "width": 8}, (1, 8, 8), promise(), init="orthogonal"),
+    Case("Discriminator", {"num_classes": 0, "width": 8}, (1, 8, 8), promise(), init="orthogonal"),
 ]
+# Those with classes to tell, in timm's terms.
+IMAGE_CASES = [case for case in CASES if hasattr(networks.REGISTRY[case.name], "get_classifier")]

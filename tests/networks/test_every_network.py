@@ -16,12 +16,13 @@ from timm.layers import DropPath
 from torch import nn
 
 import zoo
-from tests.networks.harness import CASES, DROPOUT_KINDS, Case
+from tests.networks.harness import CASES, DROPOUT_KINDS, IMAGE_CASES, Case
 from zoo import checkpoints, networks
 from zoo.diagnostics.trace import record
 from zoo.tasks import ImageClassifier
 
 every_network = pytest.mark.parametrize("case", CASES, ids=str)
+every_image_network = pytest.mark.parametrize("case", IMAGE_CASES, ids=str)
 
 
 def buffers(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -29,7 +30,8 @@ def buffers(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_every_registered_network_has_a_case() -> None:
-    assert {case.name for case in CASES} == set(networks.REGISTRY) - {"timm_network"}
+    # timm's are timm's; a GAN is its two parts.
+    assert {case.name for case in CASES} == set(networks.REGISTRY) - {"timm_network", "GAN"}
 
 
 def test_networks_import_no_lightning() -> None:
@@ -37,7 +39,7 @@ def test_networks_import_no_lightning() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@every_network
+@every_image_network
 def test_logits_and_features_fit_together(case: Case) -> None:
     network, images = case.build().eval(), case.images()
     with torch.no_grad():
@@ -50,7 +52,7 @@ def test_logits_and_features_fit_together(case: Case) -> None:
         assert torch.equal(network.get_classifier()(pooled), logits)
 
 
-@every_network
+@every_image_network
 def test_the_classifier_can_be_renewed_and_removed(case: Case) -> None:
     network = case.build().eval()
     network.reset_classifier(7)
@@ -69,7 +71,7 @@ def test_the_configuration_is_json_and_makes_the_same_network(case: Case) -> Non
     twin = networks.build(description)
     twin.load_state_dict(network.state_dict())
     twin.eval(), network.eval()
-    assert torch.equal(twin(case.images()), network(case.images()))
+    assert torch.equal(twin(*case.inputs()), network(*case.inputs()))
     assert copy.deepcopy(network).config == network.config
 
 
@@ -78,17 +80,17 @@ def test_it_saves_and_loads_in_hugging_face_layout(case: Case, tmp_path) -> None
     network = case.build().eval()
     network.save_pretrained(tmp_path)
     twin = type(network).from_pretrained(tmp_path).eval()
-    assert torch.equal(twin(case.images()), network(case.images()))
+    assert torch.equal(twin(*case.inputs()), network(*case.inputs()))
 
 
 @every_network
 def test_evaluation_is_deterministic_and_takes_a_batch_of_one(case: Case) -> None:
-    network, images = case.build().eval(), case.images()
+    network, inputs = case.build().eval(), case.inputs()
     before = buffers(network)
     with torch.no_grad():
-        together = network(images)
-        assert torch.equal(together, network(images))
-        torch.testing.assert_close(network(images[:1]), together[:1])
+        together = network(*inputs)
+        assert torch.equal(together, network(*inputs))
+        torch.testing.assert_close(network(*(part[:1] for part in inputs)), together[:1])
     assert all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers())
 
 
@@ -98,13 +100,13 @@ def test_every_parameter_gets_a_gradient(case: Case) -> None:
     # Zero-initialised gammas hide what lies behind them: one step away from the start none does.
     for parameter in network.parameters():
         parameter.data += 0.01 * torch.randn_like(parameter)
-    network(case.images(8)).square().sum().backward()
+    network(*case.inputs(8)).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
 
 
-@every_network
+@every_image_network
 def test_freezing_leaves_every_buffer_of_the_backbone_bit_identical(case: Case) -> None:
     network = zoo.freeze(case.build())
     trainable = [name for name, p in network.named_parameters() if p.requires_grad]
@@ -126,7 +128,7 @@ def test_freezing_leaves_every_buffer_of_the_backbone_bit_identical(case: Case) 
     assert all(moved)
 
 
-@every_network
+@every_image_network
 def test_a_frozen_network_can_be_copied(case: Case) -> None:
     network = zoo.freeze(case.build())
     twin = copy.deepcopy(network).train()
@@ -138,7 +140,7 @@ def test_a_frozen_network_can_be_copied(case: Case) -> None:
     assert all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers())
 
 
-@every_network
+@every_image_network
 def test_channels_last_and_bfloat16_change_speed_not_meaning(case: Case) -> None:
     network, images = case.build().eval(), case.images()
     expected = network(images)
@@ -155,7 +157,7 @@ def test_channels_last_and_bfloat16_change_speed_not_meaning(case: Case) -> None
 @every_network
 def test_normalisation_and_dropout_are_what_the_architecture_promises(case: Case) -> None:
     """By behaviour: what a recorded training forward does, whatever the modules are called."""
-    report = zoo.audit(case.build(), case.images())
+    report = zoo.audit(case.build(), case.inputs())
     assert dict(case.promise) == {
         "BatchNorm": report.seen.pop("BatchNorm", 0),
         "GroupNorm": calls(case, "group_norm"),
@@ -168,13 +170,13 @@ def test_normalisation_and_dropout_are_what_the_architecture_promises(case: Case
 
 @every_network
 def test_the_audit_finds_nothing_grave(case: Case) -> None:
-    report = zoo.audit(case.build(), case.images(), batch_size=64)
+    report = zoo.audit(case.build(), case.inputs(), batch_size=64)
     assert not report.at_least("warning"), str(report)
     assert not [finding for finding in report.findings if finding.rule == "bias-before-bn"]
 
 
 def calls(case: Case, function: str) -> int:
-    trace = record(case.build(), (case.images(),), mode="training")
+    trace = record(case.build(), case.inputs(), mode="training")
     return sum(node.op == function for node in trace.nodes)
 
 
@@ -186,18 +188,18 @@ def without_dropout(case: Case) -> Case:
 @every_network
 def test_a_drop_rate_of_zero_in_training_is_no_dropout_at_all(case: Case) -> None:
     case = without_dropout(case)
-    network, images = case.build().train(), case.images()
-    state = torch.get_rng_state()
-    first = network(images)
+    network, inputs = case.build().train(), case.inputs()
+    state, twin = torch.get_rng_state(), copy.deepcopy(network)
+    first = network(*inputs)
     assert torch.equal(torch.get_rng_state(), state)  # not one random number was drawn
-    assert torch.equal(network(images), first)
-    assert not any("dropout" in kind or "depth" in kind for kind in zoo.audit(network, images).seen)
+    assert torch.equal(twin(*inputs), first)
+    assert not any("dropout" in kind or "depth" in kind for kind in zoo.audit(network, inputs).seen)
 
 
 @every_network
 def test_each_drop_rate_arrives_where_it_was_asked_for(case: Case) -> None:
     asked = {value for name, value in case.args.items() if name.endswith("drop_rate") and value}
-    trace = record(case.build(), (case.images(),), mode="training")
+    trace = record(case.build(), case.inputs(), mode="training")
     rates = {"path": set[float](), "unit": set[float]()}
     for node in trace.dropouts:
         rates["path" if node.dropout.kind == "path" else "unit"].add(round(node.dropout.rate, 6))
@@ -220,11 +222,13 @@ def test_dropout_drops_its_rate_and_keeps_the_expectation(case: Case) -> None:
             assert out.mean().item() == pytest.approx(1, abs=3 * error)
 
 
-def expected_variance(case: Case, layer: nn.Module, head: nn.Module) -> float:
+def expected_variance(case: Case, layer: nn.Module, head: nn.Module | None) -> float:
     """Of a layer's initial weights, by the formula of the paper that the network follows."""
     positions = math.prod(getattr(layer, "kernel_size", (1,)))
     groups = getattr(layer, "groups", 1)
     outputs, inputs = layer.weight.shape[0], layer.weight.shape[1] * positions
+    if case.init == "orthogonal":  # as many unit rows or columns as fit
+        return 1 / max(inputs, outputs)
     if case.init == "xavier":
         return 2 / (inputs + outputs * positions)  # Glorot & Bengio 2010
     if case.init == "transformer" and not (isinstance(layer, nn.Conv2d) and layer.bias is None):
@@ -239,17 +243,21 @@ def expected_variance(case: Case, layer: nn.Module, head: nn.Module) -> float:
 @every_network
 def test_initial_weights_have_the_variance_of_their_formula(case: Case) -> None:
     network = case.build()
-    head = network.get_classifier()
+    head = network.get_classifier() if hasattr(network, "get_classifier") else None
     deviations = []
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
     for name, layer in network.named_modules():
-        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        if not isinstance(layer, kinds):
             continue
-        ratio = layer.weight.square() / expected_variance(case, layer, head)
+        variance = expected_variance(case, layer, head)
+        if case.name == "Transformer" and name.endswith(("proj", "down")):
+            variance /= 2 * case.args["depth"]  # GPT-2: so often is the residual stream added to
+        ratio = layer.weight.square() / variance
         # The relative error of a variance estimated from so many normal values.
         error = (2 / ratio.numel()) ** 0.5
         assert ratio.mean().item() == pytest.approx(1, abs=5 * error), name
         deviations.append(ratio.flatten())
-        assert layer.bias is None or not layer.bias.any(), name
+        assert getattr(layer, "bias", None) is None or not layer.bias.any(), name
     together = torch.cat(deviations)
     error = (2 / together.numel()) ** 0.5
     assert together.mean().item() == pytest.approx(1, abs=4 * error)
@@ -257,7 +265,7 @@ def test_initial_weights_have_the_variance_of_their_formula(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.deep], ids=str)
 def test_activations_and_gradients_survive_fifty_blocks(case: Case) -> None:
-    """Neither vanishes nor explodes; without norms or shortcuts fifty layers change by 10¹⁰."""
+    """Less than 12 % a block; in a plain stack a factor of 1.6 a block would make it 10¹⁰."""
     network = without_dropout(replace(case, args={**case.args, **case.deep})).build().train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
@@ -270,21 +278,18 @@ def test_activations_and_gradients_survive_fifty_blocks(case: Case) -> None:
 
     stacks = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     (stack,) = [m for m in network.modules() if isinstance(m, stacks) and len(m) >= 50]
-    for block in stack:
+    for block in stack.children():
         block.register_forward_hook(watch)
-    labels = torch.arange(16) % 5
-    nn.functional.cross_entropy(network(case.images(16)), labels).backward()
+    outputs = network(*case.inputs(16))
+    outputs = outputs.flatten(0, -2)
+    nn.functional.cross_entropy(outputs, torch.arange(len(outputs)) % 5).backward()
     assert len(activations) == len(gradients) >= 50
-    print(
-        case,
-        [f"{v:.3g}" for v in (min(activations), max(activations), min(gradients), max(gradients))],
-    )
     for values in (activations, gradients):
         assert min(values) > 0
-        assert max(values) / min(values) < 100
+        assert max(values) / min(values) < 1.12**50
 
 
-@every_network
+@every_image_network
 def test_weights_that_are_saved_load_with_another_head_and_other_channels(
     case: Case, tmp_path
 ) -> None:
@@ -316,12 +321,12 @@ def test_weights_that_are_saved_load_with_another_head_and_other_channels(
 @pytest.mark.parametrize("case", [c for c in CASES if not c.promise["BatchNorm"]], ids=str)
 def test_a_batch_of_one_trains_where_no_batchnorm_stands(case: Case) -> None:
     network = case.build().train()
-    loss = network(case.images(1)).square().sum()
+    loss = network(*case.inputs(1)).square().sum()
     loss.backward()
     assert torch.isfinite(loss)
 
 
-@every_network
+@every_image_network
 def test_initial_logits_and_gradients_are_of_a_sane_size(case: Case) -> None:
     network = case.build().train()
     logits = network(case.images(64))

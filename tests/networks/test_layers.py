@@ -133,11 +133,11 @@ def test_recurrent_layers_start_orthogonal(kind) -> None:
 
 
 def test_dropout_kinds_are_seen_by_the_audit() -> None:
-    """Noise before a BatchNorm is no better for being Gaussian; DropConnect is found by name."""
+    """Noise before a BatchNorm is no better for being Gaussian; DropConnect is weight dropout."""
     gaussian = nn.Sequential(
         nn.Linear(8, 8), nn.ReLU(), GaussianDropout(0.3), nn.Linear(8, 8), nn.BatchNorm1d(8)
     )
     assert {f.rule for f in zoo.audit(gaussian, torch.randn(16, 8)).at_least("error")} == {
         "dropout-before-bn"
     }
-    assert zoo.audit(DropConnect(8, 8, 0.3), torch.randn(4, 8)).seen == {"DropConnect": 1}
+    assert zoo.audit(DropConnect(8, 8, 0.3), torch.randn(4, 8)).seen == {"weight dropout": 1}

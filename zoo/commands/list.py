@@ -50,10 +50,10 @@ def lines() -> Iterable[str]:
 
 def table() -> str:
     """The README's table, from the shipped checkpoints' config.json alone."""
-    from zoo.commands.publish import standard_error
+    from zoo.cards import headline
 
     rows = [
-        "| recipe | parameters | test accuracy of the shipped weights | mean over seeds | time "
+        "| recipe | parameters | measured of the shipped weights | mean over seeds | time "
         "| hardware | command |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -63,11 +63,12 @@ def table() -> str:
             continue
         config = json.loads(path.read_text(encoding="utf-8"))
         run, seeds = config["run"], config["seeds"]
-        error = standard_error(entry.value, config["samples"]["test"])
-        mean = sum(seed["metrics"]["test/accuracy"] for seed in seeds) / len(seeds)
+        metric = config["headline"]
+        mean = sum(seed["metrics"][metric] for seed in seeds) / len(seeds)
+        form = ".2%" if metric.endswith("accuracy") else ".4f"
         rows.append(
             f"| [{entry.name}](checkpoints/{entry.name}/README.md) | {entry.parameters:,} "
-            f"| {entry.value:.2%} ± {error:.2%} | {mean:.2%} of {len(seeds)} "
+            f"| {metric}: {headline(config)} | {mean:{form}} of {len(seeds)} "
             f"| {run['wall_time_s'] / 60:.0f} min | {run['hardware']} | `{run['command']}` |"
         )
     return "\n".join(rows)

@@ -6,17 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from zoo.cards import COLUMNS, cell
 from zoo.commands import Parser
 from zoo.errors import UserError
-
-COLUMNS = {
-    "accuracy": "accuracy",
-    "nll": "NLL",
-    "brier": "Brier",
-    "ece": "ECE",
-    "auroc_errors": "AUROC errors",
-    "auroc_ood": "AUROC strangers",
-}
 
 
 def main(arguments: list[str]) -> int:
@@ -131,10 +123,6 @@ def table(rows: dict[str, dict[str, float | None]]) -> list[str]:
     width = max(len(name) for name in rows)
     lines = [" " * width + "".join(f"  {title:>{len(title)}}" for title in COLUMNS.values())]
     for name, scores in rows.items():
-        cells = []
-        for key, title in COLUMNS.items():
-            value = scores.get(key)
-            text = "-" if value is None else f"{value:.2%}" if key == "accuracy" else f"{value:.4f}"
-            cells.append(f"  {text:>{len(title)}}")
+        cells = [f"  {cell(key, scores.get(key)):>{len(title)}}" for key, title in COLUMNS.items()]
         lines.append(f"{name:<{width}}" + "".join(cells))
     return lines

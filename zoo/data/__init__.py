@@ -6,6 +6,9 @@ from zoo.data.cifar import CIFAR10, CIFAR100
 from zoo.data.digits import Digits
 from zoo.data.fashion_mnist import FashionMNIST
 from zoo.data.image_folder import ImageFolder
+from zoo.data.images import LabelledImages
+from zoo.data.shakespeare import PythonTopics, Shakespeare
+from zoo.data.text import Text, TextFile
 
 __all__ = [
     "CIFAR10",
@@ -15,5 +18,10 @@ __all__ = [
     "FashionMNIST",
     "ImageData",
     "ImageFolder",
+    "LabelledImages",
+    "PythonTopics",
+    "Shakespeare",
+    "Text",
+    "TextFile",
     "data_folder",
 ]

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from zoo.data.augment import cutout, erase, shift_and_flip
 from zoo.data.batches import Batches
 from zoo.data.images import LabelledImages, Split
+from zoo.data.module import DataMissing
 from zoo.errors import UserError
 
 
@@ -26,10 +26,6 @@ def data_folder() -> Path:
         return Path(folder)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "zoo"
-
-
-class DataMissing(UserError):
-    """The data are neither on disk nor to be had; the only error that a fallback may answer."""
 
 
 def check_file(path: Path, expected: str, algorithm: str) -> None:
@@ -92,7 +88,7 @@ class ImageData(LabelledImages):
         drop_last: bool,
         fallback: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(fallback)
         if batch_size < 1:
             raise UserError(f"data.batch_size is {batch_size}: it must be at least 1")
         if validation_size < 1:
@@ -107,8 +103,6 @@ class ImageData(LabelledImages):
         self.cutout_size, self.cutout_probability = cutout_size, cutout_probability
         self.erase_probability = erase_probability
         self.drop_last = drop_last
-        self.fallback = fallback
-        self.stand_in: ImageData | None = None  # what is really used, if the data are not to be had
         self._train: tuple[Tensor, Tensor] | None = None
         self._validation: tuple[Tensor, Tensor] | None = None
         self._test: tuple[Tensor, Tensor] | None = None
@@ -116,46 +110,12 @@ class ImageData(LabelledImages):
     # -- what a subclass says --------------------------------------------------------------------
 
     @abstractmethod
-    def fetch(self) -> None:
-        """Puts the data on disk if they are not; safe in several processes at once.
-
-        Raises:
-            DataMissing: they are neither on disk nor to be had.
-            UserError: they are there, but truncated or altered.
-        """
-
-    @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """Images uint8 (N, C, H, W) and labels int64 (N,) of the training or the test set."""
 
     # -- what all share --------------------------------------------------------------------------
 
-    @property
-    def used(self) -> ImageData:
-        """The data really used: these, or the fallback's."""
-        return self.stand_in or self
-
-    def prepare_data(self) -> None:
-        """Fetches the data, or decides on the fallback; any process may call it, at any time.
-
-        Raises:
-            UserError: the data are altered, or not to be had and there is no fallback.
-        """
-        if self.stand_in is not None:
-            return
-        try:
-            self.fetch()
-        except DataMissing as missing:
-            if self.fallback is None:
-                raise UserError(f"{missing}") from None
-            self.stand_in = self._fallback_data()
-            rank_zero_warn(
-                f"\n{'!' * 88}\n!! {self.name} is neither on disk nor to be had. TRAINING ON "
-                f"{self.stand_in.name.upper()} INSTEAD.\n!! Every number of this run is about "
-                f"{self.stand_in.name}, not {self.name}.\n!! {missing}\n{'!' * 88}"
-            )
-
-    def _fallback_data(self) -> ImageData:
+    def make_stand_in(self) -> ImageData:
         from zoo.data.digits import Digits
 
         if self.fallback != "digits":
@@ -202,8 +162,8 @@ class ImageData(LabelledImages):
         yield from zip(torch.split(images, batch), torch.split(labels, batch), strict=True)
 
     def sizes(self) -> dict[str, int]:
-        splits: tuple[Split, ...] = ("train", "validation", "test")
-        return {split: len(self._set(split)[1]) for split in splits}
+        splits: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
+        return {name: len(self._set(split)[1]) for name, split in splits.items()}
 
     def _batches(self, data: tuple[Tensor, Tensor] | None, train: bool = False) -> Batches:
         if data is None:

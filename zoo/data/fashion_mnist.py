@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.data.base import DataMissing, ImageData, check_file, data_folder, download
+from zoo.data.base import ImageData, check_file, data_folder, download
+from zoo.data.module import DataMissing
 
 # The IDX files, unpacked, of the data as replaced in August 2017; older ones overlapped.
 SHA256 = {

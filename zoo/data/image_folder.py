@@ -169,7 +169,7 @@ class ImageFolder(LabelledImages):
 
     # -- finding the images ----------------------------------------------------------------------
 
-    def prepare_data(self) -> None:
+    def fetch(self) -> None:
         """Lists the images; nothing is decoded."""
         if self._items:
             return
@@ -227,14 +227,10 @@ class ImageFolder(LabelledImages):
         return parts
 
     @property
-    def has_test(self) -> bool:
+    def has_test(self) -> bool:  # type: ignore[override]
         """Whether there are images to test on."""
         self.prepare_data()
         return bool(self._items["test"])
-
-    def describe(self) -> dict[str, Any]:
-        self.prepare_data()
-        return super().describe()
 
     def checksums(self) -> dict[str, str]:
         """One digest of the files' names and sizes: reading all of them may take hours."""
@@ -249,7 +245,7 @@ class ImageFolder(LabelledImages):
 
     def sizes(self) -> dict[str, int]:
         self.prepare_data()
-        return {split: len(self._items[_PARTS[split]]) for split in _PARTS}
+        return {part: len(items) for part, items in self._items.items()}
 
     def plain(self, split: Split, batch: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
         self.prepare_data()

@@ -7,61 +7,41 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
+
+from zoo.data.module import DataModule
 
 Split = Literal["train", "validation", "test"]
 
 
-class LabelledImages(LightningDataModule):
+class LabelledImages(DataModule):
     """Images with a class each. A training batch is ``(images, labels)``, normalised and augmented.
 
-    A subclass names itself, its classes and its statistics, and implements ``checksums``,
-    ``plain`` and ``sizes``.
+    A subclass names itself, its classes and its statistics, and implements ``plain`` beside what
+    every data module does.
     """
 
-    name: str
     classes: Sequence[str]
     mean: Sequence[float]
     std: Sequence[float]
     input_shape: Sequence[int]  # (C, H, W)
     batch_size: int
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, fallback: str | None = None) -> None:
+        super().__init__(fallback)
         self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-    @abstractmethod
-    def checksums(self) -> dict[str, str]:
-        """sha256 by file name, of the data that a checkpoint was trained on."""
 
     @abstractmethod
     def plain(self, split: Split, batch: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
         """A split in order, not augmented: images uint8 (B, C, H, W), labels (B,)."""
 
-    @abstractmethod
-    def sizes(self) -> dict[str, int]:
-        """How many images each split has."""
-
-    @property
-    def used(self) -> LabelledImages:
-        """The data really used: these, or a stand-in."""
-        return self
-
-    def describe(self) -> dict[str, Any]:
-        """JSON values that a checkpoint keeps: name, classes, normalisation, shape, checksums."""
-        used = self.used
-        described: dict[str, Any] = {
-            "name": used.name,
-            "classes": list(used.classes),
-            "mean": list(used.mean),
-            "std": list(used.std),
-            "input_shape": list(used.input_shape),
-            "sha256": used.checksums(),
+    def facts(self) -> dict[str, Any]:
+        return {
+            "classes": list(self.classes),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "input_shape": list(self.input_shape),
         }
-        if used is not self:
-            described["instead_of"] = self.name
-        return described
 
     def example_input(self, batch: int = 2) -> Tensor:
         """Noise (B, C, H, W) of the images' shape and scale; needs no data."""

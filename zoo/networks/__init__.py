@@ -20,7 +20,10 @@ from zoo.networks.efficientnet import (
     efficientnet_b4,
 )
 from zoo.networks.freezing import freeze, unfreeze
-from zoo.networks.layers import Network
+from zoo.networks.gan import GAN, Discriminator, Generator
+from zoo.networks.generation import generate
+from zoo.networks.layers import ImageNetwork, Network
+from zoo.networks.lstm import LSTM
 from zoo.networks.preact_resnet import PreActResNet, preact_resnet18, wrn28_10
 from zoo.networks.resnet import (
     ResNet,
@@ -32,16 +35,23 @@ from zoo.networks.resnet import (
     wide_resnet50_2,
 )
 from zoo.networks.timm_network import timm_network
+from zoo.networks.transformer import Transformer
 from zoo.networks.unet import UNet
 from zoo.networks.vit import ViT, vit_small_patch16_224, vit_tiny_patch16_224
 
 __all__ = [
+    "GAN",
+    "LSTM",
     "ConvNet",
     "DenseNet",
+    "Discriminator",
     "EfficientNet",
+    "Generator",
+    "ImageNetwork",
     "Network",
     "PreActResNet",
     "ResNet",
+    "Transformer",
     "UNet",
     "ViT",
     "amend",
@@ -55,6 +65,7 @@ __all__ = [
     "efficientnet_b3",
     "efficientnet_b4",
     "freeze",
+    "generate",
     "preact_resnet18",
     "resnet18",
     "resnet34",
@@ -72,7 +83,21 @@ __all__ = [
 # What a checkpoint may name: never an import path, so that nothing else is ever imported for it.
 REGISTRY: dict[str, Callable[..., nn.Module]] = {
     network.__name__: network
-    for network in (ConvNet, DenseNet, EfficientNet, PreActResNet, ResNet, UNet, ViT, timm_network)
+    for network in (
+        ConvNet,
+        DenseNet,
+        Discriminator,
+        EfficientNet,
+        GAN,
+        Generator,
+        LSTM,
+        PreActResNet,
+        ResNet,
+        Transformer,
+        UNet,
+        ViT,
+        timm_network,
+    )
 }
 
 

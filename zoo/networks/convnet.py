@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from zoo.networks.layers import (
     DropConnect,
     GaussianDropout,
-    Network,
+    ImageNetwork,
     check_choice,
     check_rates,
     check_sizes,
@@ -73,7 +73,7 @@ def make_activation(activation: Literal["relu", "tanh"]) -> nn.Module:
     return nn.ReLU(inplace=True) if activation == "relu" else nn.Tanh()
 
 
-class ConvNet(Network):
+class ConvNet(ImageNetwork):
     """A plain CNN for small images of any size: stages of 3 × 3 convolutions and max pooling.
 
     Args:

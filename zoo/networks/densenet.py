@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layers import Network, check_choice, check_rates, check_sizes, init_he
+from zoo.networks.layers import ImageNetwork, check_choice, check_rates, check_sizes, init_he
 
 
 class DenseLayer(nn.Module):
@@ -72,7 +72,7 @@ def transition(in_channels: int, out_channels: int, ceil_mode: bool) -> nn.Seque
     return nn.Sequential(layers)
 
 
-class DenseNet(Network):
+class DenseNet(ImageNetwork):
     """A DenseNet-BC for images of any size.
 
     Args:

@@ -19,6 +19,24 @@ class Network(nn.Module, PyTorchModelHubMixin):
     ``from_pretrained`` and ``push_to_hub`` come with it.
     """
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments by name, defaults included; JSON values only."""
+        config = self._hub_mixin_config
+        if not isinstance(config, dict):
+            raise TypeError(f"{type(self).__name__} takes arguments that are not JSON values")
+        for name, value in config.items():
+            config[name] = _listed(value)
+        return config
+
+
+class ImageNetwork(Network):
+    """A network of images with a last layer that can be renewed, as timm's networks have it.
+
+    A subclass has ``forward_features(x)`` and ``forward_head(features, pre_logits)``: the split is
+    where fine-tuning, feature extraction and MC dropout take hold.
+    """
+
     num_classes: int
     num_features: int
     classifier_name = "fc"  # the attribute that holds the last layer, as the reference names it
@@ -39,16 +57,6 @@ class Network(nn.Module, PyTorchModelHubMixin):
         setattr(self, self.classifier_name, self.make_classifier(num_classes).to(device))
         self.num_classes = self.config["num_classes"] = num_classes
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments by name, defaults included; JSON values only."""
-        config = self._hub_mixin_config
-        if not isinstance(config, dict):
-            raise TypeError(f"{type(self).__name__} takes arguments that are not JSON values")
-        for name, value in config.items():
-            config[name] = _listed(value)
-        return config
-
 
 def _listed(value: Any) -> Any:
     """Lists for tuples, however deep (defaults): JSON knows lists only."""
@@ -62,7 +70,7 @@ def check_choice(name: str, value: str, *choices: str) -> None:
         raise ValueError(f"{name} is {value!r}: choose {', '.join(most)} or {last}")
 
 
-def check_sizes(num_classes: int, **sizes: int) -> None:
+def check_sizes(num_classes: int = 0, **sizes: int) -> None:
     """Raises ValueError for fewer than 0 classes, or another size below 1, by its name."""
     if num_classes < 0:
         raise ValueError(f"num_classes is {num_classes}: it must be at least 0")
@@ -139,6 +147,21 @@ def init_orthogonal(module: nn.Module) -> None:
                 nn.init.ones_(gates[1])  # input, forget, cell, output
 
 
+def init_orthogonal_matrices(module: nn.Module) -> None:
+    """Orthogonal initialisation of convolutions and linear layers, in place; biases 0.
+
+    As rows (outputs, inputs · positions), of which no direction is stretched at the start (Saxe et
+    al. 2014; Brock et al. 2019, BigGAN, section 3).
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d | nn.Linear):
+            weight = getattr(child, "parametrizations", None)
+            original = child.weight if weight is None else weight.weight.original
+            nn.init.orthogonal_(original)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+
+
 def init_transformer(module: nn.Module) -> None:
     """A transformer's initialisation, in place: N(0, 0.02) and zero biases.
 
@@ -148,6 +171,8 @@ def init_transformer(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, nn.Conv2d) and child.bias is None:
             init_he(child)
+        elif isinstance(child, nn.Embedding):
+            nn.init.normal_(child.weight, std=0.02)
         elif isinstance(child, nn.Linear | nn.Conv2d):
             nn.init.normal_(child.weight, std=0.02)
             if child.bias is not None:
@@ -196,14 +221,54 @@ class DropConnect(nn.Linear):
         return f"{super().extra_repr()}, rate={self.rate}"
 
 
-def make_norm(kind: str, dim: int) -> nn.Module:
-    """``layernorm`` or ``rmsnorm`` over the last dimension, ε 10⁻⁶.
+def make_norm(kind: str, dim: int, eps: float = 1e-6, bias: bool = True) -> nn.Module:
+    """``layernorm``, with or without a bias, or ``rmsnorm``, over the last dimension.
 
     Raises:
         ValueError: another kind.
     """
     check_choice("norm", kind, "layernorm", "rmsnorm")
-    return nn.LayerNorm(dim, eps=1e-6) if kind == "layernorm" else nn.RMSNorm(dim, eps=1e-6)
+    return nn.LayerNorm(dim, eps, bias=bias) if kind == "layernorm" else nn.RMSNorm(dim, eps)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    drop_rate: float = 0.0,
+    causal: bool = False,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Attention over values, with dropout on its weights (Vaswani et al. 2017, section 3.2.1).
+
+    torch's fused kernel, but on a CPU that trains in half precision or with dropout the plain
+    product: there the fused one's backward takes three to twenty times as long
+    (tests/benchmarks/attention.py).
+
+    Args:
+        q: queries (B, H, T, d).
+        k, v: keys and values (B, G, S, d), of which each serves H / G heads.
+        drop_rate: of the weights; 0 in evaluation.
+        causal: no query sees a key after its own place.
+        mask: (T, S), true where a query sees a key.
+
+    Returns:
+        (B, H, T, d).
+    """
+    grouped = q.shape[1] != k.shape[1]
+    slow = q.device.type == "cpu" and (drop_rate > 0 or q.dtype != torch.float32)
+    if not (slow and torch.is_grad_enabled()):
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, dropout_p=drop_rate, is_causal=causal, enable_gqa=grouped
+        )
+    if grouped:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    weights = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
+    if causal:
+        mask = torch.ones(weights.shape[2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        weights = weights.masked_fill(~mask, -torch.inf)
+    return F.dropout(weights.softmax(3), drop_rate) @ v
 
 
 def adapt_input(weight: Any, in_channels: int) -> Any:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layers import Network, check_rates, check_sizes, init_he
+from zoo.networks.layers import ImageNetwork, check_rates, check_sizes, init_he
 from zoo.networks.resnet import conv1x1, conv3x3
 
 
@@ -45,7 +45,7 @@ class PreActBlock(nn.Module):
         return shortcut + self.conv2(self.drop(out))
 
 
-class PreActResNet(Network):
+class PreActResNet(ImageNetwork):
     """A pre-activation ResNet for small images; wide where ``widen`` is more than 1.
 
     Args:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layers import Network, check_choice, check_sizes, init_he
+from zoo.networks.layers import ImageNetwork, check_choice, check_sizes, init_he
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -106,7 +106,7 @@ def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential 
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
-class ResNet(Network):
+class ResNet(ImageNetwork):
     """A residual network for images of any size.
 
     Args:

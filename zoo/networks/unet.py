@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layers import Network, check_choice, check_rates, check_sizes, init_he
+from zoo.networks.layers import ImageNetwork, check_choice, check_rates, check_sizes, init_he
 
 
 def make_norm2d(kind: Literal["group", "batch"], channels: int) -> nn.Module:
@@ -50,7 +50,7 @@ class DoubleConv(nn.Sequential):
         super().__init__(*layers)
 
 
-class UNet(Network):
+class UNet(ImageNetwork):
     """A U-Net for images whose sides are multiples of ``2 ** depth``.
 
     Args:

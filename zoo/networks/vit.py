@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.networks.layers import (
-    Network,
+    ImageNetwork,
+    attend,
     check_choice,
     check_rates,
     check_sizes,
@@ -82,7 +83,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
         rate = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
+        x = attend(q, k, v, rate)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
 
@@ -129,7 +130,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class ViT(Network):
+class ViT(ImageNetwork):
     """A pre-norm vision transformer.
 
     Args:

@@ -2,6 +2,8 @@
 
 from zoo.tasks.averaging import EMA
 from zoo.tasks.base import Task
+from zoo.tasks.gan import GAN
 from zoo.tasks.image_classifier import ImageClassifier
+from zoo.tasks.language_model import LanguageModel
 
-__all__ = ["EMA", "ImageClassifier", "Task"]
+__all__ = ["EMA", "GAN", "ImageClassifier", "LanguageModel", "Task"]

@@ -68,7 +68,7 @@ class EMA(WeightAveraging):
         def forward(batch: Any) -> None:
             batch = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.forward_context():
-                module(module.inputs_of(batch))  # type: ignore[operator]
+                module.statistics_forward(batch)  # type: ignore[operator]
 
         devices = [module.device] if module.device.type == "cuda" else []
         stage, trainer.state.stage = trainer.state.stage, RunningStage.TRAINING  # augments

@@ -28,6 +28,7 @@ class Task(LightningModule):
 
     network: nn.Module
     monitor = "val/loss"  # what the best checkpoint is best in,
+    headline = "val/loss"  # what a card states first
     monitor_mode = "min"  # and whether less or more of it is better
 
     def __init__(
@@ -56,6 +57,7 @@ class Task(LightningModule):
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.momentum, self.optimizer_args = momentum, optimizer_args
         self.schedule, self.warmup, self.ema_decay = schedule, warmup, ema_decay
+        self.final_lr = 0.0  # what the schedule ends at, as a share of the peak
         self.channels_last = channels_last
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network
         if compile:
@@ -79,10 +81,18 @@ class Task(LightningModule):
         """The network's input within a batch."""
         return batch[0]
 
+    def statistics_forward(self, batch: Any) -> None:
+        """A forward by which BatchNorm of averaged weights learns its statistics."""
+        self(self.inputs_of(batch))
+
     def forward(self, x: Tensor) -> Tensor:
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         return self.network(x)
+
+    def golden(self) -> Tensor:
+        """Outputs (2, …) for an input that is the same on every machine: a checkpoint keeps them."""
+        raise NotImplementedError
 
     def report(self, name: str, value: Any, **options: Any) -> None:
         """Logs a metric; one of stand-in data is named for them, ``digits/val/accuracy``."""
@@ -127,7 +137,7 @@ class Task(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer()
         steps = self._total_steps()
-        schedule = make_schedule(optimizer, self.schedule, self.warmup, steps)
+        schedule = make_schedule(optimizer, self.schedule, self.warmup, steps, self.final_lr)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

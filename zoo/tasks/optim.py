@@ -27,7 +27,8 @@ def make_optimizer(
     """Any optimiser of timm's factory, never decaying norms' weights or biases.
 
     Frozen parameters are left out. ``muon`` orthogonalises the update of every matrix and filter
-    and steps the rest by AdamW.
+    and steps the rest by AdamW: vectors, what the network would not have decayed
+    (``no_weight_decay()``), and its tables (``fallback_parameters()``).
 
     Args:
         network: its trainable parameters are optimised.
@@ -42,6 +43,7 @@ def make_optimizer(
     """
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("every parameter of the network is frozen: there is nothing to train")
+    tables = getattr(network, "fallback_parameters", set)()
     try:
         return timm.optim.create_optimizer_v2(
             network,
@@ -50,7 +52,7 @@ def make_optimizer(
             weight_decay=weight_decay,
             momentum=momentum,
             filter_bias_and_bn=True,
-            **(extra or {}),
+            **{"fallback_list": sorted(tables), "fallback_no_weight_decay": True, **(extra or {})},
         )
     except (ValueError, KeyError, AssertionError):
         known = [str(optimizer) for optimizer in timm.optim.list_optimizers()]
@@ -63,15 +65,20 @@ def make_optimizer(
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, warmup: float, total_steps: int
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    warmup: float,
+    total_steps: int,
+    final: float = 0.0,
 ) -> LambdaLR:
-    """Linear warm-up to the peak, then linear or half a cosine down to zero, step by step.
+    """Linear warm-up to the peak, then linear or half a cosine down, step by step.
 
     Args:
         optimizer: its learning rates are the peaks.
         schedule: ``linear``, ``cosine`` (Loshchilov & Hutter 2017, section 3) or ``constant``.
         warmup: part of the steps, between 0 and 1, or their number from 1 up.
         total_steps: optimiser steps of the whole run.
+        final: what the schedule ends at, as a share of the peak.
     """
     warmup_steps = round(warmup * total_steps) if warmup < 1 else round(warmup)
     warmup_steps = min(warmup_steps, total_steps)
@@ -79,12 +86,12 @@ def make_schedule(
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        # The last step still moves: the factor reaches zero one step after it.
+        # The last step still moves: the end is reached one step after it.
         progress = min((step - warmup_steps) / max(1, total_steps - warmup_steps), 1.0)
         if schedule == "linear":
-            return 1 - progress
+            return final + (1 - final) * (1 - progress)
         if schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * progress))
+            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
         return 1.0
 
     return LambdaLR(optimizer, factor)

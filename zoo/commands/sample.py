@@ -1,0 +1,107 @@
+"""``python -m zoo sample --recipe X``: what a generative model makes, as text or as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zoo.commands import Parser
+from zoo.errors import UserError
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser("sample", "Make text with a language model, or a grid of images with a GAN.")
+    parser.add_argument("--recipe", required=True, help="the network; its shipped weights are used")
+    parser.add_argument(
+        "--ckpt_path", default=None, help="a checkpoint's name, folder or .ckpt; else the shipped"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="the same seed, the same sample")
+    parser.add_argument("--prompt", default=None, help="text: what to go on with")
+    parser.add_argument("--max_new_tokens", type=int, default=500, help="text: how much to add")
+    parser.add_argument("--temperature", type=float, default=1.0, help="text: 0 is the likeliest")
+    parser.add_argument("--top_k", type=int, default=None, help="text: of the k likeliest only")
+    parser.add_argument(
+        "--top_p", type=float, default=None, help="text: of those that have probability p together"
+    )
+    parser.add_argument("--class", dest="label", default=None, help="images: of this class only")
+    parser.add_argument("--images", type=int, default=10, help="images: of a class, or in a row")
+    parser.add_argument(
+        "--interpolate",
+        nargs=2,
+        metavar=("CLASS", "CLASS"),
+        default=None,
+        help="images: on the way from one class to another, which may be the same",
+    )
+    parser.add_argument("--to", type=Path, default=None, help="folder of the pictures")
+    options = parser.parse_args(arguments)
+
+    from zoo import checkpoints
+
+    stem = Path(options.recipe).stem
+    if options.ckpt_path is None and stem not in checkpoints.names():
+        raise UserError(f"recipe {stem!r} ships no weights: give --ckpt_path FILE")
+    source = options.ckpt_path or stem
+    task: Any = checkpoints.load(source)
+    if hasattr(task, "sample"):
+        folder = options.to or Path("runs", stem, "samples")
+        for picture in draw(task, stem, options, folder):
+            print(f"picture: {picture}")
+        return 0
+    if not hasattr(task, "stream"):
+        raise UserError(
+            f"{source} is a {type(task).__name__}: it tells things apart and makes none"
+        )
+    prompt = "\n" if options.prompt is None else options.prompt
+    made = task.stream(
+        prompt,
+        options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
+    print(prompt, end="", flush=True)
+    for piece in made:
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def draw(task: Any, stem: str, options: Any, folder: Path) -> list[Path]:
+    """Writes the grid that the options ask for."""
+    import torch
+
+    from zoo import pictures
+
+    if options.images < 1:
+        raise UserError(f"--images is {options.images}: it must be at least 1")
+    seed = 0 if options.seed is None else options.seed
+    if not options.interpolate:
+        picture = folder / "samples.png"
+        words = None if options.label is None else [options.label]
+        draw_samples(task, stem, picture, words, options.images, seed)
+        return [picture]
+    picture, steps = folder / "interpolation.png", max(2, options.images)
+    first, second = options.interpolate
+    seeds = range(seed, seed + 5)
+    rows = [task.interpolate(first, second, steps, seed=number) for number in seeds]
+    words = [f"seed {number}" for number in seeds]
+    title = f"{stem}: {first} to {second}"
+    pictures.save_labelled(torch.cat(rows), steps, words, picture, title)
+    return [picture]
+
+
+def draw_samples(
+    task: Any,
+    name: str,
+    picture: Path,
+    words: list[str] | None = None,
+    columns: int = 10,
+    seed: int = 0,
+) -> None:
+    """A row of samples of each class, with its name before it."""
+    from zoo import pictures
+
+    words = words or [str(label) for label in task.data["classes"]]
+    images = task.sample([word for word in words for _ in range(columns)], seed=seed)
+    pictures.save_labelled(images, columns, words, picture, f"{name}, seed {seed}")

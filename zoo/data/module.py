@@ -1,0 +1,92 @@
+"""What every data module has: a name, a place on disk or a stand-in, and a description."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+
+from zoo.errors import UserError
+
+
+class DataMissing(UserError):
+    """The data are neither on disk nor to be had; the only error that a fallback may answer."""
+
+
+class DataModule(LightningDataModule):
+    """Data that a run names and a checkpoint remembers.
+
+    Args:
+        fallback: names what to train on where these data are not to be had; None for nothing.
+    """
+
+    name: str
+    has_test = True  # whether a fit may end with a test
+
+    def __init__(self, fallback: str | None = None) -> None:
+        super().__init__()
+        self.fallback = fallback
+        self.stand_in: Any = None  # what is really used, if the data are not to be had
+
+    @abstractmethod
+    def fetch(self) -> None:
+        """Puts the data on disk if they are not; safe in several processes at once.
+
+        Raises:
+            DataMissing: they are neither on disk nor to be had.
+            UserError: they are there, but truncated or altered.
+        """
+
+    @abstractmethod
+    def checksums(self) -> dict[str, str]:
+        """sha256 by file name, of the data that a checkpoint was trained on."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """JSON values that a network trained on these data needs to be used."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """How much each split holds."""
+
+    def make_stand_in(self) -> Any:
+        """What ``fallback`` names.
+
+        Raises:
+            UserError: it names nothing.
+        """
+        raise UserError(f"data.fallback is {self.fallback!r}: {self.name} has none")
+
+    @property
+    def used(self) -> Any:
+        """The data really used: these, or the stand-in."""
+        return self.stand_in or self
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values that a checkpoint keeps: the name, the facts, the checksums."""
+        self.prepare_data()
+        used = self.used
+        described = {"name": used.name, **used.facts(), "sha256": used.checksums()}
+        return described if used is self else {**described, "instead_of": self.name}
+
+    def prepare_data(self) -> None:
+        """Fetches the data, or decides on the fallback; any process may call it, at any time.
+
+        Raises:
+            UserError: the data are altered, or not to be had and there is no fallback.
+        """
+        if self.stand_in is not None:
+            return
+        try:
+            self.fetch()
+        except DataMissing as missing:
+            if self.fallback is None:
+                raise UserError(f"{missing}") from None
+            self.stand_in = self.make_stand_in()
+            rank_zero_warn(
+                f"\n{'!' * 88}\n!! {self.name} is neither on disk nor to be had. TRAINING ON "
+                f"{self.stand_in.name.upper()} INSTEAD.\n!! Every number of this run is about "
+                f"{self.stand_in.name}, not {self.name}.\n!! {missing}\n{'!' * 88}"
+            )

@@ -1,0 +1,130 @@
+"""tiny-shakespeare: 1,115,394 characters of plays, the usual first text of language models."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import string
+import urllib.request
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock
+
+from zoo.data.base import check_file, data_folder
+from zoo.data.module import DataMissing
+from zoo.data.text import Text
+from zoo.errors import UserError
+
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SOURCE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+VOCABULARY = "\n !$&',-.3:;?" + string.ascii_uppercase + string.ascii_lowercase
+
+
+class Shakespeare(Text):
+    """tiny-shakespeare (Karpathy 2015): the first 90 % to train on, the last 10 % to validate on.
+
+    Looks in ``ZOO_DATA``, else in a per-user cache, for ``tinyshakespeare/input.txt``; downloads it
+    where it is missing, and checks its sha256.
+
+    Args:
+        context_length: characters of a window.
+        batch_size: windows a batch and process.
+        epoch_steps: batches an epoch; by default as many as cover the text once.
+        choosing: leaves the last 10 % alone and validates on as much before it, for choosing
+            settings.
+        fallback: ``python`` trains on the English text of Python's own manual where Shakespeare is
+            not to be had, and says so; ``null`` makes that an error.
+
+    Raises:
+        UserError: the file is altered; or it is not to be had, without fallback.
+    """
+
+    name = "Shakespeare"
+    vocabulary = VOCABULARY
+
+    def __init__(
+        self,
+        context_length: int = 256,
+        batch_size: int = 32,
+        epoch_steps: int | None = None,
+        choosing: bool = False,
+        fallback: Literal["python"] | None = None,
+    ) -> None:
+        super().__init__(context_length, batch_size, epoch_steps, 0.1, choosing, fallback)
+        self._checked = False
+
+    @property
+    def file(self) -> Path:
+        return data_folder() / "tinyshakespeare" / "input.txt"
+
+    def fetch(self) -> None:
+        if not self.file.exists():
+            _download(self.file)
+        if not self._checked:
+            check_file(self.file, SHA256, "sha256")
+            self._checked = True
+
+    def read(self) -> str:
+        return self.file.read_text(encoding="ascii")
+
+    def checksums(self) -> dict[str, str]:
+        return {"tinyshakespeare/input.txt": SHA256}
+
+    def make_stand_in(self) -> Text:
+        if self.fallback != "python":
+            raise UserError(f"data.fallback is {self.fallback!r}: choose python or null")
+        return PythonTopics(self.context_length, self.batch_size, self.epoch_steps, self.choosing)
+
+
+class PythonTopics(Text):
+    """The English text of Python's own manual, in Shakespeare's characters: always to be had.
+
+    Characters that Shakespeare does not have are left out, so that his networks fit. It differs
+    with the version of Python.
+
+    Args:
+        context_length, batch_size, epoch_steps, choosing: as ``Shakespeare`` has them.
+    """
+
+    name = "PythonTopics"
+    vocabulary = VOCABULARY
+
+    def __init__(
+        self,
+        context_length: int = 256,
+        batch_size: int = 32,
+        epoch_steps: int | None = None,
+        choosing: bool = False,
+    ) -> None:
+        super().__init__(context_length, batch_size, epoch_steps, 0.1, choosing)
+
+    def fetch(self) -> None:
+        """Nothing to do: it comes with Python."""
+
+    def read(self) -> str:
+        from pydoc_data.topics import topics
+
+        known = set(self.vocabulary)
+        return "".join(c for name in sorted(topics) for c in topics[name] + "\n\n" if c in known)
+
+    def checksums(self) -> dict[str, str]:
+        return {"pydoc_data.topics": hashlib.sha256(self.read().encode()).hexdigest()}
+
+
+def _download(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if file.exists():  # another process was faster
+                return
+            partial = file.with_suffix(".part")
+            with urllib.request.urlopen(SOURCE, timeout=30) as answer:
+                partial.write_bytes(answer.read())
+            os.replace(partial, file)
+    except OSError as error:  # URLError and timeouts are
+        raise DataMissing(
+            f"Shakespeare is not in {file.parent} and could not be downloaded ({error}). Set "
+            "ZOO_DATA to a folder that holds tinyshakespeare/input.txt, or train where there is a "
+            "network; --data.fallback python trains on Python's manual instead"
+        ) from None

@@ -1,0 +1,275 @@
+"""Text as characters in memory: random windows to train on, a full sweep to validate on."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from zoo.data.batches import Batches
+from zoo.data.module import DataModule
+from zoo.errors import UserError
+
+IGNORED = -100  # a target that no loss counts, as torch's cross-entropy has it
+
+
+class Starts(Batches):
+    """Batches of random window starts, as many an epoch as asked; resumable as all batches are.
+
+    Args:
+        starts: how many places a window may start at.
+        batch_size: windows a batch and process.
+        steps: batches an epoch and process.
+        seed: of the draws, which are with replacement.
+        rank, world: this process and how many there are.
+    """
+
+    def __init__(
+        self, starts: int, batch_size: int, steps: int, *, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        places = torch.arange(starts)
+        super().__init__(
+            places, places, batch_size, shuffle=True, seed=seed, rank=rank, world=world
+        )
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def _order(self) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        shape = (self.steps, self.world, self.batch_size)
+        return torch.randint(len(self.inputs), shape, generator=generator)[:, self.rank].flatten()
+
+    def fresh(self) -> Starts:
+        copy = Starts(
+            len(self.inputs),
+            self.batch_size,
+            self.steps,
+            seed=self.seed,
+            rank=self.rank,
+            world=self.world,
+        )
+        copy.epoch = self.epoch
+        return copy
+
+
+class Text(DataModule):
+    """One text, character by character: the first part to train on, the end to validate on.
+
+    A batch is ``(tokens, targets)`` after ``on_after_batch_transfer``, both int64 (B, T): the
+    targets are the tokens one place on, ``IGNORED`` beyond the end of the text. Training windows
+    start anywhere; validation goes through the held-out end window by window, so that each
+    character but the first is predicted exactly once.
+
+    A subclass has a vocabulary and implements ``read`` beside what every data module does.
+    """
+
+    vocabulary: str  # each character's token is its place in here
+
+    def __init__(
+        self,
+        context_length: int,
+        batch_size: int,
+        epoch_steps: int | None,
+        validation: float,
+        choosing: bool,
+        fallback: str | None = None,
+    ) -> None:
+        super().__init__(fallback)
+        if min(context_length, batch_size) < 1:
+            raise UserError("data.context_length and data.batch_size must be at least 1")
+        if epoch_steps is not None and epoch_steps < 1:
+            raise UserError(f"data.epoch_steps is {epoch_steps}: it must be at least 1")
+        if not 0 < validation < 0.5:
+            raise UserError(f"data.validation is {validation}: a fraction, above 0, below a half")
+        self.context_length, self.batch_size = context_length, batch_size
+        self.epoch_steps, self.validation, self.choosing = epoch_steps, validation, choosing
+        self._tokens: dict[str, Tensor] = {}
+        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+
+    # -- what a subclass says --------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self) -> str:
+        """The whole text."""
+
+    # -- what all share --------------------------------------------------------------------------
+
+    has_test = False  # the end of the text is what is validated on
+
+    def facts(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary}
+
+    def setup(self, stage: str) -> None:
+        """Splits the text; the last tenth is not looked at while ``choosing``."""
+        self.prepare_data()
+        if not self._tokens:
+            used = self.used
+            tokens = encode(used.read(), used.vocabulary, used.name)
+            end = int(len(tokens) * (1 - self.validation))
+            if self.choosing:
+                tokens, end = tokens[:end], 2 * end - len(tokens)
+            self._tokens = {"train": tokens[:end], "val": tokens[end:]}
+            for part, kept in self._tokens.items():
+                if len(kept) < self.context_length + 1:
+                    raise UserError(
+                        f"{used.name}: {len(kept)} characters of {part} text, and a window has "
+                        f"{self.context_length}: give a smaller data.context_length"
+                    )
+        network = getattr(getattr(self.trainer, "lightning_module", None), "network", None)
+        size = getattr(network, "vocab_size", len(self.used.vocabulary))
+        if size < len(self.used.vocabulary):
+            raise UserError(
+                f"{self.used.name} has {len(self.used.vocabulary)} characters, and the network's "
+                f"vocabulary {size}: give --model.network.vocab_size {len(self.used.vocabulary)}"
+            )
+        context = getattr(network, "context_length", None)
+        if context is not None and context < self.context_length:
+            raise UserError(
+                f"data.context_length is {self.context_length}, and the network sees {context}: "
+                f"give --model.network.context_length {self.context_length}"
+            )
+
+    def sizes(self) -> dict[str, int]:
+        """Characters of each part."""
+        self.setup("fit")
+        return {part: len(tokens) for part, tokens in self._tokens.items()}
+
+    def _place(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"rank": 0, "world": 1}
+        return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
+
+    def train_dataloader(self) -> Starts:
+        seed = torch.initial_seed()
+        if self.trainer is not None:
+            seed = self.trainer.strategy.broadcast(seed)
+        place = self._place()
+        starts = len(self._tokens["train"]) - self.context_length
+        steps = self.epoch_steps
+        if steps is None:  # as many characters as the text has
+            seen = self.context_length * self.batch_size * place["world"]
+            steps = max(1, starts // seen)
+        return Starts(starts, self.batch_size, steps, seed=seed % 2**31, **place)
+
+    def val_dataloader(self) -> list[Batches]:
+        loaders = [self._sweep("val")]
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING:
+            loaders.append(self.random_windows(200 * 64))
+        return loaders
+
+    def _sweep(self, part: str) -> Batches:
+        # The last character is only predicted.
+        starts = torch.arange(0, len(self._tokens[part]) - 1, self.context_length)
+        return Batches(starts, starts, max(64, self.batch_size), **self._place())
+
+    def random_windows(self, count: int, part: str = "val") -> Batches:
+        """So many random windows of a part, always the same: how nanoGPT estimates its loss."""
+        generator = torch.Generator().manual_seed(1337)
+        starts = torch.randint(
+            len(self._tokens[part]) - self.context_length, (count,), generator=generator
+        )
+        return Batches(starts, starts, max(64, self.batch_size), **self._place())
+
+    def windows(self, starts: Tensor, part: str) -> tuple[Tensor, Tensor]:
+        """Tokens and targets (B, T) of windows that start at (B,)."""
+        key = (part, starts.device)
+        if key not in self._on_device:
+            self._on_device[key] = self._tokens[part].to(starts.device)
+        text = self._on_device[key]
+        places = starts[:, None] + torch.arange(self.context_length, device=starts.device)
+        last = len(text) - 1
+        targets = text[(places + 1).clamp_max(last)].masked_fill(places >= last, IGNORED)
+        return text[places.clamp_max(last)], targets
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        starts, _ = batch
+        training = self.trainer is not None and self.trainer.training
+        return self.windows(starts, "train" if training else "val")
+
+    def example_input(self, batch: int = 2) -> Tensor:
+        """Tokens (B, T); needs no data."""
+        tokens = torch.arange(batch * self.context_length) % 7
+        return tokens.view(batch, self.context_length)
+
+
+def encode(text: str, vocabulary: str, source: str = "the text") -> Tensor:
+    """Tokens int64 (T,) of a text.
+
+    Raises:
+        UserError: a character that the vocabulary does not have.
+    """
+    places = {character: place for place, character in enumerate(vocabulary)}
+    try:
+        return torch.tensor([places[character] for character in text], dtype=torch.long)
+    except KeyError as error:
+        unknown = error.args[0]
+        raise UserError(
+            f"{source} holds {unknown!r} at character {text.index(unknown)}, which is none of the "
+            f"vocabulary's {len(vocabulary)}"
+        ) from None
+
+
+def decode(tokens: list[int], vocabulary: str) -> str:
+    """The text of tokens."""
+    return "".join(vocabulary[token] for token in tokens)
+
+
+class TextFile(Text):
+    """Any UTF-8 text file, character by character.
+
+    Args:
+        path: the file.
+        context_length: characters of a window.
+        batch_size: windows a batch and process.
+        epoch_steps: batches an epoch; by default as many as cover the text once.
+        validation: the fraction at the end that is held out.
+        choosing: leaves the held-out end alone and validates on as much before it, for choosing
+            settings.
+
+    Raises:
+        UserError: no such file, or bytes that are no UTF-8.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        context_length: int = 256,
+        batch_size: int = 32,
+        epoch_steps: int | None = None,
+        validation: float = 0.1,
+        choosing: bool = False,
+    ) -> None:
+        super().__init__(context_length, batch_size, epoch_steps, validation, choosing)
+        self.path = Path(path)
+        self.name = self.path.name
+        self._text: str | None = None
+
+    @property
+    def vocabulary(self) -> str:  # type: ignore[override]
+        return "".join(sorted(set(self.read())))
+
+    def fetch(self) -> None:
+        self.read()
+
+    def read(self) -> str:
+        if self._text is None:
+            if not self.path.is_file():
+                raise UserError(f"data.path: no such file: {self.path}")
+            try:
+                self._text = self.path.read_bytes().decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{self.path} is no UTF-8 text: byte 0x{error.object[error.start]:02x} at "
+                    f"offset {error.start}: convert it, or cut it out"
+                ) from None
+        return self._text
+
+    def checksums(self) -> dict[str, str]:
+        return {self.name: hashlib.sha256(self.path.read_bytes()).hexdigest()}

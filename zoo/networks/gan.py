@@ -1,0 +1,221 @@
+"""A generator with BatchNorm, and a discriminator with spectral norm and no BatchNorm.
+
+Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018: residual
+networks (section B, tables 3 and 4), where the discriminator's Lipschitz constant is bounded layer
+by layer. BatchNorm in the discriminator would tie the verdicts on a batch's images together; in the
+generator it is what makes it train (Radford et al., ICLR 2016, section 3). No dropout in either:
+the noise is the input.
+
+Classes enter by the generator's BatchNorm, whose scale and shift are the class's own (Dumoulin et
+al., ICLR 2017, section 2.2), and by the discriminator's projection (Miyato & Koyama, ICLR 2018,
+section 3): the inner product of the features with an embedding of the class.
+
+Shapes: B batch, Z latent, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from zoo.networks.layers import Network, check_sizes, init_orthogonal_matrices
+
+
+class ClassBatchNorm(nn.Module):
+    """BatchNorm whose scale and shift belong to the class; plain BatchNorm without classes."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=not num_classes)
+        self.affine = nn.Embedding(num_classes, 2 * channels) if num_classes else None
+        if self.affine is not None:
+            with torch.no_grad():
+                self.affine.weight[:, :channels] = 1
+                self.affine.weight[:, channels:] = 0
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """(B, C, H, W) and labels (B,), or shares of each class (B, K), → (B, C, H, W)."""
+        x = self.norm(x)
+        if self.affine is None or labels is None:
+            return x
+        mixed = labels.ndim == 2
+        affine = labels @ self.affine.weight if mixed else self.affine(labels)
+        scale, shift = affine[:, :, None, None].chunk(2, dim=1)
+        return x * scale + shift
+
+
+class GeneratorBlock(nn.Module):
+    """BN, ReLU, upsampling, convolution, BN, ReLU, convolution, added to the upsampled input."""
+
+    def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm1 = ClassBatchNorm(in_channels, num_classes)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.norm2 = ClassBatchNorm(channels, num_classes)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(in_channels, channels, 1)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """(B, in_channels, H, W) → (B, channels, 2 H, 2 W)."""
+        out = F.interpolate(self.norm1(x, labels).relu(), scale_factor=2.0)
+        out = self.conv2(self.norm2(self.conv1(out), labels).relu())
+        # A 1 × 1 convolution and nearest upsampling commute: the small map is the cheaper one.
+        return out + F.interpolate(self.shortcut(x), scale_factor=2.0)
+
+
+class Generator(Network):
+    """Latents, and labels where there are classes, to images in (-1, 1).
+
+    Args:
+        num_classes: how many; 0 for a generator without classes.
+        in_channels: of the images: 1 for grey, 3 for colour.
+        image_size: pixels a side: a small number times a power of two.
+        latent_size: of the noise.
+        width: channels of the last block; each block before has twice as many.
+        blocks: how often the resolution is doubled.
+
+    Raises:
+        ValueError: a size below one, or an image that cannot be halved so often.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        image_size: int = 28,
+        latent_size: int = 64,
+        width: int = 64,
+        blocks: int = 2,
+    ) -> None:
+        super().__init__()
+        check_sizes(
+            num_classes,
+            in_channels=in_channels,
+            latent_size=latent_size,
+            width=width,
+            blocks=blocks,
+        )
+        if image_size % 2**blocks:
+            raise ValueError(f"image_size {image_size} cannot be halved {blocks} times")
+        self.num_classes, self.latent_size = num_classes, latent_size
+        self.side = image_size // 2**blocks
+        widths = [width * 2 ** (blocks - 1 - index) for index in range(blocks)]
+        self.first = nn.Linear(latent_size, widths[0] * self.side**2)
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(before, after, num_classes)
+            for before, after in zip([widths[0], *widths], widths, strict=False)
+        )
+        self.norm = nn.BatchNorm2d(width)
+        self.last = nn.Conv2d(width, in_channels, 3, padding=1)
+        init_orthogonal_matrices(self)
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Latents (B, Z) → images (B, C, H, W) in (-1, 1).
+
+        Args:
+            latents: normal noise.
+            labels: int64 (B,), or shares of each class (B, K), which mix their scales and shifts.
+
+        Raises:
+            ValueError: labels are missing, or there are no classes.
+        """
+        if (labels is None) != (self.num_classes == 0):
+            raise ValueError(
+                f"a generator of {self.num_classes} classes takes "
+                f"{'labels' if self.num_classes else 'no labels'}"
+            )
+        x = self.first(latents).view(len(latents), -1, self.side, self.side)
+        for block in self.blocks:
+            x = block(x, labels)
+        return self.last(self.norm(x).relu()).tanh()
+
+
+class DiscriminatorBlock(nn.Module):
+    """ReLU, convolution, ReLU, convolution, average pooling, added to the pooled input."""
+
+    def __init__(self, in_channels: int, channels: int, first: bool, halve: bool) -> None:
+        super().__init__()
+        self.first, self.halve = first, halve
+        self.conv1 = spectral_norm(nn.Conv2d(in_channels, channels, 3, padding=1))
+        self.conv2 = spectral_norm(nn.Conv2d(channels, channels, 3, padding=1))
+        self.shortcut = spectral_norm(nn.Conv2d(in_channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, channels, H / 2, W / 2), or the same size."""
+        out = x if self.first else x.relu()  # the first block sees the image itself
+        out = self.conv2(self.conv1(out).relu())
+        if self.halve:
+            out, x = F.avg_pool2d(out, 2), F.avg_pool2d(x, 2)
+        return out + self.shortcut(x)
+
+
+class Discriminator(Network):
+    """Images, and labels where there are classes, to one number: more is more real.
+
+    Args:
+        num_classes: how many; 0 for a discriminator without classes.
+        in_channels: of the images: 1 for grey, 3 for colour.
+        width: channels of the first block; each block that halves the resolution doubles them.
+        blocks: how often the resolution is halved; one more block follows that does not.
+
+    Raises:
+        ValueError: a size below one.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 1, width: int = 64, blocks: int = 2
+    ) -> None:
+        super().__init__()
+        check_sizes(num_classes, in_channels=in_channels, width=width, blocks=blocks)
+        self.num_classes = num_classes
+        layers, channels = [], in_channels
+        for index in range(blocks + 1):
+            wide = width * 2 ** min(index, blocks - 1)
+            layers.append(DiscriminatorBlock(channels, wide, index == 0, index < blocks))
+            channels = wide
+        self.blocks = nn.Sequential(*layers)
+        self.linear = spectral_norm(nn.Linear(channels, 1))
+        self.embed = spectral_norm(nn.Embedding(num_classes, channels)) if num_classes else None
+        init_orthogonal_matrices(self)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] and int64 labels (B,) → (B,)."""
+        features = self.blocks(images).relu().sum((2, 3))
+        verdict = self.linear(features)[:, 0]
+        if self.embed is None:
+            return verdict
+        return verdict + (self.embed(labels) * features).sum(1)
+
+
+class GAN(Network):
+    """A generator and its discriminator.
+
+    Args:
+        num_classes, in_channels, image_size: of the images.
+        latent_size, generator_width: of ``Generator``.
+        discriminator_width: of ``Discriminator``.
+        blocks: how often the resolution is doubled, and halved.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        image_size: int = 28,
+        latent_size: int = 64,
+        generator_width: int = 64,
+        discriminator_width: int = 64,
+        blocks: int = 2,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.latent_size = num_classes, latent_size
+        self.generator = Generator(
+            num_classes, in_channels, image_size, latent_size, generator_width, blocks
+        )
+        self.discriminator = Discriminator(num_classes, in_channels, discriminator_width, blocks)
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, Z) and int64 labels (B,) → images (B, C, H, W) in (-1, 1)."""
+        return self.generator(latents, labels)

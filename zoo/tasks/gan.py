@@ -1,0 +1,345 @@
+"""Adversarial training: a generator against a discriminator, with steps counted in generator steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from zoo import pictures
+from zoo.errors import UserError
+from zoo.networks.generation import evaluating
+from zoo.tasks.base import Task
+from zoo.tasks.optim import Schedule, make_optimizer, make_schedule
+
+COLLAPSED = 0.2  # spread of the samples, as a part of the real images', below which it is said
+SATURATED = 0.02  # discriminator loss, below which it has won
+
+
+class GAN(Task):
+    """Trains a generator by the hinge loss of Lim & Ye 2017, or relativistic pairing.
+
+    A training batch is shared out among ``discriminator_steps`` updates of the discriminator, and
+    one of the generator follows: ``global_step``, ``max_steps``, schedules and checkpoint intervals
+    count generator steps. Only the generator is averaged, with BatchNorm statistics of its own.
+
+    Logs ``train/loss_discriminator``, ``train/loss_generator``, ``val/real`` and ``val/made``
+    (the discriminator's mean verdicts: apart on training images and together on validation images
+    it knows its training images by heart), ``val/spread`` (standard deviation of a pixel over the
+    samples of a class, relative to real images': 1 is as varied, 0 is collapsed) and ``lr``.
+
+    Args:
+        network: with ``generator``, ``discriminator``, ``latent_size`` and ``num_classes``.
+        optimizer: of both: ``adam``, ``adamw``, or another of timm's.
+        lr: the generator's peak learning rate.
+        discriminator_lr: the discriminator's; the generator's where none is given.
+        discriminator_steps: updates of the discriminator to one of the generator.
+        loss: ``hinge``, or ``relativistic``: a softplus of the difference between a real image's
+            verdict and a made one's (Jolicoeur-Martineau 2019; Huang et al. 2024, R3GAN).
+        r1: weight of the squared gradient of the verdict at real images (Mescheder et al. 2018,
+            section 4.1); 0 for none.
+        optimizer_args: further arguments of both optimisers.
+        schedule: after the warm-up, ``linear`` or ``cosine`` down to zero, or ``constant``.
+        warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
+        ema_decay: of the averaged generator, which is what makes samples; null for none.
+        gradient_clip: the largest norm of each network's gradient; null for no limit. The
+            trainer's own clipping does not work with two optimisers.
+    """
+
+    monitor = ""  # nothing here tells which epoch is best
+    headline = "agreement"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: str = "adam",
+        lr: float = 2e-4,
+        discriminator_lr: float | None = None,
+        discriminator_steps: int = 2,
+        loss: Literal["hinge", "relativistic"] = "hinge",
+        r1: float = 0.0,
+        optimizer_args: dict[str, Any] | None = None,
+        schedule: Schedule = "linear",
+        warmup: float = 0.0,
+        ema_decay: float | None = 0.999,
+        gradient_clip: float | None = None,
+    ) -> None:
+        super().__init__(
+            network,
+            optimizer,
+            lr,
+            0.0,
+            0.9,
+            optimizer_args,
+            schedule,
+            warmup,
+            ema_decay,
+            False,
+            False,
+        )
+        if discriminator_steps < 1:
+            raise UserError(f"model.discriminator_steps is {discriminator_steps}: at least 1")
+        if loss not in ("hinge", "relativistic"):
+            raise UserError(f"model.loss is {loss!r}: choose hinge or relativistic")
+        if r1 < 0 or (gradient_clip is not None and gradient_clip <= 0):
+            raise UserError("model.r1 cannot be negative, and model.gradient_clip is above 0")
+        self.automatic_optimization = False
+        self.discriminator_lr = lr if discriminator_lr is None else discriminator_lr
+        self.discriminator_steps, self.loss, self.r1 = discriminator_steps, loss, r1
+        self.gradient_clip = gradient_clip
+        self.remember(locals())
+        self.losses = nn.ModuleDict({n: MeanMetric() for n in ("discriminator", "generator")})
+        self.verdicts = nn.ModuleDict({name: MeanMetric() for name in ("real", "made")})
+        self._spread: dict[str, list[Tensor]] = {"real": [], "made": []}
+
+    # -- images ----------------------------------------------------------------------------------
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, Z) and labels (B,) → images (B, C, H, W) in (-1, 1)."""
+        images: Tensor = self.network.generator(latents, labels)  # type: ignore[operator, union-attr]
+        return images
+
+    def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Latents (count, Z), normal."""
+        size = int(self.network.latent_size)  # type: ignore[arg-type]
+        if generator is not None:  # on the CPU, so that a seed is the same on every device
+            return torch.randn(count, size, generator=generator).to(self.device)
+        return torch.randn(count, size, device=self.device)
+
+    def statistics_forward(self, batch: Any) -> None:
+        # BatchNorm of the averaged generator learns its statistics from what it is given to make.
+        labels = self._labels(batch[1])
+        self(self.draw(len(batch[1])), labels)
+
+    def _labels(self, labels: Tensor) -> Tensor | None:
+        return labels if int(self.network.num_classes) else None  # type: ignore[arg-type]
+
+    def _real(self, images: Tensor) -> Tensor:
+        """Normalised images → the same in [-1, 1]."""
+        mean = torch.tensor(self.data["mean"], device=images.device)[:, None, None]
+        std = torch.tensor(self.data["std"], device=images.device)[:, None, None]
+        return (images * std + mean) * 2 - 1
+
+    # -- training --------------------------------------------------------------------------------
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        # The discriminator's is stepped past Lightning, which would count its steps too.
+        step_generator = self.optimizers()[0]  # type: ignore[index]
+        step_discriminator = self.optimizers(use_pl_optimizer=False)[1]  # type: ignore[index]
+        images = self._real(images)
+        parts = zip(
+            images.chunk(self.discriminator_steps),
+            labels.chunk(self.discriminator_steps),
+            strict=True,
+        )
+        real, given = images, labels
+        for real, given in parts:
+            loss = self.check_finite(self._discriminator_loss(real, given))
+            self._step(loss, self.network.discriminator, step_discriminator)  # type: ignore[arg-type, union-attr]
+            self.losses["discriminator"].update(loss.detach())  # type: ignore[operator]
+        self.network.discriminator.requires_grad_(False)  # type: ignore[union-attr, operator]
+        try:
+            loss = self.check_finite(self._generator_loss(real, given))
+            self._step(loss, self.network.generator, step_generator)  # type: ignore[arg-type, union-attr]
+        finally:
+            self.network.discriminator.requires_grad_(True)  # type: ignore[union-attr, operator]
+        self.losses["generator"].update(loss.detach())  # type: ignore[operator]
+        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
+            scheduler.step()
+        for name, metric in self.losses.items():
+            self.report(f"train/loss_{name}", metric, on_step=False, on_epoch=True)
+
+    def _verdicts(self, real: Tensor, made: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One forward of both: spectral norm steps once, and under DDP there is one forward."""
+        both = self._labels(torch.cat([labels, labels]))
+        verdicts: Tensor = self.network.discriminator(torch.cat([real, made]), both)  # type: ignore[operator, union-attr]
+        first, second = verdicts.float().chunk(2)
+        return first, second
+
+    def _discriminator_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            made = self(self.draw(len(images)), self._labels(labels))
+        images = images.detach().requires_grad_(bool(self.r1))
+        real, fake = self._verdicts(images, made, labels)
+        if self.loss == "hinge":
+            loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+        else:
+            loss = F.softplus(fake - real).mean()
+        if self.r1:
+            (slope,) = torch.autograd.grad(real.sum(), images, create_graph=True)
+            loss = loss + 0.5 * self.r1 * slope.float().square().sum((1, 2, 3)).mean()
+        return loss
+
+    def _generator_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        made = self(self.draw(len(images)), self._labels(labels))
+        if self.loss == "hinge":
+            verdicts: Tensor = self.network.discriminator(made, self._labels(labels))  # type: ignore[operator, union-attr]
+            return -verdicts.float().mean()
+        real, fake = self._verdicts(images, made, labels)
+        return F.softplus(real - fake).mean()
+
+    def _step(self, loss: Tensor, network: nn.Module, optimizer: Any) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        if self.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)
+        optimizer.step()
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer(self.network.generator, self.lr)  # type: ignore[arg-type, union-attr]
+
+    def _optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
+        extra = {"betas": [0.0, 0.9], **(self.optimizer_args or {})}
+        return make_optimizer(network, self.optimizer, lr, 0.0, 0.9, extra)
+
+    def configure_optimizers(self) -> Any:
+        networks = (self.network.generator, self.network.discriminator)  # type: ignore[union-attr]
+        optimizers = [
+            self._optimizer(network, lr)  # type: ignore[arg-type]
+            for network, lr in zip(networks, (self.lr, self.discriminator_lr), strict=True)
+        ]
+        steps = self._total_steps()
+        return optimizers, [
+            make_schedule(optimizer, self.schedule, self.warmup, steps) for optimizer in optimizers
+        ]
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        loss = float(self.losses["discriminator"].compute())  # type: ignore[operator]
+        if loss < SATURATED:
+            rank_zero_warn(
+                f"epoch {self.current_epoch + 1}: the discriminator has won (its loss is "
+                f"{loss:.3g}) and teaches the generator nothing: lower model.discriminator_lr or "
+                "model.discriminator_steps, or give model.r1"
+            )
+
+    # -- validation ------------------------------------------------------------------------------
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = self._real(batch[0]), batch[1]
+        generator = torch.Generator().manual_seed(batch_idx)
+        made = self(self.draw(len(images), generator), self._labels(labels))
+        real, fake = self._verdicts(images, made, labels)
+        for name, verdicts in (("real", real), ("made", fake)):
+            self.verdicts[name].update(verdicts)  # type: ignore[operator]
+            self.report(f"val/{name}", self.verdicts[name], on_epoch=True, batch_size=len(images))
+        groups = labels if int(self.network.num_classes) else torch.zeros_like(labels)  # type: ignore[arg-type]
+        for name, pixels in (("real", images), ("made", made)):
+            spreads = [
+                pixels[groups == group].float().var(0).mean()
+                for group in groups.unique()
+                if int((groups == group).sum()) > 1
+            ]
+            self._spread[name].append(torch.stack(spreads).mean())
+
+    def on_validation_epoch_end(self) -> None:
+        made, real = (torch.stack(self._spread[name]).mean() for name in ("made", "real"))
+        spread = float((made / real).sqrt())
+        self._spread = {"real": [], "made": []}
+        self.report("val/spread", spread, sync_dist=True)
+        if spread < COLLAPSED and not self.trainer.sanity_checking:
+            rank_zero_warn(
+                f"epoch {self.current_epoch + 1}: the generator has collapsed: its samples of a "
+                f"class vary {spread:.2f} times as much as real images: lower model.lr, or give "
+                "model.r1 or more model.discriminator_steps"
+            )
+
+    # -- samples ---------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        labels: Sequence[int | str] | Tensor | int,
+        seed: int | None = None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """Makes images.
+
+        Args:
+            labels: a class for each image, by number or by name; for a generator without classes,
+                how many images.
+            seed: the same seed makes the same images.
+            latents: (B, Z), in place of drawn ones.
+
+        Returns:
+            Images (B, C, H, W) in [0, 1].
+
+        Raises:
+            UserError: no such class.
+        """
+        if isinstance(labels, int):
+            given, count = None, labels
+            if int(self.network.num_classes):  # type: ignore[arg-type]
+                raise UserError(
+                    f"give a class for each image: [{labels}] for one of class {labels}"
+                )
+        else:
+            numbers = [self._class(label) for label in labels]
+            given, count = torch.tensor(numbers, device=self.device), len(numbers)
+        if latents is None:
+            generator = torch.Generator()
+            if seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(seed)
+            latents = self.draw(count, generator)
+        return self._make(latents, given)
+
+    @torch.no_grad()
+    def _make(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        with evaluating(self.network):
+            return self(latents, labels).float().add(1).div(2).clamp(0, 1)
+
+    def _class(self, label: int | str | Tensor) -> int:
+        names = [str(name) for name in self.data.get("classes", [])]
+        if isinstance(label, str):
+            if label not in names:
+                raise UserError(f"no class named {label!r}: choose one of {', '.join(names)}")
+            return names.index(label)
+        if not 0 <= int(label) < int(self.network.num_classes):  # type: ignore[arg-type]
+            raise UserError(f"no class {int(label)}: there are {self.network.num_classes}")
+        return int(label)
+
+    def interpolate(
+        self, first: int | str, second: int | str, steps: int = 8, seed: int | None = None
+    ) -> Tensor:
+        """Images (steps, C, H, W) on the way between two samples, of one class or of two.
+
+        Latents turn at an even pace, which keeps their length (Shoemake 1985's spherical
+        interpolation); between two classes the class's own scales and shifts are mixed.
+        """
+        generator = torch.Generator()
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        start, end = self.draw(2, generator)
+        cosine = torch.dot(start, end) / (start.norm() * end.norm())
+        angle = torch.acos(cosine.clamp(-1, 1))
+        share = torch.linspace(0, 1, steps, device=self.device)[:, None]
+        latents = (torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end) / (
+            torch.sin(angle)
+        )
+        ends = torch.tensor([self._class(first), self._class(second)], device=self.device)
+        both = F.one_hot(ends, int(self.network.num_classes)).float()  # type: ignore[arg-type]
+        return self._make(latents, (1 - share) * both[0] + share * both[1])
+
+    def keep_sample(self, folder: Path, epoch: int) -> None:
+        """A grid of what an epoch's weights make, of the same latents always, and an animation."""
+        classes = int(self.network.num_classes)  # type: ignore[arg-type]
+        labels: Any = torch.arange(classes).repeat_interleave(10) if classes else 100
+        pictures.save_grid(self.sample(labels, seed=0), 10, folder / f"samples/{epoch:04d}.png")
+        frames = sorted((folder / "samples").glob("[0-9]*.png"))
+        pictures.animate(frames, folder / "samples.gif")
+
+    def golden(self) -> Tensor:
+        size = int(self.network.latent_size)  # type: ignore[arg-type]
+        ramp = torch.arange(2 * size, dtype=torch.float64)
+        latents = torch.sin(ramp * 0.37 + ramp.square() * 1e-4).float().view(2, size)
+        return self(latents, self._labels(torch.tensor([0, 1])))

@@ -1,0 +1,204 @@
+"""Language modelling: the next token by cross-entropy, for any network with logits out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from zoo.errors import UserError
+from zoo.networks.generation import generate
+from zoo.tasks.base import Task
+from zoo.tasks.optim import Schedule
+
+
+class LanguageModel(Task):
+    """Trains a network from tokens (B, T) to logits of each next token (B, T, V).
+
+    Logs ``train/loss``, ``val/loss`` (mean negative log-likelihood of a token, in nats, each token
+    of the held-out text predicted once), ``val/perplexity`` (its exponential),
+    ``val/bits_per_character`` (the same in bits) and ``lr``; outside a fit also
+    ``val/loss_windows``, the mean over nanoGPT's 200 × 64 random windows.
+
+    Args:
+        network: any module with logits out.
+        optimizer: ``adamw``, ``muon``, or another of timm's optimisers.
+        lr: peak learning rate.
+        weight_decay: of matrices; norms and biases are never decayed.
+        momentum: of ``sgd`` and ``muon``.
+        optimizer_args: further arguments of the optimiser.
+        schedule: after the warm-up, ``linear`` or ``cosine`` down, or ``constant``.
+        warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
+        final_lr: what the schedule ends at, as a share of the peak.
+        ema_decay: of the averaged weights, which are what is validated and saved; null for none.
+        compile: the network, by torch.compile.
+    """
+
+    monitor = "val/loss"
+    headline = "val/loss"
+    monitor_mode = "min"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: str = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        optimizer_args: dict[str, Any] | None = None,
+        schedule: Schedule = "cosine",
+        warmup: float = 0.05,
+        final_lr: float = 0.0,
+        ema_decay: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(
+            network,
+            optimizer,
+            lr,
+            weight_decay,
+            momentum,
+            optimizer_args,
+            schedule,
+            warmup,
+            ema_decay,
+            False,
+            compile,
+        )
+        if not 0 <= final_lr <= 1:
+            raise UserError(f"model.final_lr is {final_lr}: a share of the peak, from 0 to 1")
+        self.final_lr = final_lr
+        self.remember(locals())
+        # Means over tokens, not over batches, and over all processes.
+        self.sweep, self.windows = MeanMetric(), MeanMetric()
+
+    def golden(self) -> Tensor:
+        ramp = torch.arange(2 * 16)
+        return self((ramp * ramp % 97 % len(self.data["vocabulary"])).view(2, 16))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        tokens, targets = batch
+        losses = self._losses(tokens, targets)
+        loss = self.check_finite(losses.mean())
+        self.report(
+            "train/loss",
+            loss.detach(),
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(losses),
+            sync_dist=True,
+        )
+        # For the progress bar alone; the epoch's mean is what metrics.csv keeps.
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
+
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        losses = self._losses(*batch)
+        name, metric = [("loss", self.sweep), ("loss_windows", self.windows)][dataloader_idx]
+        metric.update(losses)
+        self.report(
+            f"val/{name}",
+            metric,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=len(losses),
+            add_dataloader_idx=False,
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        loss = float(self.sweep.compute())
+        self.report("val/perplexity", math.exp(min(loss, 700.0)))
+        self.report("val/bits_per_character", loss / math.log(2))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Logits (B, T, V) of a batch (tokens, targets), or of tokens alone."""
+        return self(batch[0] if isinstance(batch, tuple | list) else batch).float()
+
+    def _losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihood (N,) in nats, of the targets that count."""
+        logits = self(tokens).float().flatten(0, 1)
+        targets = targets.flatten()
+        # Beyond the end of a text there are no targets but torch's mark of none, -100.
+        return F.cross_entropy(logits, targets, reduction="none")[targets >= 0]
+
+    def keep_sample(self, folder: Path, epoch: int) -> None:
+        """Adds the text that an epoch's weights make, always from the same seed, to samples.txt."""
+        vocabulary: str = self.data.get("vocabulary", "")
+        if vocabulary:
+            start = "\n" if "\n" in vocabulary else vocabulary[0]
+            text = self.generate(start, 300, temperature=0.8, seed=0)
+            with (folder / "samples.txt").open("a", encoding="utf-8") as file:
+                file.write(f"{'-' * 20} epoch {epoch} {'-' * 20}\n{text.strip()}\n\n")
+
+    # -- text ------------------------------------------------------------------------------------
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 200,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """Goes on with a prompt, a character at a time; arguments as ``generate`` has them."""
+        vocabulary: str = self.data.get("vocabulary", "")
+        if not prompt:
+            raise UserError("the prompt is empty: give at least one character")
+        unknown = sorted(set(prompt) - set(vocabulary))
+        if unknown:
+            raise UserError(
+                f"the prompt holds {unknown[0]!r}, which the model does not know: its "
+                f"{len(vocabulary)} characters are {vocabulary!r}"
+            )
+        tokens = torch.tensor([[vocabulary.index(character) for character in prompt]])
+        try:
+            made = generate(
+                self.network,
+                tokens,
+                max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return (vocabulary[int(token)] for token in made)
+
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = 200,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str:
+        """A prompt and what the model makes follow it.
+
+        Args:
+            prompt: in the characters that the model was trained on.
+            max_new_tokens: characters to add.
+            temperature: divides the logits; 0 takes the likeliest character.
+            top_k: only the k likeliest characters.
+            top_p: only the fewest that have a probability of p together.
+            seed: the same seed gives the same text.
+
+        Raises:
+            UserError: an unknown character, or a setting out of range.
+        """
+        added = self.stream(
+            prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
+        return prompt + "".join(added)
