@@ -33,8 +33,8 @@ class SaveEachRank(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         content = {
             "state": pl_module.state_dict(),
-            "accuracy": trainer.callback_metrics["val/accuracy"],
-            "loss": trainer.callback_metrics["train/loss"],
+            "accuracy": trainer.callback_metrics.get("val/accuracy"),
+            "loss": trainer.callback_metrics.get("train/loss"),
             "batches": trainer.num_training_batches,
         }
         torch.save(content, self.folder / f"rank{trainer.global_rank}.pt")

@@ -238,6 +238,10 @@ class ZooCLI(LightningCLI):
         kwargs["plugins"] = [*_as_list(settings.get("plugins")), callbacks.AtomicCheckpointIO()]
         if several_gpus(settings):
             kwargs["sync_batchnorm"] = True
+        several = several_gpus(settings) or _several_cpus(settings)
+        alternates = getattr(self.model, "alternates", False)
+        if several and alternates and settings.get("strategy", "auto") in ("auto", "ddp"):
+            kwargs["strategy"] = "ddp_find_unused_parameters_true"
         return super().instantiate_trainer(**kwargs)
 
     def _best_checkpoint(self, folder: Path) -> ModelCheckpoint:
@@ -403,6 +407,14 @@ def several_gpus(trainer: Any) -> bool:
     else:
         count = int(devices)
     return count * nodes > 1
+
+
+def _several_cpus(trainer: Any) -> bool:
+    """Whether a run will be several processes on CPUs."""
+    if torch.cuda.is_available() and trainer.get("accelerator", "auto") != "cpu":
+        return False
+    devices = str(trainer.get("devices", "auto"))
+    return int(devices) > 1 if devices.isdigit() else False
 
 
 def _as_list(value: Any) -> list[Any]:

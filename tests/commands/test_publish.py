@@ -9,7 +9,6 @@ import torch
 
 import zoo
 from zoo import checkpoints
-from zoo.cards import standard_error
 
 SHORT = (
     "fit",
@@ -88,7 +87,3 @@ def test_runs_of_different_recipes_have_no_common_mean(zoo_cli) -> None:
     assert result.code == 2
     assert "another recipe" in result.err
     assert not Path("out").exists()
-
-
-def test_standard_error_of_a_share() -> None:
-    assert standard_error(0.95, 10_000) == pytest.approx(0.00218, abs=1e-5)

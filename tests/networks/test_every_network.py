@@ -157,7 +157,7 @@ def test_channels_last_and_bfloat16_change_speed_not_meaning(case: Case) -> None
 @every_network
 def test_normalisation_and_dropout_are_what_the_architecture_promises(case: Case) -> None:
     """By behaviour: what a recorded training forward does, whatever the modules are called."""
-    report = zoo.audit(case.build(), case.inputs())
+    report = zoo.audit(case.build(), *case.inputs())
     assert dict(case.promise) == {
         "BatchNorm": report.seen.pop("BatchNorm", 0),
         "GroupNorm": calls(case, "group_norm"),
@@ -170,7 +170,7 @@ def test_normalisation_and_dropout_are_what_the_architecture_promises(case: Case
 
 @every_network
 def test_the_audit_finds_nothing_grave(case: Case) -> None:
-    report = zoo.audit(case.build(), case.inputs(), batch_size=64)
+    report = zoo.audit(case.build(), *case.inputs(), batch_size=64)
     assert not report.at_least("warning"), str(report)
     assert not [finding for finding in report.findings if finding.rule == "bias-before-bn"]
 
@@ -193,7 +193,7 @@ def test_a_drop_rate_of_zero_in_training_is_no_dropout_at_all(case: Case) -> Non
     first = network(*inputs)
     assert torch.equal(torch.get_rng_state(), state)  # not one random number was drawn
     assert torch.equal(twin(*inputs), first)
-    assert not any("dropout" in kind or "depth" in kind for kind in zoo.audit(network, inputs).seen)
+    assert not any("dropout" in kind or "depth" in kind for kind in zoo.audit(network, *inputs).seen)
 
 
 @every_network

@@ -13,6 +13,7 @@ from zoo.networks.layers import (
     GaussianDropout,
     adapt_input,
     adapt_statistics,
+    attend,
     init_orthogonal,
 )
 
@@ -141,3 +142,32 @@ def test_dropout_kinds_are_seen_by_the_audit() -> None:
         "dropout-before-bn"
     }
     assert zoo.audit(DropConnect(8, 8, 0.3), torch.randn(4, 8)).seen == {"weight dropout": 1}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_attention_is_torchs_whichever_way_it_is_computed(causal: bool, kv_heads: int) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, 9, 8, requires_grad=True)
+    k, v = torch.randn(2, 2, kv_heads, 9, 8, requires_grad=True).unbind(0)
+    expected = nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=causal, enable_gqa=kv_heads != 4
+    )
+    for dtype, tolerance in ((torch.float64, 1e-5), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+        ours = attend(q.to(dtype), k.to(dtype), v.to(dtype), causal=causal)
+        torch.testing.assert_close(ours.float(), expected, atol=tolerance, rtol=tolerance)
+        (gradient,) = torch.autograd.grad(ours.float().square().sum(), q)
+        (theirs,) = torch.autograd.grad(expected.square().sum(), q, retain_graph=True)
+        torch.testing.assert_close(gradient, theirs, atol=5 * tolerance, rtol=5 * tolerance)
+
+
+def test_attention_with_dropout_keeps_its_expectation_and_its_mask() -> None:
+    torch.manual_seed(0)
+    q, k = torch.zeros(500, 1, 8, 4, requires_grad=True), torch.zeros(500, 1, 8, 4)
+    out = attend(q, k, torch.ones(500, 1, 8, 4), 0.3)
+    assert out.mean().item() == pytest.approx(1, abs=0.02)
+    seen = torch.ones(8, 8, dtype=torch.bool).tril()
+    first = attend(q, k, torch.eye(8, 4).expand(500, 1, 8, 4), 0.3, mask=seen)[:, :, 0]
+    kept = first[..., 0]  # the first query sees the first key alone
+    assert (kept == 0).float().mean().item() == pytest.approx(0.3, abs=0.08)
+    assert not first[..., 1:].any()

@@ -18,6 +18,7 @@ from zoo.data.batches import Batches
 from zoo.data.images import LabelledImages, Split
 from zoo.data.module import DataMissing
 from zoo.errors import UserError
+from zoo.seeds import step_seed
 
 
 def data_folder() -> Path:
@@ -213,6 +214,6 @@ class ImageData(LabelledImages):
         if images.dtype != torch.uint8:  # already normalised by somebody's own loader
             return batch
         if self.trainer is not None and self.trainer.training:
-            generator = torch.Generator(images.device).manual_seed(self.step_seed())
+            generator = torch.Generator(images.device).manual_seed(step_seed(self.trainer))
             images = self.augment(images, generator)
         return self.normalise(images), labels

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from zoo.data.images import LabelledImages, Split
 from zoo.errors import UserError
+from zoo.seeds import step_seed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 Item = tuple[Path, int]
@@ -327,7 +328,7 @@ class ImageFolder(LabelledImages):
             return self.normalise(images), labels
         devices = [images.device] if images.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(self.step_seed())
+            torch.manual_seed(step_seed(self.trainer))
             images = self.normalise(self.augment(images))
             mixers = [
                 mixer(alpha=alpha, num_classes=len(self.classes))

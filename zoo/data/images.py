@@ -60,13 +60,3 @@ class LabelledImages(DataModule):
             std = torch.tensor(self.used.std, device=device)[:, None, None]
             self._scales[device] = 1 / (255 * std), mean / std
         return self._scales[device]
-
-    def step_seed(self) -> int:
-        """Another one for every batch and process, so that resuming needs no state.
-
-        All processes share the seed of the global generator.
-        """
-        trainer = self.trainer
-        assert trainer is not None
-        step = trainer.fit_loop.total_batch_idx
-        return (torch.initial_seed() % 2**31) * 1_000_003 + step * 4099 + trainer.global_rank

@@ -141,22 +141,22 @@ class Text(DataModule):
         self.setup("fit")
         return {part: len(tokens) for part, tokens in self._tokens.items()}
 
-    def _place(self) -> dict[str, int]:
-        if self.trainer is None:
-            return {"rank": 0, "world": 1}
-        return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
+    def _place(self) -> tuple[int, int]:
+        """This process and how many there are."""
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
     def train_dataloader(self) -> Starts:
         seed = torch.initial_seed()
         if self.trainer is not None:
             seed = self.trainer.strategy.broadcast(seed)
-        place = self._place()
+        rank, world = self._place()
         starts = len(self._tokens["train"]) - self.context_length
         steps = self.epoch_steps
         if steps is None:  # as many characters as the text has
-            seen = self.context_length * self.batch_size * place["world"]
+            seen = self.context_length * self.batch_size * world
             steps = max(1, starts // seen)
-        return Starts(starts, self.batch_size, steps, seed=seed % 2**31, **place)
+        return Starts(starts, self.batch_size, steps, seed=seed % 2**31, rank=rank, world=world)
 
     def val_dataloader(self) -> list[Batches]:
         loaders = [self._sweep("val")]
@@ -166,8 +166,11 @@ class Text(DataModule):
 
     def _sweep(self, part: str) -> Batches:
         # The last character is only predicted.
-        starts = torch.arange(0, len(self._tokens[part]) - 1, self.context_length)
-        return Batches(starts, starts, max(64, self.batch_size), **self._place())
+        return self._in_order(torch.arange(0, len(self._tokens[part]) - 1, self.context_length))
+
+    def _in_order(self, starts: Tensor) -> Batches:
+        rank, world = self._place()
+        return Batches(starts, starts, max(64, self.batch_size), rank=rank, world=world)
 
     def random_windows(self, count: int, part: str = "val") -> Batches:
         """So many random windows of a part, always the same: how nanoGPT estimates its loss."""
@@ -175,7 +178,7 @@ class Text(DataModule):
         starts = torch.randint(
             len(self._tokens[part]) - self.context_length, (count,), generator=generator
         )
-        return Batches(starts, starts, max(64, self.batch_size), **self._place())
+        return self._in_order(starts)
 
     def windows(self, starts: Tensor, part: str) -> tuple[Tensor, Tensor]:
         """Tokens and targets (B, T) of windows that start at (B,)."""

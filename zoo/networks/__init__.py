@@ -18,6 +18,7 @@ from zoo.networks.efficientnet import (
     efficientnet_b2,
     efficientnet_b3,
     efficientnet_b4,
+    efficientnet_small,
 )
 from zoo.networks.freezing import freeze, unfreeze
 from zoo.networks.gan import GAN, Discriminator, Generator
@@ -64,6 +65,7 @@ __all__ = [
     "efficientnet_b2",
     "efficientnet_b3",
     "efficientnet_b4",
+    "efficientnet_small",
     "freeze",
     "generate",
     "preact_resnet18",

@@ -266,6 +266,23 @@ def efficientnet_b4(
     return _scaled(1.4, 1.8, num_classes, in_channels, drop_rate, drop_path_rate)
 
 
+def efficientnet_small(
+    num_classes: int = 10,
+    in_channels: int = 1,
+    drop_rate: float = 0.2,
+    drop_path_rate: float = 0.1,
+) -> EfficientNet:
+    """For 28 × 28 to 32 × 32 images: 0.40 M parameters at 10 classes; the one of the recipes."""
+    return EfficientNet(
+        num_classes,
+        in_channels,
+        stages=((1, 32, 2, 3, 1), (4, 64, 3, 3, 2), (4, 96, 3, 3, 1)),
+        head_channels=384,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
+
+
 def _scaled(
     width: float,
     depth: float,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,9 +84,10 @@ def _generate(
     if seed is None:
         seed = int(torch.randint(2**31, ()))
     generator = torch.Generator(device).manual_seed(seed)
-    window, context = prompt.to(device), network.context_length
+    window = prompt.to(device)
+    context: Any = network.context_length
     if context is not None:
-        window = window[:, -context:]  # type: ignore[misc]
+        window = window[:, -context:]
     cache = network.make_cache() if cached else None  # type: ignore[operator]
     unread = window
     for _ in range(max_new_tokens):
@@ -97,8 +99,8 @@ def _generate(
         if cached and context is None:
             continue
         window = torch.cat([window, unread], 1)
-        if context is not None and window.shape[1] > context:  # type: ignore[operator]
-            window = window[:, -max(1, context // 2) :]  # type: ignore[operator]
+        if context is not None and window.shape[1] > context:
+            window = window[:, -max(1, context // 2) :]
             if cached:
                 cache, unread = network.make_cache(), window  # type: ignore[operator]
 

@@ -38,6 +38,9 @@ class Rotary(nn.Module):
     Su et al. 2021, "RoFormer", section 3.2.2; halves are paired as in Llama's code.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, head_dim: int, length: int, base: float) -> None:
         super().__init__()
         frequencies = base ** (-torch.arange(0, head_dim, 2).float() / head_dim)
@@ -123,7 +126,7 @@ class Attention(nn.Module):
         return self.drop(self.proj(x.transpose(1, 2).flatten(2)))
 
 
-class GELU(nn.Module):
+class MLP(nn.Module):
     """Linear, GELU, dropout, linear, dropout: the feed-forward part of GPT-2."""
 
     def __init__(
@@ -250,7 +253,7 @@ class Transformer(Network):
             if mlp == "swiglu":
                 return SwiGLU(dim, hidden, bias, mlp_drop_rate, resid_drop_rate)
             approximate = "tanh" if mlp == "gelu_tanh" else "none"
-            return GELU(dim, hidden, bias, approximate, mlp_drop_rate, resid_drop_rate)
+            return MLP(dim, hidden, bias, approximate, mlp_drop_rate, resid_drop_rate)
 
         def make_attention() -> Attention:
             return Attention(

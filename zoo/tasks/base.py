@@ -28,6 +28,7 @@ class Task(LightningModule):
 
     network: nn.Module
     monitor = "val/loss"  # what the best checkpoint is best in,
+    alternates = False  # whether a step leaves some parameters without a gradient
     headline = "val/loss"  # what a card states first
     monitor_mode = "min"  # and whether less or more of it is better
 
@@ -91,7 +92,7 @@ class Task(LightningModule):
         return self.network(x)
 
     def golden(self) -> Tensor:
-        """Outputs (2, …) for an input that is the same on every machine: a checkpoint keeps them."""
+        """Outputs (2, …) for an input that is always the same: a checkpoint keeps them."""
         raise NotImplementedError
 
     def report(self, name: str, value: Any, **options: Any) -> None:
@@ -112,7 +113,7 @@ class Task(LightningModule):
 
     def setup(self, stage: str) -> None:
         describe = getattr(getattr(self.trainer, "datamodule", None), "describe", None)
-        if stage == "fit" and describe is not None:
+        if describe is not None and (stage == "fit" or not self.data):
             self.data = describe()
 
     def on_fit_start(self) -> None:

@@ -1,4 +1,4 @@
-"""Adversarial training: a generator against a discriminator, with steps counted in generator steps."""
+"""Adversarial training: a generator against a discriminator, counted in generator steps."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 from zoo import pictures
 from zoo.errors import UserError
 from zoo.networks.generation import evaluating
+from zoo.seeds import step_seed
 from zoo.tasks.base import Task
 from zoo.tasks.optim import Schedule, make_optimizer, make_schedule
 
@@ -52,6 +53,8 @@ class GAN(Task):
             trainer's own clipping does not work with two optimisers.
     """
 
+    network: Any  # has generator, discriminator, latent_size and num_classes
+    alternates = True  # each step leaves some parameters without a gradient
     monitor = ""  # nothing here tells which epoch is best
     headline = "agreement"
 
@@ -94,23 +97,23 @@ class GAN(Task):
         self.discriminator_steps, self.loss, self.r1 = discriminator_steps, loss, r1
         self.gradient_clip = gradient_clip
         self.remember(locals())
-        self.losses = nn.ModuleDict({n: MeanMetric() for n in ("discriminator", "generator")})
-        self.verdicts = nn.ModuleDict({name: MeanMetric() for name in ("real", "made")})
+        self.loss_discriminator, self.loss_generator = MeanMetric(), MeanMetric()
+        self.verdict_real, self.verdict_made = MeanMetric(), MeanMetric()
+        self._noise: torch.Generator | None = None
         self._spread: dict[str, list[Tensor]] = {"real": [], "made": []}
 
     # -- images ----------------------------------------------------------------------------------
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B, Z) and labels (B,) → images (B, C, H, W) in (-1, 1)."""
-        images: Tensor = self.network.generator(latents, labels)  # type: ignore[operator, union-attr]
+        images: Tensor = self.network.generator(latents, labels)
         return images
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Latents (count, Z), normal."""
-        size = int(self.network.latent_size)  # type: ignore[arg-type]
-        if generator is not None:  # on the CPU, so that a seed is the same on every device
-            return torch.randn(count, size, generator=generator).to(self.device)
-        return torch.randn(count, size, device=self.device)
+        """Latents (count, Z), normal; in training of this step and process."""
+        size = self.network.latent_size
+        # On the CPU, so that a seed means the same on every device.
+        return torch.randn(count, size, generator=generator or self._noise).to(self.device)
 
     def statistics_forward(self, batch: Any) -> None:
         # BatchNorm of the averaged generator learns its statistics from what it is given to make.
@@ -118,7 +121,7 @@ class GAN(Task):
         self(self.draw(len(batch[1])), labels)
 
     def _labels(self, labels: Tensor) -> Tensor | None:
-        return labels if int(self.network.num_classes) else None  # type: ignore[arg-type]
+        return labels if self.network.num_classes else None
 
     def _real(self, images: Tensor) -> Tensor:
         """Normalised images → the same in [-1, 1]."""
@@ -130,36 +133,43 @@ class GAN(Task):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
+        if len(images) < self.discriminator_steps:
+            raise UserError(
+                f"data.batch_size {len(images)} is shared out among model.discriminator_steps "
+                f"{self.discriminator_steps}: it must be at least as large"
+            )
         # The discriminator's is stepped past Lightning, which would count its steps too.
-        step_generator = self.optimizers()[0]  # type: ignore[index]
-        step_discriminator = self.optimizers(use_pl_optimizer=False)[1]  # type: ignore[index]
+        counted: Any = self.optimizers()
+        uncounted: Any = self.optimizers(use_pl_optimizer=False)
+        self._noise = torch.Generator().manual_seed(step_seed(self.trainer, stream=1))
         images = self._real(images)
         parts = zip(
-            images.chunk(self.discriminator_steps),
-            labels.chunk(self.discriminator_steps),
+            images.tensor_split(self.discriminator_steps),
+            labels.tensor_split(self.discriminator_steps),
             strict=True,
         )
         real, given = images, labels
         for real, given in parts:
             loss = self.check_finite(self._discriminator_loss(real, given))
-            self._step(loss, self.network.discriminator, step_discriminator)  # type: ignore[arg-type, union-attr]
-            self.losses["discriminator"].update(loss.detach())  # type: ignore[operator]
-        self.network.discriminator.requires_grad_(False)  # type: ignore[union-attr, operator]
+            self._step(loss, self.network.discriminator, uncounted[1])
+            self.loss_discriminator.update(loss.detach())
+        self.network.discriminator.requires_grad_(False)
         try:
             loss = self.check_finite(self._generator_loss(real, given))
-            self._step(loss, self.network.generator, step_generator)  # type: ignore[arg-type, union-attr]
+            self._step(loss, self.network.generator, counted[0])
         finally:
-            self.network.discriminator.requires_grad_(True)  # type: ignore[union-attr, operator]
-        self.losses["generator"].update(loss.detach())  # type: ignore[operator]
-        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
+            self.network.discriminator.requires_grad_(True)
+        self.loss_generator.update(loss.detach())
+        schedulers: Any = self.lr_schedulers()
+        for scheduler in schedulers:
             scheduler.step()
-        for name, metric in self.losses.items():
-            self.report(f"train/loss_{name}", metric, on_step=False, on_epoch=True)
+        for name in ("loss_discriminator", "loss_generator"):
+            self.report(f"train/{name}", getattr(self, name), on_step=False, on_epoch=True)
 
     def _verdicts(self, real: Tensor, made: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One forward of both: spectral norm steps once, and under DDP there is one forward."""
         both = self._labels(torch.cat([labels, labels]))
-        verdicts: Tensor = self.network.discriminator(torch.cat([real, made]), both)  # type: ignore[operator, union-attr]
+        verdicts: Tensor = self.network.discriminator(torch.cat([real, made]), both)
         first, second = verdicts.float().chunk(2)
         return first, second
 
@@ -180,7 +190,7 @@ class GAN(Task):
     def _generator_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         made = self(self.draw(len(images)), self._labels(labels))
         if self.loss == "hinge":
-            verdicts: Tensor = self.network.discriminator(made, self._labels(labels))  # type: ignore[operator, union-attr]
+            verdicts: Tensor = self.network.discriminator(made, self._labels(labels))
             return -verdicts.float().mean()
         real, fake = self._verdicts(images, made, labels)
         return F.softplus(real - fake).mean()
@@ -193,16 +203,16 @@ class GAN(Task):
         optimizer.step()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        return self._optimizer(self.network.generator, self.lr)  # type: ignore[arg-type, union-attr]
+        return self._optimizer(self.network.generator, self.lr)
 
     def _optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
         extra = {"betas": [0.0, 0.9], **(self.optimizer_args or {})}
         return make_optimizer(network, self.optimizer, lr, 0.0, 0.9, extra)
 
     def configure_optimizers(self) -> Any:
-        networks = (self.network.generator, self.network.discriminator)  # type: ignore[union-attr]
+        networks = (self.network.generator, self.network.discriminator)
         optimizers = [
-            self._optimizer(network, lr)  # type: ignore[arg-type]
+            self._optimizer(network, lr)
             for network, lr in zip(networks, (self.lr, self.discriminator_lr), strict=True)
         ]
         steps = self._total_steps()
@@ -212,7 +222,7 @@ class GAN(Task):
 
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
-        loss = float(self.losses["discriminator"].compute())  # type: ignore[operator]
+        loss = float(self.loss_discriminator.compute())
         if loss < SATURATED:
             rank_zero_warn(
                 f"epoch {self.current_epoch + 1}: the discriminator has won (its loss is "
@@ -228,13 +238,14 @@ class GAN(Task):
         made = self(self.draw(len(images), generator), self._labels(labels))
         real, fake = self._verdicts(images, made, labels)
         for name, verdicts in (("real", real), ("made", fake)):
-            self.verdicts[name].update(verdicts)  # type: ignore[operator]
-            self.report(f"val/{name}", self.verdicts[name], on_epoch=True, batch_size=len(images))
-        groups = labels if int(self.network.num_classes) else torch.zeros_like(labels)  # type: ignore[arg-type]
+            metric = getattr(self, f"verdict_{name}")
+            metric.update(verdicts)
+            self.report(f"val/{name}", metric, on_epoch=True, batch_size=len(images))
+        groups = labels if self.network.num_classes else torch.zeros_like(labels)
         for name, pixels in (("real", images), ("made", made)):
             spreads = [
                 pixels[groups == group].float().var(0).mean()
-                for group in groups.unique()
+                for group in torch.unique(groups)
                 if int((groups == group).sum()) > 1
             ]
             self._spread[name].append(torch.stack(spreads).mean())
@@ -275,7 +286,7 @@ class GAN(Task):
         """
         if isinstance(labels, int):
             given, count = None, labels
-            if int(self.network.num_classes):  # type: ignore[arg-type]
+            if self.network.num_classes:
                 raise UserError(
                     f"give a class for each image: [{labels}] for one of class {labels}"
                 )
@@ -302,7 +313,7 @@ class GAN(Task):
             if label not in names:
                 raise UserError(f"no class named {label!r}: choose one of {', '.join(names)}")
             return names.index(label)
-        if not 0 <= int(label) < int(self.network.num_classes):  # type: ignore[arg-type]
+        if not 0 <= int(label) < self.network.num_classes:
             raise UserError(f"no class {int(label)}: there are {self.network.num_classes}")
         return int(label)
 
@@ -327,19 +338,19 @@ class GAN(Task):
             torch.sin(angle)
         )
         ends = torch.tensor([self._class(first), self._class(second)], device=self.device)
-        both = F.one_hot(ends, int(self.network.num_classes)).float()  # type: ignore[arg-type]
+        both = F.one_hot(ends, self.network.num_classes).float()
         return self._make(latents, (1 - share) * both[0] + share * both[1])
 
     def keep_sample(self, folder: Path, epoch: int) -> None:
         """A grid of what an epoch's weights make, of the same latents always, and an animation."""
-        classes = int(self.network.num_classes)  # type: ignore[arg-type]
+        classes = self.network.num_classes
         labels: Any = torch.arange(classes).repeat_interleave(10) if classes else 100
         pictures.save_grid(self.sample(labels, seed=0), 10, folder / f"samples/{epoch:04d}.png")
         frames = sorted((folder / "samples").glob("[0-9]*.png"))
         pictures.animate(frames, folder / "samples.gif")
 
     def golden(self) -> Tensor:
-        size = int(self.network.latent_size)  # type: ignore[arg-type]
+        size = self.network.latent_size
         ramp = torch.arange(2 * size, dtype=torch.float64)
         latents = torch.sin(ramp * 0.37 + ramp.square() * 1e-4).float().view(2, size)
         return self(latents, self._labels(torch.tensor([0, 1])))

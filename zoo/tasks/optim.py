@@ -43,7 +43,7 @@ def make_optimizer(
     """
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("every parameter of the network is frozen: there is nothing to train")
-    tables = getattr(network, "fallback_parameters", set)()
+    tables: set[str] = getattr(network, "fallback_parameters", set)()
     try:
         return timm.optim.create_optimizer_v2(
             network,

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import zoo
+from zoo.networks import GAN, Discriminator, Generator
+from zoo.networks.gan import ClassBatchNorm
+
+
+def test_batchnorm_only_in_the_generator_and_dropout_nowhere() -> None:
+    network = GAN(generator_width=8, discriminator_width=8)
+    norms = [m for m in network.discriminator.modules() if "Norm" in type(m).__name__]
+    assert not norms
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in network.generator.modules()) == 5
+    assert not any("Dropout" in type(module).__name__ for module in network.modules())
+    latents, labels = torch.randn(8, 64), torch.arange(8)
+    assert "BatchNorm" in zoo.audit(network.generator, latents, labels).seen
+    images = torch.randn(8, 1, 28, 28)
+    assert not zoo.audit(network.discriminator, images, labels).seen
+
+
+@pytest.mark.parametrize("classes", [10, 0])
+def test_every_weight_of_the_discriminator_has_spectral_norm(classes: int) -> None:
+    network = Discriminator(classes, width=8)
+    weighted = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.Embedding)]
+    assert len(weighted) == 3 * 3 + 1 + bool(classes)
+    assert all(parametrize.is_parametrized(module, "weight") for module in weighted)
+
+
+def test_the_largest_singular_values_stay_near_one_while_it_trains() -> None:
+    torch.manual_seed(0)
+    network = Discriminator(3, width=16).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=4e-4, betas=(0.0, 0.9))
+    for _ in range(60):
+        images, labels = torch.randn(16, 1, 16, 16), torch.randint(3, (16,))
+        images[labels == 1] += 0.5
+        verdicts = network(images, labels)
+        (verdicts[labels == 0].mean() - verdicts[labels == 1].mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, module in network.named_modules():
+        if parametrize.is_parametrized(module, "weight"):
+            largest = torch.linalg.matrix_norm(module.weight.flatten(1), ord=2).item()
+            assert largest == pytest.approx(1, abs=0.05), name
+
+
+def test_a_class_has_its_own_scale_and_shift_and_shares_mix_them() -> None:
+    norm = ClassBatchNorm(4, 3).eval()
+    nn.init.normal_(norm.affine.weight)
+    x = torch.randn(3, 4, 5, 5)
+    out = norm(x, torch.arange(3))
+    normed = x / (1 + 1e-5) ** 0.5
+    for label in range(3):
+        scale, shift = norm.affine.weight[label].chunk(2)
+        expected = normed[label] * scale[:, None, None] + shift[:, None, None]
+        torch.testing.assert_close(out[label], expected)
+    torch.testing.assert_close(norm(x, torch.eye(3)), out)
+    half = norm(x[:1], torch.tensor([[0.5, 0.5, 0.0]]))
+    ends = [norm(x[:1], torch.tensor([label])) for label in (0, 1)]
+    torch.testing.assert_close(half, (ends[0] + ends[1]) / 2)
+
+
+@pytest.mark.parametrize(("classes", "size", "blocks"), [(10, 28, 2), (0, 28, 2), (5, 32, 3)])
+def test_shapes_and_range(classes: int, size: int, blocks: int) -> None:
+    generator = Generator(classes, 3, size, 16, 8, blocks)
+    discriminator = Discriminator(classes, 3, 8, blocks)
+    labels = torch.arange(4) if classes else None
+    images = generator(torch.randn(4, 16), labels)
+    assert images.shape == (4, 3, size, size)
+    assert images.abs().max() < 1
+    assert discriminator(images, labels).shape == (4,)
+
+
+def test_the_verdict_depends_on_the_class() -> None:
+    network, images = Discriminator(10, width=8).eval(), torch.randn(4, 1, 28, 28)
+    first = network(images, torch.zeros(4, dtype=torch.long))
+    assert not torch.allclose(first, network(images, torch.ones(4, dtype=torch.long)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 30}, "image_size 30 cannot be halved 2 times"),
+        ({"latent_size": 0}, "latent_size is 0"),
+        ({"num_classes": -1}, "num_classes is -1"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GAN(**arguments)
+
+
+def test_labels_are_given_where_there_are_classes_and_nowhere_else() -> None:
+    with pytest.raises(ValueError, match="of 10 classes takes labels"):
+        Generator()(torch.randn(2, 64))
+    with pytest.raises(ValueError, match="of 0 classes takes no labels"):
+        Generator(0)(torch.randn(2, 64), torch.zeros(2, dtype=torch.long))

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+import zoo
+from zoo import networks
+from zoo.data import Digits
+from zoo.errors import UserError
+from zoo.tasks import GAN
+
+ROOT = Path(__file__).parent.parent.parent
+SHORT = (
+    *("fit", "--recipe", "gan_digits", "--trainer.max_epochs", "2"),
+    *("--model.network.generator_width", "8", "--model.network.discriminator_width", "8"),
+)
+
+
+def small(**options) -> GAN:
+    torch.manual_seed(0)
+    network = networks.GAN(10, 1, 8, 16, 8, 8, 1)
+    return GAN(network, **{"lr": 1e-3, "schedule": "constant", **options})
+
+
+def fit(task: GAN, steps: int = 6, **options) -> Trainer:
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(task, datamodule=Digits(batch_size=64, shift=0))
+    return trainer
+
+
+def test_a_run_leaves_grids_an_animation_and_a_model_that_samples(zoo_cli, tmp_path) -> None:
+    result = zoo_cli(*SHORT)
+    assert result.code == 0, result.err
+    run = Path("runs/gan_digits/version_0")
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["0001.png", "0002.png"]
+    assert (run / "samples.gif").read_bytes()[:3] == b"GIF"
+    with (run / "metrics.csv").open() as file:
+        logged = set().union(*({k for k, v in row.items() if v} for row in csv.DictReader(file)))
+    assert {"train/loss_discriminator", "train/loss_generator", "val/spread", "lr"} <= logged
+
+    model = zoo.load(run / "checkpoints/last.ckpt")
+    images = model.sample(["3", 7, 3], seed=0)
+    assert images.shape == (3, 1, 8, 8)
+    assert 0 <= images.min() < images.max() <= 1
+    assert torch.equal(images, model.sample([3, 7, 3], seed=0))
+    assert not torch.equal(images, model.sample([3, 7, 3], seed=1))
+    way = model.interpolate("1", "8", steps=5, seed=0)
+    assert way.shape == (5, 1, 8, 8)
+    assert not torch.equal(way[0], way[-1])
+    for labels, message in (
+        (["eleven"], "no class named 'eleven'"),
+        ([10], "no class 10"),
+        (4, "give a class for each image"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.sample(labels)
+
+    weights = str(run / "checkpoints/last.ckpt")
+    drawn = zoo_cli(
+        *("sample", "--recipe", "gan_digits", "--ckpt_path", weights, "--to", "out"),
+        *("--class", "4", "--images", "3"),
+    )
+    assert (drawn.code, drawn.out) == (0, "picture: out/samples.png\n")
+    between = zoo_cli(
+        *("sample", "--recipe", "gan_digits", "--ckpt_path", weights, "--to", "out"),
+        *("--interpolate", "1", "8"),
+    )
+    assert (between.code, between.out) == (0, "picture: out/interpolation.png\n")
+    wrong = zoo_cli("sample", "--recipe", "gan_digits", "--ckpt_path", weights, "--class", "x")
+    assert wrong.code == 2
+    assert "no class named 'x'" in wrong.err
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_steps_are_the_generators_whatever_the_discriminator_makes(steps: int) -> None:
+    task = small(discriminator_steps=steps, ema_decay=None)
+    trainer = fit(task, steps=7)
+    assert trainer.global_step == 7
+    taken = [
+        {int(state["step"]) for state in optimizer.state.values()}
+        for optimizer in trainer.optimizers
+    ]
+    assert taken == [{7}, {7 * steps}]
+
+
+def test_schedules_of_both_step_with_the_generator() -> None:
+    task = small(schedule="linear", lr=1e-3, discriminator_lr=4e-3, ema_decay=None)
+    trainer = fit(task, steps=8)
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
+    assert rates == pytest.approx([0.0, 0.0], abs=1e-9)
+    task = small(schedule="linear", lr=1e-3, discriminator_lr=4e-3, ema_decay=None)
+    seen: list[list[float]] = []
+    step = task._step
+
+    def watch(*arguments) -> None:
+        step(*arguments)
+        seen.append([o.param_groups[0]["lr"] for o in task.trainer.optimizers])
+
+    task._step = watch
+    fit(task, steps=4)
+    generator = [rates[0] for rates in seen[2::3]]  # two discriminator steps before each
+    assert generator == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_gradients_are_clipped() -> None:
+    task = small(gradient_clip=1e-3, ema_decay=None)
+    norms: list[float] = []
+    step = task._step
+
+    def watch(loss, network, optimizer) -> None:
+        step(loss, network, optimizer)
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        norms.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
+
+    task._step = watch
+    fit(task, steps=3)
+    assert max(norms) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["hinge", "relativistic"])
+@pytest.mark.parametrize("r1", [0.0, 1.0])
+def test_every_loss_trains_both(loss: str, r1: float) -> None:
+    task = small(loss=loss, r1=r1, ema_decay=None)
+    before = {name: p.detach().clone() for name, p in task.network.named_parameters()}
+    fit(task, steps=3)
+    for name, parameter in task.network.named_parameters():
+        assert not torch.equal(before[name], parameter), name
+    assert all(parameter.requires_grad for parameter in task.network.parameters())
+
+
+def test_r1_is_the_mean_squared_slope_at_real_images() -> None:
+    class Slope(nn.Module):
+        def forward(self, images, labels):
+            return 3 * images.flatten(1).sum(1)
+
+    task = small(r1=2.0, ema_decay=None)
+    task.data = Digits().describe()
+    plain = small(ema_decay=None)
+    images, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
+    for one in (task, plain):
+        one.network.discriminator = Slope()
+        torch.manual_seed(0)
+        one.network.generator.eval()
+    torch.manual_seed(1)
+    with_r1 = task._discriminator_loss(images, labels)
+    torch.manual_seed(1)
+    without = plain._discriminator_loss(images, labels)
+    assert (with_r1 - without).item() == pytest.approx(0.5 * 2.0 * 9 * 64, rel=1e-4)
+
+
+def test_the_averaged_generator_has_batchnorm_statistics_of_its_own() -> None:
+    task = small(ema_decay=0.9)
+    fit(task, steps=30)
+    torch.manual_seed(0)
+    seen = {}
+    for name, module in task.network.generator.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(
+                lambda m, inputs, name=name: seen.setdefault(name, inputs[0].detach())
+            )
+    task.eval()
+    with torch.no_grad():
+        task(task.draw(4000), torch.arange(4000) % 10)
+    first = next(iter(seen))
+    norm = task.network.generator.get_submodule(first)
+    torch.testing.assert_close(norm.running_mean, seen[first].mean((0, 2, 3)), atol=0.15, rtol=0.15)
+    torch.testing.assert_close(norm.running_var, seen[first].var((0, 2, 3)), atol=0.1, rtol=0.25)
+
+
+def test_a_collapsed_generator_and_a_discriminator_that_won_are_said() -> None:
+    class Same(networks.Generator):
+        def forward(self, latents, labels=None):
+            return super().forward(latents, labels) * 0 + 0.5
+
+    task = small(ema_decay=None)
+    task.network.generator = Same(10, 1, 8, 16, 8, 1)
+    with pytest.warns(UserWarning, match="the generator has collapsed: .* 0.00 times as much"):
+        trainer = fit(task, steps=3, val_check_interval=3)
+    assert trainer.callback_metrics["val/spread"] < 0.01
+
+    task = small(ema_decay=None, lr=1e-9, discriminator_lr=1e-9)
+    task._discriminator_loss = lambda images, labels: (
+        task.network.discriminator(images, labels).sum() * 0 + 1e-3
+    )
+    data = Digits(batch_size=64, shift=0)
+    trainer = Trainer(
+        max_epochs=1,
+        limit_train_batches=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    with pytest.warns(UserWarning, match="the discriminator has won"):
+        trainer.fit(task, datamodule=data)
+
+
+def test_a_healthy_start_warns_of_nothing() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(small(ema_decay=None), steps=20)
+    assert not [w for w in caught if "collapsed" in str(w.message) or "has won" in str(w.message)]
+
+
+def test_two_processes_agree_bit_for_bit(tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "zoo", *SHORT, "--trainer.accelerator", "cpu"),
+        *("--trainer.devices", "2", "--data.batch_size", "32"),
+        "--trainer.callbacks+=tests.helpers.SaveEachRank",
+        f"--trainer.callbacks.folder={tmp_path}",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    for name, tensor in first["state"].items():
+        if "discriminator" in name or "running" not in name:
+            assert torch.equal(tensor, second["state"][name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"discriminator_steps": 0}, "model.discriminator_steps is 0"),
+        ({"loss": "wasserstein"}, "choose hinge or relativistic"),
+        ({"r1": -1.0}, "model.r1 cannot be negative"),
+        ({"gradient_clip": 0.0}, "model.gradient_clip is above 0"),
+    ],
+)
+def test_bad_options_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        small(**options)
