@@ -10,7 +10,6 @@ from zoo import checkpoints, proof
 from zoo.cli import build
 from zoo.data import Digits
 
-
 CLASSIFIERS = [
     name
     for name in checkpoints.names()

@@ -320,7 +320,8 @@ class ZooCLI(LightningCLI):
         if trainer.interrupted or not hasattr(self, "folder"):
             return
         seconds = time.perf_counter() - self.started
-        if self.options.test_after_fit and getattr(self.datamodule, "has_test", True):
+        tests = getattr(self.datamodule, "has_test", True) and getattr(self.model, "tests", True)
+        if self.options.test_after_fit and tests:
             trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if trainer.is_global_zero:
             for logger in trainer.loggers:

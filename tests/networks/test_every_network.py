@@ -193,7 +193,9 @@ def test_a_drop_rate_of_zero_in_training_is_no_dropout_at_all(case: Case) -> Non
     first = network(*inputs)
     assert torch.equal(torch.get_rng_state(), state)  # not one random number was drawn
     assert torch.equal(twin(*inputs), first)
-    assert not any("dropout" in kind or "depth" in kind for kind in zoo.audit(network, *inputs).seen)
+    assert not any(
+        "dropout" in kind or "depth" in kind for kind in zoo.audit(network, *inputs).seen
+    )
 
 
 @every_network

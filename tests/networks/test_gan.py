@@ -12,8 +12,7 @@ from zoo.networks.gan import ClassBatchNorm
 
 def test_batchnorm_only_in_the_generator_and_dropout_nowhere() -> None:
     network = GAN(generator_width=8, discriminator_width=8)
-    norms = [m for m in network.discriminator.modules() if "Norm" in type(m).__name__]
-    assert not norms
+    assert not [m for m in network.discriminator.modules() if "BatchNorm" in type(m).__name__]
     assert sum(isinstance(m, nn.BatchNorm2d) for m in network.generator.modules()) == 5
     assert not any("Dropout" in type(module).__name__ for module in network.modules())
     latents, labels = torch.randn(8, 64), torch.arange(8)
@@ -34,13 +33,16 @@ def test_the_largest_singular_values_stay_near_one_while_it_trains() -> None:
     torch.manual_seed(0)
     network = Discriminator(3, width=16).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=4e-4, betas=(0.0, 0.9))
-    for _ in range(60):
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=300)
+    for _ in range(300):
         images, labels = torch.randn(16, 1, 16, 16), torch.randint(3, (16,))
         images[labels == 1] += 0.5
         verdicts = network(images, labels)
         (verdicts[labels == 0].mean() - verdicts[labels == 1].mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
+        decay.step()
+    network.eval()  # looking at a weight would improve it in training mode
     for name, module in network.named_modules():
         if parametrize.is_parametrized(module, "weight"):
             largest = torch.linalg.matrix_norm(module.weight.flatten(1), ord=2).item()

@@ -141,7 +141,9 @@ def test_every_loss_trains_both(loss: str, r1: float) -> None:
     before = {name: p.detach().clone() for name, p in task.network.named_parameters()}
     fit(task, steps=3)
     for name, parameter in task.network.named_parameters():
-        assert not torch.equal(before[name], parameter), name
+        # What is added to every verdict alike cancels out where two are compared.
+        unmoved = loss == "relativistic" and name == "discriminator.linear.bias"
+        assert torch.equal(before[name], parameter) == unmoved, name
     assert all(parameter.requires_grad for parameter in task.network.parameters())
 
 

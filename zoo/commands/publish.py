@@ -164,7 +164,10 @@ def _measure(task: Any, recipe: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{module.name} has no test images: there is nothing to state")
     trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False)
     metrics: dict[str, float] = {}
-    for measure in (trainer.validate, trainer.test) if module.has_test else (trainer.validate,):
+    measures = [trainer.validate]
+    if module.has_test and task.tests:
+        measures.append(trainer.test)
+    for measure in measures:
         for result in measure(task, datamodule=module, verbose=False):
             metrics.update(result)
     stated: dict[str, Any] = {
@@ -178,9 +181,11 @@ def _measure(task: Any, recipe: dict[str, Any]) -> dict[str, Any]:
         return {**stated, "judged": judged, "proof": {"audit": audited(task, module)}}
     if isinstance(module, data.LabelledImages):
         return {**stated, "proof": prove(task, module)}
-    made = task.generate(PROMPT, TEXT_LENGTH, seed=0)
+    vocabulary = task.data["vocabulary"]
+    prompt = PROMPT if set(PROMPT) <= set(vocabulary) else vocabulary[0]
+    made = task.generate(prompt, TEXT_LENGTH, seed=0)
     return {
         **stated,
         "proof": {"audit": audited(task, module)},
-        "text": {"prompt": PROMPT, "made": made},
+        "text": {"prompt": prompt, "made": made},
     }

@@ -91,6 +91,11 @@ class Task(LightningModule):
             x = x.contiguous(memory_format=torch.channels_last)
         return self.network(x)
 
+    @property
+    def tests(self) -> bool:
+        """Whether the task measures anything on test data."""
+        return type(self).test_step is not LightningModule.test_step
+
     def golden(self) -> Tensor:
         """Outputs (2, …) for an input that is always the same: a checkpoint keeps them."""
         raise NotImplementedError
