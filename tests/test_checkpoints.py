@@ -27,7 +27,6 @@ every_checkpoint = pytest.mark.parametrize("name", checkpoints.names())
 FLOORS = {
     "convnet_fmnist": 0.940,
     "resnet_fmnist": 0.948,
-    "vit_fmnist": 0.935,
 }
 
 

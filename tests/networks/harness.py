@@ -230,17 +230,17 @@ CASES = [
         {"num_classes": 3, "image_size": 8, "latent_size": 6, "width": 8},
         (6,),
         promise(BatchNorm=5),
-        init="orthogonal",
+        init="xavier",
     ),
     Case(
         "Generator",
         {"num_classes": 0, "image_size": 8, "latent_size": 6, "width": 8},
         (6,),
         promise(BatchNorm=5),
-        init="orthogonal",
+        init="xavier",
     ),
-    Case("Discriminator", {"num_classes": 3, "width": 8}, (1, 8, 8), promise(), init="orthogonal"),
-    Case("Discriminator", {"num_classes": 0, "width": 8}, (1, 8, 8), promise(), init="orthogonal"),
+    Case("Discriminator", {"num_classes": 3, "width": 8}, (1, 8, 8), promise(), init="xavier"),
+    Case("Discriminator", {"num_classes": 0, "width": 8}, (1, 8, 8), promise(), init="xavier"),
 ]
 # Those with classes to tell, in timm's terms.
 IMAGE_CASES = [case for case in CASES if hasattr(networks.REGISTRY[case.name], "get_classifier")]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from zoo.networks.layers import Network, check_sizes, init_orthogonal_matrices
+from zoo.networks.layers import Network, check_sizes, init_xavier
 
 
 class ClassBatchNorm(nn.Module):
@@ -109,7 +109,7 @@ class Generator(Network):
         )
         self.norm = nn.BatchNorm2d(width)
         self.last = nn.Conv2d(width, in_channels, 3, padding=1)
-        init_orthogonal_matrices(self)
+        init_xavier(self)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents (B, Z) → images (B, C, H, W) in (-1, 1).
@@ -138,9 +138,9 @@ class DiscriminatorBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, first: bool, halve: bool) -> None:
         super().__init__()
         self.first, self.halve = first, halve
-        self.conv1 = spectral_norm(nn.Conv2d(in_channels, channels, 3, padding=1))
-        self.conv2 = spectral_norm(nn.Conv2d(channels, channels, 3, padding=1))
-        self.shortcut = spectral_norm(nn.Conv2d(in_channels, channels, 1))
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(in_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, channels, H / 2, W / 2), or the same size."""
@@ -176,9 +176,13 @@ class Discriminator(Network):
             layers.append(DiscriminatorBlock(channels, wide, index == 0, index < blocks))
             channels = wide
         self.blocks = nn.Sequential(*layers)
-        self.linear = spectral_norm(nn.Linear(channels, 1))
-        self.embed = spectral_norm(nn.Embedding(num_classes, channels)) if num_classes else None
-        init_orthogonal_matrices(self)
+        self.linear = nn.Linear(channels, 1)
+        self.embed = nn.Embedding(num_classes, channels) if num_classes else None
+        init_xavier(self)
+        # After initialising: the power iteration starts from the weights as they are now.
+        for layer in list(self.modules()):
+            if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
+                spectral_norm(layer)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] and int64 labels (B,) → (B,)."""

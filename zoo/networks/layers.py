@@ -147,21 +147,6 @@ def init_orthogonal(module: nn.Module) -> None:
                 nn.init.ones_(gates[1])  # input, forget, cell, output
 
 
-def init_orthogonal_matrices(module: nn.Module) -> None:
-    """Orthogonal initialisation of convolutions and linear layers, in place; biases 0.
-
-    As rows (outputs, inputs · positions), of which no direction is stretched at the start (Saxe et
-    al. 2014; Brock et al. 2019, BigGAN, section 3).
-    """
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d | nn.Linear):
-            weight = getattr(child, "parametrizations", None)
-            original = child.weight if weight is None else weight.weight.original
-            nn.init.orthogonal_(original)
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
-
-
 def init_transformer(module: nn.Module) -> None:
     """A transformer's initialisation, in place: N(0, 0.02) and zero biases.
 
