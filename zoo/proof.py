@@ -175,7 +175,7 @@ def audited(task: Any, data: Any) -> dict[str, int]:
     """How many findings of each severity the audit has of a task as its recipe trains it."""
     report = audit(
         task.network.eval(),
-        data.example_input(),
+        *task.example_inputs(data),
         batch_size=data.used.batch_size,
         optimizer=task.make_optimizer(),
     )

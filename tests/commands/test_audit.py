@@ -24,8 +24,10 @@ number = 3
 def test_every_recipe_is_clean(zoo_cli, name) -> None:
     result = zoo_cli("audit", "--recipe", name, "--fail-on", "warning")
     assert result.code == 0, result.out
-    seen = "stochastic depth" if name == "vit_small_imagefolder" else "dropout"
-    assert (seen if name.startswith("vit") else "BatchNorm") in result.out.splitlines()[0]
+    seen = {"vit": "dropout", "vit_small": "stochastic depth"}
+    seen |= dict.fromkeys(("gpt", "transformer"), "no BatchNorm and no dropout")
+    family = name.rsplit("_", 1)[0]
+    assert seen.get(family, "BatchNorm") in result.out.splitlines()[0]
 
 
 def test_a_users_file_and_module(zoo_cli, tmp_path: Path) -> None:

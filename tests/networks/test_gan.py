@@ -16,9 +16,12 @@ def test_batchnorm_only_in_the_generator_and_dropout_nowhere() -> None:
     assert sum(isinstance(m, nn.BatchNorm2d) for m in network.generator.modules()) == 5
     assert not any("Dropout" in type(module).__name__ for module in network.modules())
     latents, labels = torch.randn(8, 64), torch.arange(8)
-    assert "BatchNorm" in zoo.audit(network.generator, latents, labels).seen
+    assert zoo.audit(network.generator, latents, labels).seen == {"BatchNorm": 5}
     images = torch.randn(8, 1, 28, 28)
     assert not zoo.audit(network.discriminator, images, labels).seen
+    whole = zoo.audit(network, latents, labels, batch_size=64)
+    assert whole.seen == {"BatchNorm": 5}
+    assert not whole.at_least("warning"), str(whole)
 
 
 @pytest.mark.parametrize("classes", [10, 0])

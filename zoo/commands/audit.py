@@ -93,7 +93,7 @@ def _audit(options: argparse.Namespace) -> Any:
 
         task: Any
         task, data = build(options.recipe)
-        inputs = _inputs(options.input) or _example(data)
+        inputs = _inputs(options.input) or _example(task, data)
         optimizer = task.make_optimizer() if hasattr(task, "make_optimizer") else None
         return audit(
             getattr(task, "network", task),
@@ -113,9 +113,11 @@ def _audit(options: argparse.Namespace) -> Any:
     return audit(model, *inputs, batch_size=options.batch_size)
 
 
-def _example(data: Any) -> tuple[Any, ...]:
+def _example(task: Any, data: Any) -> tuple[Any, ...]:
     if not hasattr(data, "example_input"):
         raise UserError("--input: the recipe's data do not say what they look like; give a shape")
+    if hasattr(task, "example_inputs"):
+        return tuple(task.example_inputs(data))
     return (data.example_input(),)
 
 

@@ -220,6 +220,7 @@ class GAN(Network):
         )
         self.discriminator = Discriminator(num_classes, in_channels, discriminator_width, blocks)
 
-    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B, Z) and int64 labels (B,) → images (B, C, H, W) in (-1, 1)."""
-        return self.generator(latents, labels)
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, Z) and int64 labels (B,) → images (B, C, H, W) in (-1, 1), and verdicts (B,)."""
+        images = self.generator(latents, labels)
+        return images, self.discriminator(images, labels)

@@ -52,7 +52,10 @@ class EMA(WeightAveraging):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_epoch_start(trainer, pl_module)  # the average is now in pl_module
         if self._average_model is not None and not trainer.sanity_checking:
-            self._renew_statistics(trainer, pl_module, self.validation_batches)
+            # What the last validation says is of the final weights, with their statistics.
+            last = is_last_epoch(trainer)
+            batches = self.batches if last else self.validation_batches
+            self._renew_statistics(trainer, pl_module, batches)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)  # the average is now in pl_module, for good
@@ -77,3 +80,11 @@ class EMA(WeightAveraging):
                 estimate_running_statistics(module, islice(fresh, batches), forward)
         finally:
             trainer.state.stage = stage
+
+
+def is_last_epoch(trainer: Trainer) -> bool:
+    """Whether a fit ends after this epoch, as far as can be told."""
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    if epochs is not None and 0 <= epochs <= trainer.current_epoch + 1:
+        return True
+    return 0 <= steps <= trainer.global_step

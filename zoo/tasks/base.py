@@ -78,6 +78,10 @@ class Task(LightningModule):
 
     # -- input and output ------------------------------------------------------------------------
 
+    def example_inputs(self, data: Any) -> tuple[Tensor, ...]:
+        """What the network's forward takes, of the shapes of a data module; needs no data."""
+        return (data.example_input(),)
+
     def inputs_of(self, batch: Any) -> Any:
         """The network's input within a batch."""
         return batch[0]

@@ -109,6 +109,12 @@ class GAN(Task):
         images: Tensor = self.network.generator(latents, labels)
         return images
 
+    def example_inputs(self, data: Any) -> tuple[Tensor, ...]:
+        batch = data.used.batch_size // self.discriminator_steps
+        latents = self.draw(batch, torch.Generator().manual_seed(0))
+        classes = self.network.num_classes
+        return (latents, torch.arange(batch) % classes) if classes else (latents,)
+
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Latents (count, Z), normal; in training of this step and process."""
         size = self.network.latent_size
