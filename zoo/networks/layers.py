@@ -227,8 +227,7 @@ def attend(
     """Attention over values, with dropout on its weights (Vaswani et al. 2017, section 3.2.1).
 
     torch's fused kernel, but on a CPU that trains in half precision or with dropout the plain
-    product: there the fused one's backward takes three to twenty times as long
-    (tests/benchmarks/attention.py).
+    product: there the fused one takes up to six times as long (tests/benchmarks/attention.py).
 
     Args:
         q: queries (B, H, T, d).
