@@ -15,6 +15,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from torch import Tensor
 
+from zoo.pictures import save_figure
+
 METRICS_FILE = "metrics.csv"
 
 
@@ -284,6 +286,4 @@ def draw_curves(metrics: Path, picture: Path, title: str = "") -> None:
         if axis.lines:
             axis.legend()
     figure.suptitle(title)
-    partial = picture.with_suffix(".part.png")
-    figure.savefig(partial, dpi=120)
-    partial.replace(picture)
+    save_figure(figure, picture)

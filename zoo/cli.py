@@ -428,7 +428,7 @@ def keep_freed_memory() -> None:
     """Tells glibc to keep what one step frees for the next, for the whole process.
 
     Otherwise every large tensor is given back to the kernel, and its pages are faulted in again at
-    the next step: a seventh of the time of training on a CPU (tests/benchmarks/allocator.py). What
+    the next step: a twentieth of a training step on a CPU (tests/benchmarks/allocator.py). What
     the user set in glibc's own environment variables stands; other systems are left alone.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):

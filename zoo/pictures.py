@@ -1,10 +1,11 @@
-"""Grids of images as PNG, and an animation of them."""
+"""Figures and grids of images as PNG, and an animation of them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -54,9 +55,14 @@ def save_labelled(
     for axis, word in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(word, rotation=0, ha="right", va="center", fontsize=9)
     figure.suptitle(title, fontsize=10)
+    save_figure(figure, path, dpi=100)
+
+
+def save_figure(figure: Any, path: Path, dpi: int = 120) -> None:
+    """A matplotlib figure as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part.png")
-    figure.savefig(partial, dpi=100)
+    partial = path.with_name(path.name + ".part")
+    figure.savefig(partial, format="png", dpi=dpi)
     os.replace(partial, path)
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,14 +7,10 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
+from tests.conftest import needs_shakespeare
 from zoo.data import PythonTopics, Shakespeare, TextFile
 from zoo.data.text import IGNORED, decode, encode
 from zoo.errors import UserError
-
-needs_shakespeare = pytest.mark.skipif(
-    not Path(os.environ.get("ZOO_DATA", "/nowhere"), "tinyshakespeare", "input.txt").is_file(),
-    reason="ZOO_DATA holds no tinyshakespeare; set it to run this test",
-)
 
 
 @pytest.fixture

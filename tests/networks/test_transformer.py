@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import zoo
@@ -32,7 +33,6 @@ def build(variant: dict, **changes) -> Transformer:
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_llama_of_hugging_face_gives_the_same_logits(kv_heads: int) -> None:
-    transformers = pytest.importorskip("transformers", reason="pip install -e '.[test]' has it")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=50,
@@ -58,7 +58,6 @@ def test_llama_of_hugging_face_gives_the_same_logits(kv_heads: int) -> None:
 
 
 def test_gpt2_of_hugging_face_gives_the_same_logits() -> None:
-    transformers = pytest.importorskip("transformers", reason="pip install -e '.[test]' has it")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=50, n_positions=24, n_embd=32, n_layer=3, n_head=4, attn_implementation="eager"

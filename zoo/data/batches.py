@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -67,12 +68,14 @@ class Batches:
             samples = len(range(self.rank, samples, self.world))
         return samples // per_batch if self.drop_last else -(-samples // per_batch)
 
+    def _generator(self) -> torch.Generator:
+        # A large odd factor keeps the streams of (seed, epoch) and (seed + 1, epoch - 1) apart.
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+
     def _order(self) -> Tensor:
         if not self.shuffle:
             return torch.arange(self.rank, len(self.inputs), self.world)
-        # A large odd factor keeps the streams of (seed, epoch) and (seed + 1, epoch - 1) apart.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.inputs), generator=generator)
+        order = torch.randperm(len(self.inputs), generator=self._generator())
         if self.world == 1:
             return order
         whole = len(self) * self.batch_size * self.world
@@ -97,17 +100,8 @@ class Batches:
         # A finished epoch resumes with the first batch of the next.
         self._resume = self.position < len(self)
 
-    def fresh(self) -> Batches:
+    def fresh(self) -> Self:
         """An independent pass over the same epoch, which leaves this one's position alone."""
-        copy = Batches(
-            self.inputs,
-            self.targets,
-            self.batch_size,
-            shuffle=self.shuffle,
-            drop_last=self.drop_last,
-            seed=self.seed,
-            rank=self.rank,
-            world=self.world,
-        )
-        copy.epoch = self.epoch
-        return copy
+        twin = copy.copy(self)
+        twin.position, twin._resume = 0, False
+        return twin

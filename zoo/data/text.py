@@ -42,21 +42,9 @@ class Starts(Batches):
         return self.steps
 
     def _order(self) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         shape = (self.steps, self.world, self.batch_size)
-        return torch.randint(len(self.inputs), shape, generator=generator)[:, self.rank].flatten()
-
-    def fresh(self) -> Starts:
-        copy = Starts(
-            len(self.inputs),
-            self.batch_size,
-            self.steps,
-            seed=self.seed,
-            rank=self.rank,
-            world=self.world,
-        )
-        copy.epoch = self.epoch
-        return copy
+        drawn = torch.randint(len(self.inputs), shape, generator=self._generator())
+        return drawn[:, self.rank].flatten()
 
 
 class Text(DataModule):

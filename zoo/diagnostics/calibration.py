@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zoo.pictures import save_figure
+
 
 def entropy(probabilities: Tensor, dim: int = 1) -> Tensor:
     """Of distributions along ``dim``, in nats."""
@@ -126,7 +128,7 @@ def draw_reliability(curves: dict[str, list[Bin]], picture: Path, title: str = "
         )
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), title=title)
     axis.legend(loc="upper left")
-    save(figure, picture)
+    save_figure(figure, picture)
 
 
 def extremes(probabilities: Tensor, count: int = 8) -> tuple[list[int], list[int]]:
@@ -176,12 +178,4 @@ def draw_certainty(
         row[0].text(
             -0.12, 0.5, word, transform=row[0].transAxes, rotation=90, va="center", ha="right"
         )
-    save(figure, picture)
-
-
-def save(figure: object, picture: Path) -> None:
-    """A matplotlib figure as PNG, whole or not at all."""
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    partial = picture.with_name(picture.name + ".part")
-    figure.savefig(partial, format="png", dpi=120)  # type: ignore[attr-defined]
-    partial.replace(picture)
+    save_figure(figure, picture)

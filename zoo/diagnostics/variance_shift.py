@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zoo.diagnostics.calibration import save
 from zoo.diagnostics.recalibrate import PooledMoments, forward_batch, is_live
 from zoo.diagnostics.trace import begin_training, eagerly, paths, seed_everywhere, untouched
 from zoo.errors import UserError
+from zoo.pictures import save_figure
 
 # Moving averages lag behind the weights by as much, without any dropout.
 NOTHING = 0.05
@@ -112,7 +112,7 @@ class VarianceShift:
         axis.set_ylabel("ratio of variances")
         axis.set_title(self.model)
         axis.legend()
-        save(figure, Path(picture))
+        save_figure(figure, Path(picture))
 
 
 def _distance(layer: LayerShift) -> float:

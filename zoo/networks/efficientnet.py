@@ -52,7 +52,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → the same."""
-        # The mean over positions, as a product: on a CPU the backward of mean() takes ten times
+        # The mean over positions, as a product: on a CPU the backward of mean() takes nine times
         # as long.
         rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H · W, C): a view of channels_last
         gate = (rows.new_full((1, 1, rows.shape[1]), 1 / rows.shape[1]) @ rows).mT[..., None]
