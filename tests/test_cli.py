@@ -138,6 +138,7 @@ def test_fit_goes_on_in_the_same_folder(zoo_cli) -> None:
         ([*DIGITS, "--model.network.layers", "[0]"], "at least one block"),
         ([*DIGITS, "--ckpt_path", "lst"], "no such file: lst"),
         ([*DIGITS, "--ckpt_path", "last"], "no run with such a checkpoint"),
+        ([*DIGITS, "--ckpt_path", "resnet_fmnist"], "shipped weights are no run to go on with"),
         ([*DIGITS, "--trainer.accelerator", "gpu"], "gpu"),
         ([*DIGITS, "--trainer.max_time", "soon"], "duration='soon'"),
         ([], "give --recipe NAME"),
@@ -168,6 +169,22 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_line(zoo_cli) -> None
     assert "width 8 there and 16 here" in result.err
     advice = result.err.strip().split("--recipe ")[-1]
     assert zoo_cli("test", "--recipe", advice, "--ckpt_path", "last").code == 0
+
+
+def test_shipped_weights_are_named_and_say_which_recipe_has_their_network(zoo_cli) -> None:
+    result = zoo_cli("test", *DIGITS, "--ckpt_path", "resnet_fmnist")
+    assert result.code == 2
+    assert "holds another network (ResNet: " in result.err
+    assert result.err.strip().endswith("or --recipe resnet_fmnist --ckpt_path resnet_fmnist")
+
+
+@needs_fashion_mnist
+def test_a_recipe_of_ones_own_measures_shipped_weights_by_name(zoo_cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: resnet_fmnist\n")
+    few = ["--trainer.limit_test_batches", "2"]
+    result = zoo_cli("test", "--recipe", "mine.yaml", "--ckpt_path", "resnet_fmnist", *few)
+    assert result.code == 0, result.err
+    assert "weights: shipped resnet_fmnist" in result.out
 
 
 def test_a_broken_checkpoint_is_named(zoo_cli) -> None:

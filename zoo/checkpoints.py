@@ -195,11 +195,16 @@ def load_weights(task: nn.Module, source: str | Path) -> None:
         UserError: the task has another network, or a file is altered.
     """
     folder = folder_of(source)
-    check_same_network(verify(folder)["network"], task, folder)
+    config = verify(folder)
+    _, _, recipe = config.get("run", {}).get("command", "").partition("--recipe ")
+    advice = f"--recipe {recipe.split()[0]} --ckpt_path {folder.name}" if recipe else ""
+    check_same_network(config["network"], task, folder, advice)
     task.network.load_state_dict(_read_weights(folder / WEIGHTS))  # type: ignore[union-attr]
 
 
-def check_same_network(recorded: dict[str, Any] | None, task: nn.Module, source: Path) -> None:
+def check_same_network(
+    recorded: dict[str, Any] | None, task: nn.Module, source: Path, advice: str = ""
+) -> None:
     """Compares a checkpoint's network with that of a task, where both are the zoo's.
 
     Raises:
@@ -214,10 +219,12 @@ def check_same_network(recorded: dict[str, Any] | None, task: nn.Module, source:
         return
     differ = [key for key in theirs if theirs[key] != ours.get(key)]
     detail = ", ".join(f"{key} {theirs[key]} there and {ours.get(key)} here" for key in differ)
-    advice = "give its own options"
     if source.suffix == ".ckpt":
-        advice += f", or --recipe {source.parent.parent / 'config.yaml'}"
-    raise UserError(f"{source} holds another network ({recorded['name']}: {detail}): {advice}")
+        advice = f"--recipe {source.parent.parent / 'config.yaml'}"
+    raise UserError(
+        f"{source} holds another network ({recorded['name']}: {detail}): give its own options"
+        + (f", or {advice}" if advice else "")
+    )
 
 
 def _adapt_stem(task: Task, in_channels: int) -> list[str]:

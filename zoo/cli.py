@@ -136,6 +136,12 @@ class ZooCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint's hyper-parameters never beat the recipe and the command line."""
 
+    @property
+    def shipped(self) -> str:
+        """The shipped checkpoint that is meant where no file is given: the recipe's, or another."""
+        wanted = self.options.ckpt_path
+        return wanted if wanted in checkpoints.names() else self.recipe_name
+
     # -- what a run is called, and where it goes -------------------------------------------------
 
     @property
@@ -167,15 +173,22 @@ class ZooCLI(LightningCLI):
         return newest.parent.parent if newest else None
 
     def _find_checkpoint(self) -> Path | None:
-        """``--ckpt_path last|best|FILE`` as a file."""
+        """``--ckpt_path last|best|FILE`` as a file; None for shipped weights."""
         wanted = self.options.ckpt_path
         if wanted is None:
+            return None
+        if self.shipped == wanted:
+            if self.command == "fit":
+                raise UserError(
+                    f"--ckpt_path {wanted}: shipped weights are no run to go on with; to start "
+                    f"from them, zoo.load({wanted!r}) in Python"
+                )
             return None
         if wanted not in ("last", "best"):
             if not Path(wanted).is_file():
                 raise UserError(
                     f"--ckpt_path: no such file: {wanted} (or last, or best, of the newest run in "
-                    f"{Path(self.options.runs, self.run_name)})"
+                    f"{Path(self.options.runs, self.run_name)}, or a shipped checkpoint's name)"
                 )
             return Path(wanted)
         run = self._last_run()
@@ -303,7 +316,7 @@ class ZooCLI(LightningCLI):
                 wandb.finish()
 
     def _load_shipped_weights(self) -> None:
-        name = self.recipe_name
+        name = self.shipped
         if name not in checkpoints.names():
             raise UserError(
                 f"recipe {name!r} ships no weights: give --ckpt_path last, best or a file"
@@ -355,7 +368,7 @@ class ZooCLI(LightningCLI):
 
     def _say_where(self) -> None:
         if self.trainer.is_global_zero and hasattr(self, "folder"):
-            weights = self.checkpoint or f"shipped {self.run_name}"
+            weights = self.checkpoint or f"shipped {self.shipped}"
             print(f"weights: {weights}\nmetrics: {self.folder / callbacks.METRICS_FILE}")
 
 

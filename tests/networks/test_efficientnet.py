@@ -10,7 +10,7 @@ from torch import nn
 from tests.networks.test_resnet import randomised
 from zoo import networks
 from zoo.networks import EfficientNet
-from zoo.networks.efficientnet import MBConv, Separable, round_channels
+from zoo.networks.efficientnet import Depthwise, MBConv, Separable, round_channels
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -31,6 +31,24 @@ def test_weights_load_strictly_and_give_the_same_logits(name: str) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [7, 8])
+def test_a_strided_depthwise_convolution_trains_as_torchs(kernel: int, size: int) -> None:
+    torch.manual_seed(0)
+    ours = Depthwise(6, kernel, 2)
+    theirs = nn.Conv2d(6, 6, kernel, 2, kernel // 2, groups=6, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 6, size, size, requires_grad=True)
+    results = []
+    for layer in (ours, theirs):
+        out = layer(images)
+        out.square().sum().backward()
+        results.append((out, layer.weight.grad, images.grad))
+        images.grad = None
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted)
 
 
 def test_stochastic_depth_grows_linearly_from_zero() -> None:

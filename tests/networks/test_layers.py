@@ -10,11 +10,15 @@ import zoo
 from zoo import networks
 from zoo.networks.layers import (
     DropConnect,
+    Dropout,
     GaussianDropout,
     adapt_input,
     adapt_statistics,
     attend,
+    dropout,
+    global_average,
     init_orthogonal,
+    scale_channels,
 )
 
 
@@ -131,6 +135,70 @@ def test_recurrent_layers_start_orthogonal(kind) -> None:
             else:
                 inputs = gate.shape[1]
                 assert gate.var().item() == pytest.approx(2 / (inputs + 16), rel=0.6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.9])
+def test_dropout_by_random_bits_is_dropout(rate: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.full((701, 1001), 2.0, dtype=dtype, requires_grad=True)  # no multiple of four
+    out = dropout(x, rate)
+    kept = out != 0
+    error = (rate * (1 - rate) / x.numel()) ** 0.5
+    assert (~kept).float().mean().item() == pytest.approx(rate, abs=4 * error)
+    precision = 2e-4 if dtype == torch.float32 else 5e-3
+    (value,) = out[kept].unique().tolist()
+    assert value == pytest.approx(2 / (1 - rate), rel=precision)
+    # Neighbours are drawn apart from each other, also those of one random word.
+    both = (kept[:, 1:] & kept[:, :-1]).float().mean().item()
+    assert both == pytest.approx((1 - rate) ** 2, abs=6 * error)
+    (gradient,) = torch.autograd.grad(out.float().sum(), x)
+    torch.testing.assert_close(gradient * 2, out)
+    torch.manual_seed(5)
+    first = dropout(x, rate)
+    torch.manual_seed(5)
+    assert torch.equal(dropout(x, rate), first)
+
+
+def test_dropout_is_the_identity_where_it_is_told_to_be() -> None:
+    x = torch.randn(4, 5)
+    assert torch.equal(dropout(x, 0.0), x)
+    assert torch.equal(dropout(x, 0.5, training=False), x)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert not torch.equal(Dropout(0.5).train()(x), x)
+
+
+def test_dropout_by_random_bits_is_seen_by_the_audit_with_its_kind() -> None:
+    class Attending(nn.Module):
+        def forward(self, x):
+            return attend(x, x, x, 0.3 if self.training else 0.0)
+
+    report = zoo.audit(Attending(), torch.randn(2, 2, 4, 4, requires_grad=True))
+    assert report.seen == {"attention dropout": 1}
+    report = zoo.audit(nn.Sequential(nn.Linear(4, 4), Dropout(0.3)), torch.randn(2, 4))
+    assert report.seen == {"element-wise dropout": 1}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_averages_and_gates_are_the_same_in_every_memory_format(memory_format) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 4, 7).contiguous(memory_format=memory_format).requires_grad_()
+    gate = torch.randn(3, 5, requires_grad=True)
+    pairs = (
+        (global_average(x), x.mean((2, 3))),
+        (scale_channels(x, gate), x * gate[:, :, None, None]),
+    )
+    for ours, expected in pairs:
+        torch.testing.assert_close(ours, expected)
+        for tensor in (x, gate):
+            got, wanted = (
+                torch.autograd.grad(
+                    one.square().sum(), tensor, retain_graph=True, allow_unused=True
+                )[0]
+                for one in (ours, expected)
+            )
+            if wanted is not None:
+                torch.testing.assert_close(got, wanted)
 
 
 def test_dropout_kinds_are_seen_by_the_audit() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
+from torch.nn.utils import parametrize
 
 import zoo
 from zoo import networks
@@ -184,6 +185,27 @@ def test_the_averaged_generator_has_batchnorm_statistics_of_its_own() -> None:
     norm = task.network.generator.get_submodule(first)
     torch.testing.assert_close(norm.running_mean, seen[first].mean((0, 2, 3)), atol=0.15, rtol=0.15)
     torch.testing.assert_close(norm.running_var, seen[first].var((0, 2, 3)), atol=0.1, rtol=0.25)
+
+
+def test_only_the_generator_is_averaged() -> None:
+    """An average of power iterations is none: the discriminator that is kept is the trained one."""
+    task = small(ema_decay=0.9)
+    live: dict[str, torch.Tensor] = {}
+
+    class Keep(Callback):
+        def on_train_batch_end(self, trainer, module, *_) -> None:
+            live.update({k: v.clone() for k, v in module.network.state_dict().items()})
+
+    fit(task, steps=30, callbacks=[Keep()])
+    kept = task.network.state_dict()
+    discriminator = [name for name in kept if name.startswith("discriminator.")]
+    assert discriminator
+    assert all(torch.equal(kept[name], live[name]) for name in discriminator)
+    assert not torch.equal(kept["generator.first.weight"], live["generator.first.weight"])
+    weights = [m for m in task.network.discriminator.modules() if parametrize.is_parametrized(m)]
+    for module in weights:
+        vectors = module.parametrizations.weight[0]
+        assert vectors._u.norm().item() == pytest.approx(1, abs=1e-4)
 
 
 def test_a_collapsed_generator_and_a_discriminator_that_won_are_said() -> None:

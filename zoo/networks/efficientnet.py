@@ -20,8 +20,16 @@ from collections.abc import Sequence
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from zoo.networks.layers import ImageNetwork, check_rates, check_sizes, init_he
+from zoo.networks.layers import (
+    ImageNetwork,
+    check_rates,
+    check_sizes,
+    global_average,
+    init_he,
+    scale_channels,
+)
 
 # Of B0 (Tan & Le 2019, table 1): expansion, channels, blocks, kernel, stride.
 B0_STAGES = (
@@ -52,11 +60,9 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → the same."""
-        # The mean over positions, as a product: on a CPU the backward of mean() takes nine times
-        # as long.
-        rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H · W, C): a view of channels_last
-        gate = (rows.new_full((1, 1, rows.shape[1]), 1 / rows.shape[1]) @ rows).mT[..., None]
-        return x * self.conv_expand(self.act(self.conv_reduce(gate))).sigmoid()
+        means = global_average(x)[:, :, None, None]
+        gate = self.conv_expand(self.act(self.conv_reduce(means))).sigmoid()
+        return scale_channels(x, gate.flatten(1))
 
 
 class Separable(nn.Module):
@@ -67,7 +73,7 @@ class Separable(nn.Module):
     ) -> None:
         super().__init__()
         self.has_skip = stride == 1 and in_channels == out_channels
-        self.conv_dw = depthwise(in_channels, kernel, stride)
+        self.conv_dw = Depthwise(in_channels, kernel, stride)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.act = nn.SiLU()
         self.se = SqueezeExcite(in_channels, max(1, round(in_channels / 4)))
@@ -99,7 +105,7 @@ class MBConv(nn.Module):
         wide = round_channels(in_channels * expansion)
         self.conv_pw = pointwise(in_channels, wide)
         self.bn1 = nn.BatchNorm2d(wide)
-        self.conv_dw = depthwise(wide, kernel, stride)
+        self.conv_dw = Depthwise(wide, kernel, stride)
         self.bn2 = nn.BatchNorm2d(wide)
         self.act = nn.SiLU()
         # A quarter of the block's input, not of the expanded channels (Tan & Le's code).
@@ -120,10 +126,22 @@ def pointwise(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
 
-def depthwise(channels: int, kernel: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(
-        channels, channels, kernel, stride, padding=kernel // 2, groups=channels, bias=False
-    )
+class Depthwise(nn.Conv2d):
+    """One filter for each channel; the image keeps its size, or is subsampled by the stride."""
+
+    def __init__(self, channels: int, kernel: int, stride: int) -> None:
+        super().__init__(
+            channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H / stride, W / stride)."""
+        if input.device.type != "cpu" or self.stride == (1, 1) or not torch.is_grad_enabled():
+            return super().forward(input)
+        # A CPU has no fast gradient for a stride here: ten times a whole convolution's, of which
+        # every second row and column are the same values.
+        whole = F.conv2d(input, self.weight, None, 1, self.padding, self.dilation, self.groups)
+        return whole[:, :, :: self.stride[0], :: self.stride[1]]
 
 
 class EfficientNet(ImageNetwork):
@@ -193,7 +211,6 @@ class EfficientNet(ImageNetwork):
         features = round_channels(head_channels * width)
         self.conv_head = pointwise(channels, features)
         self.bn2 = nn.BatchNorm2d(features)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.drop = nn.Dropout(drop_rate)
         self.num_features, self.num_classes = features, num_classes
         self.classifier: nn.Module = (
@@ -208,7 +225,7 @@ class EfficientNet(ImageNetwork):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, H', W') → logits (B, K), or (B, num_features) if ``pre_logits``."""
-        pooled = torch.flatten(self.avgpool(features), 1)
+        pooled = global_average(features)
         return pooled if pre_logits else self.classifier(self.drop(pooled))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -42,8 +42,9 @@ class ClassBatchNorm(nn.Module):
             return x
         mixed = labels.ndim == 2
         affine = labels @ self.affine.weight if mixed else self.affine(labels)
-        scale, shift = affine[:, :, None, None].chunk(2, dim=1)
-        return x * scale + shift
+        # In x's precision: under autocast the table's would make all that follows single precision.
+        scale, shift = affine[:, :, None, None].to(x.dtype).chunk(2, dim=1)
+        return torch.addcmul(shift, x, scale)
 
 
 class GeneratorBlock(nn.Module):

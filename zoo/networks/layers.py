@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 
 class Network(nn.Module, PyTorchModelHubMixin):
@@ -164,6 +165,62 @@ def init_transformer(module: nn.Module) -> None:
                 nn.init.zeros_(child.bias)
 
 
+def global_average(x: Tensor) -> Tensor:
+    """The mean of each channel over all positions: (B, C, H, W) → (B, C).
+
+    As a product with ones where the memory format is channels_last: the gradient of a mean has
+    another format, and on a CPU everything behind it then takes up to ten times as long.
+    """
+    positions = x.shape[2] * x.shape[3]
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return x.mean((2, 3))
+    rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H · W, C), no copy
+    return (rows.new_ones(1, 1, positions) @ rows)[:, 0] / positions
+
+
+def scale_channels(x: Tensor, gate: Tensor) -> Tensor:
+    """Each channel times its gate: (B, C, H, W) and (B, C) → (B, C, H, W).
+
+    In channels_last the gate is spread by a product with ones, for the reason that
+    ``global_average`` has: its gradient is then a product too.
+    """
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return x * gate[:, :, None, None]
+    spread = gate.new_ones(1, x.shape[2] * x.shape[3], 1) @ gate[:, None]  # (B, H · W, C)
+    return x * spread.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
+    """Dropout (Srivastava et al. 2014): values are zero at ``rate``, the others scaled to make up.
+
+    torch's own, but on a CPU its mask costs as much as the layer before it: there 16 random bits
+    decide on a value in place of a Bernoulli draw (tests/benchmarks/dropout.py). The rate is exact
+    to 1/65536, and so is the scale that keeps the expectation.
+
+    Args:
+        x: any shape, floating point.
+        rate: share that is dropped, in [0, 1).
+        training: the identity where false.
+    """
+    if has_torch_function((x,)):  # whoever records a forward sees one call, as of torch's own
+        result: Tensor = handle_torch_function(dropout, (x,), x, rate, training)
+        return result
+    if not training or not rate or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, rate, training)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    kept = min(max(round((1 - rate) * 2**16), 1), 2**16 - 1)  # of the 65536 values of 16 bits
+    return x * (bits < kept - 2**15).to(x.dtype).mul_(2**16 / kept)
+
+
+class Dropout(nn.Dropout):
+    """``nn.Dropout`` by ``dropout``, for networks that train on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Any shape → the same."""
+        return dropout(input, self.p, self.training)
+
+
 class GaussianDropout(nn.Module):
     """Multiplies by noise N(1, rate / (1 - rate)), whose variance is that of dropout at ``rate``.
 
@@ -252,7 +309,7 @@ def attend(
         mask = torch.ones(weights.shape[2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         weights = weights.masked_fill(~mask, -torch.inf)
-    return F.dropout(weights.softmax(3), drop_rate) @ v
+    return dropout(weights.softmax(3), drop_rate) @ v
 
 
 def adapt_input(weight: Any, in_channels: int) -> Any:

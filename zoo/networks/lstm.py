@@ -12,7 +12,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from zoo.networks.layers import Network, check_rates, check_sizes, init_orthogonal, init_transformer
+from zoo.networks.layers import (
+    Dropout,
+    Network,
+    check_rates,
+    check_sizes,
+    init_orthogonal,
+    init_transformer,
+)
 
 
 class Memory:
@@ -53,10 +60,10 @@ class LSTM(Network):
         check_rates(embed_drop_rate=embed_drop_rate, drop_rate=drop_rate)
         self.vocab_size = vocab_size
         self.embed = nn.Embedding(vocab_size, dim)
-        self.embed_drop = nn.Dropout(embed_drop_rate)
+        self.embed_drop = Dropout(embed_drop_rate)
         between = drop_rate if depth > 1 else 0.0  # torch has none after the last layer
         self.lstm = nn.LSTM(dim, dim, depth, dropout=between, batch_first=True)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.head = nn.Linear(dim, vocab_size)
         init_transformer(self)
         init_orthogonal(self)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.networks.layers import (
+    Dropout,
     Network,
     attend,
     check_choice,
@@ -105,7 +106,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(size, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(size, eps=norm_eps) if qk_norm else nn.Identity()
         self.proj = nn.Linear(heads * size, dim, bias=bias)
-        self.drop = nn.Dropout(drop)
+        self.drop = Dropout(drop)
 
     def forward(self, x: Tensor, rotary: Rotary | None, cache: Cache | None, layer: int) -> Tensor:
         """(B, T, D) → the same; with a cache, the T tokens follow those in it."""
@@ -135,9 +136,9 @@ class MLP(nn.Module):
         super().__init__()
         self.up = nn.Linear(dim, hidden, bias=bias)
         self.act = nn.GELU(approximate)
-        self.mlp_drop = nn.Dropout(mlp_drop)
+        self.mlp_drop = Dropout(mlp_drop)
         self.down = nn.Linear(hidden, dim, bias=bias)
-        self.drop = nn.Dropout(drop)
+        self.drop = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) → the same."""
@@ -151,9 +152,9 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate = nn.Linear(dim, hidden, bias=bias)
         self.up = nn.Linear(dim, hidden, bias=bias)
-        self.mlp_drop = nn.Dropout(mlp_drop)
+        self.mlp_drop = Dropout(mlp_drop)
         self.down = nn.Linear(hidden, dim, bias=bias)
-        self.drop = nn.Dropout(drop)
+        self.drop = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) → the same."""
@@ -266,7 +267,7 @@ class Transformer(Network):
         self.rotary = (
             Rotary(dim // heads, context_length, rotary_base) if positions == "rotary" else None
         )
-        self.embed_drop = nn.Dropout(embed_drop_rate)
+        self.embed_drop = Dropout(embed_drop_rate)
         self.blocks = nn.ModuleList(
             Block(
                 make_norm(norm, dim, norm_eps, bias),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.networks.layers import (
+    Dropout,
     ImageNetwork,
     attend,
     check_choice,
@@ -75,7 +76,7 @@ class Attention(nn.Module):
         self.heads, self.attn_drop = heads, attn_drop
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) → the same."""
@@ -94,9 +95,9 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.act = nn.GELU()
-        self.drop1 = nn.Dropout(drop)
+        self.drop1 = Dropout(drop)
         self.fc2 = nn.Linear(hidden, dim)
-        self.drop2 = nn.Dropout(drop)
+        self.drop2 = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) → the same."""
@@ -200,7 +201,7 @@ class ViT(ImageNetwork):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "token" else None
         tokens = self.grid**2 + (pool == "token")
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, dim))
-        self.pos_drop = nn.Dropout(embed_drop_rate)
+        self.pos_drop = Dropout(embed_drop_rate)
         self.blocks = nn.Sequential(
             *(
                 Block(
@@ -217,7 +218,7 @@ class ViT(ImageNetwork):
             )
         )
         self.norm = make_norm(norm, dim)
-        self.head_drop = nn.Dropout(drop_rate)
+        self.head_drop = Dropout(drop_rate)
         self.num_features, self.num_classes = dim, num_classes
         self.head: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         init_transformer(self)

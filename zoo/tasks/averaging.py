@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ class EMA(WeightAveraging):
     every validation and at the end of the fit they are estimated anew for the average, over
     batches augmented as in training (which validates better than clean ones: the weights know
     no others), and with dropout off.
+
+    What a task does not want averaged (``Task.averaged``) stays as trained: the vectors of a
+    discriminator's spectral norm belong to its own weights, and an average of them is no vector
+    of length one.
 
     Args:
         decay: of the average; smaller in the beginning, min(decay, (1 + n) / (10 + n)) after n
@@ -48,6 +53,31 @@ class EMA(WeightAveraging):
 
         super().__init__(use_buffers=True, multi_avg_fn=step)
         self.batches, self.validation_batches = batches, validation_batches
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        assert self._average_model is not None
+        averaged = pl_module.averaged()  # type: ignore[operator]
+        if averaged is None:
+            return
+        inside = {id(tensor) for tensor in tensors_of(averaged)}
+        pairs = [
+            (kept, live)
+            for kept, live in zip(
+                tensors_of(self._average_model.module), tensors_of(pl_module), strict=True
+            )
+            if id(live) not in inside
+        ]
+        with torch.no_grad():
+            for kept, live in pairs:
+                kept.copy_(live)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_epoch_start(trainer, pl_module)  # the average is now in pl_module
@@ -80,6 +110,11 @@ class EMA(WeightAveraging):
                 estimate_running_statistics(module, islice(fresh, batches), forward)
         finally:
             trainer.state.stage = stage
+
+
+def tensors_of(module: torch.nn.Module) -> Iterator[Tensor]:
+    """Parameters, then buffers, each once."""
+    return chain(module.parameters(), module.buffers())
 
 
 def is_last_epoch(trainer: Trainer) -> bool:

@@ -90,6 +90,10 @@ class Task(LightningModule):
         """A forward by which BatchNorm of averaged weights learns its statistics."""
         self(self.inputs_of(batch))
 
+    def averaged(self) -> nn.Module | None:
+        """The part whose weights are averaged; None for all of it."""
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)

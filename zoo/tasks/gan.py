@@ -51,6 +51,7 @@ class GAN(Task):
         ema_decay: of the averaged generator, which is what makes samples; null for none.
         gradient_clip: the largest norm of each network's gradient; null for no limit. The
             trainer's own clipping does not work with two optimisers.
+        channels_last: memory format of the filters; faster for convolutions.
     """
 
     network: Any  # has generator, discriminator, latent_size and num_classes
@@ -72,6 +73,7 @@ class GAN(Task):
         warmup: float = 0.0,
         ema_decay: float | None = 0.999,
         gradient_clip: float | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__(
             network,
@@ -83,7 +85,7 @@ class GAN(Task):
             schedule,
             warmup,
             ema_decay,
-            False,
+            channels_last,
             False,
         )
         if discriminator_steps < 1:
@@ -125,6 +127,10 @@ class GAN(Task):
         # BatchNorm of the averaged generator learns its statistics from what it is given to make.
         labels = self._labels(batch[1])
         self(self.draw(len(batch[1])), labels)
+
+    def averaged(self) -> nn.Module:
+        generator: nn.Module = self.network.generator
+        return generator
 
     def _labels(self, labels: Tensor) -> Tensor | None:
         return labels if self.network.num_classes else None
