@@ -31,8 +31,7 @@ def lines() -> Iterable[str]:
     for entry in recipes.entries():
         measured = "-"
         if entry.metric and entry.value is not None:
-            share = entry.metric.endswith("accuracy")
-            measured = f"{entry.metric} {entry.value:{'.2%' if share else '.4f'}}"
+            measured = f"{entry.metric} {entry.value:{form_of(entry.metric)}}"
         rows.append(
             (
                 entry.name,
@@ -46,6 +45,11 @@ def lines() -> Iterable[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def form_of(metric: str) -> str:
+    """How a metric is written: shares in per cent."""
+    return ".2%" if metric.endswith("accuracy") or metric == "agreement" else ".4f"
 
 
 def table() -> str:
@@ -64,11 +68,12 @@ def table() -> str:
         config = json.loads(path.read_text(encoding="utf-8"))
         run, seeds = config["run"], config["seeds"]
         metric = config["headline"]
-        mean = sum(seed["metrics"][metric] for seed in seeds) / len(seeds)
-        form = ".2%" if metric.endswith("accuracy") else ".4f"
+        # What a fit does not measure itself, publish does, of the shipped weights alone.
+        found = [seed["metrics"][metric] for seed in seeds if metric in seed["metrics"]]
+        mean = f"{sum(found) / len(found):{form_of(metric)}} of {len(found)}" if found else "-"
         rows.append(
             f"| [{entry.name}](checkpoints/{entry.name}/README.md) | {entry.parameters:,} "
-            f"| {metric}: {headline(config)} | {mean:{form}} of {len(seeds)} "
+            f"| {metric}: {headline(config)} | {mean} "
             f"| {run['wall_time_s'] / 60:.0f} min | {run['hardware']} | `{run['command']}` |"
         )
     return "\n".join(rows)
