@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from typing import Any
@@ -229,7 +230,8 @@ class LanguageCard(Card):
     def usage(self) -> list[str]:
         return [
             f'model = zoo.load("{self.name}")  # in eval mode, sha256 verified',
-            f"print(model.generate({self.config['text']['prompt']!r}, max_new_tokens=200, seed=0))",
+            f"print(model.generate({json.dumps(self.config['text']['prompt'])}, "
+            "max_new_tokens=200, seed=0))",
         ]
 
     def headline(self) -> str:
@@ -280,10 +282,10 @@ class GANCard(Card):
     """Of ``GAN``."""
 
     def usage(self) -> list[str]:
-        first = self.data["classes"][-1]
+        first = json.dumps(self.data["classes"][-1])  # in double quotes, as all of the README's
         return [
             f'model = zoo.load("{self.name}")  # in eval mode, sha256 verified',
-            f"images = model.sample([{first!r}] * 8, seed=0)  # (8, C, H, W) in [0, 1]",
+            f"images = model.sample([{first}] * 8, seed=0)  # (8, C, H, W) in [0, 1]",
         ]
 
     def headline(self) -> str:
