@@ -187,7 +187,7 @@ def scale_channels(x: Tensor, gate: Tensor) -> Tensor:
     if not x.is_contiguous(memory_format=torch.channels_last):
         return x * gate[:, :, None, None]
     spread = gate.new_ones(1, x.shape[2] * x.shape[3], 1) @ gate[:, None]  # (B, H · W, C)
-    return x * spread.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    return x * spread.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
