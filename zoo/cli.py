@@ -177,7 +177,7 @@ class ZooCLI(LightningCLI):
         wanted = self.options.ckpt_path
         if wanted is None:
             return None
-        if self.shipped == wanted:
+        if wanted in checkpoints.names():
             if self.command == "fit":
                 raise UserError(
                     f"--ckpt_path {wanted}: shipped weights are no run to go on with; to start "

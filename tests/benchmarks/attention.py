@@ -6,12 +6,11 @@ without a backward, ours is the fused call.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
+from turns import medians
 
 from zoo.networks.layers import attend
 
@@ -36,14 +35,10 @@ def main() -> None:
                         q, k, v, rate, causal
                     ),
                 }
-                times: dict[str, list[float]] = {who: [] for who in calls}
-                for turn in range(ROUNDS + 1):
-                    for who, call in calls.items():
-                        start = time.perf_counter()
-                        call().sum().backward()
-                        if turn:
-                            times[who].append(time.perf_counter() - start)
-                fused, ours = (statistics.median(measured) for measured in times.values())
+                timed = {
+                    who: lambda call=call: call().sum().backward() for who, call in calls.items()
+                }
+                fused, ours = medians(timed, ROUNDS)
                 print(
                     f"{name:24} {str(dtype)[6:]:9} dropout {rate:.1f}: fused {1000 * fused:7.2f} "
                     f"ms, ours {1000 * ours:6.2f} ms, ratio {fused / ours:.2f}",

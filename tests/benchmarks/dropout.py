@@ -6,12 +6,11 @@ torch's.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
+from turns import medians
 
 from zoo.networks.layers import dropout
 
@@ -29,14 +28,11 @@ def main() -> None:
     for name, shape in SHAPES.items():
         for dtype in (torch.float32, torch.bfloat16):
             x = torch.randn(shape, dtype=dtype, requires_grad=True)
-            times: dict[str, list[float]] = {who: [] for who in calls}
-            for turn in range(ROUNDS + 1):
-                for who, call in calls.items():
-                    start = time.perf_counter()
-                    call(x, 0.1).sum().backward()
-                    if turn:
-                        times[who].append(time.perf_counter() - start)
-            theirs, ours = (statistics.median(measured) for measured in times.values())
+            timed = {
+                who: lambda call=call, x=x: call(x, 0.1).sum().backward()
+                for who, call in calls.items()
+            }
+            theirs, ours = medians(timed, ROUNDS)
             print(
                 f"{name:36} {str(dtype)[6:]:9} torch {1000 * theirs:6.2f} ms, ours "
                 f"{1000 * ours:6.2f} ms, ratio {theirs / ours:.2f}",

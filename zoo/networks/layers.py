@@ -193,7 +193,7 @@ def scale_channels(x: Tensor, gate: Tensor) -> Tensor:
 def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
     """Dropout (Srivastava et al. 2014): values are zero at ``rate``, the others scaled to make up.
 
-    torch's own, but on a CPU its mask costs as much as the layer before it: there 16 random bits
+    torch's own, but on a CPU its mask is dear: there 16 random bits
     decide on a value in place of a Bernoulli draw (tests/benchmarks/dropout.py). The rate is exact
     to 1/65536, and so is the scale that keeps the expectation.
 
@@ -205,7 +205,7 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
     if has_torch_function((x,)):  # whoever records a forward sees one call, as of torch's own
         result: Tensor = handle_torch_function(dropout, (x,), x, rate, training)
         return result
-    if not training or not rate or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if not training or not 0 < rate < 1 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, rate, training)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
