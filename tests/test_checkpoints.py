@@ -26,7 +26,9 @@ every_checkpoint = pytest.mark.parametrize("name", checkpoints.names())
 # What the shipped weights must reach on FashionMNIST's test images.
 FLOORS = {
     "convnet_fmnist": 0.940,
+    "efficientnet_fmnist": 0.940,
     "resnet_fmnist": 0.948,
+    "vit_fmnist": 0.935,
 }
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from zoo import networks, tasks
 from zoo.errors import UserError
 from zoo.networks.layers import adapt_input, adapt_statistics
-from zoo.recipes import nearest, shipped_folder
+from zoo.recipes import nearest, shipped_folder, trained_by
 from zoo.tasks.base import Task, read_checkpoint
 
 WEIGHTS, CONFIG, CARD, MANIFEST = "model.safetensors", "config.json", "README.md", "MANIFEST.json"
@@ -196,8 +196,8 @@ def load_weights(task: nn.Module, source: str | Path) -> None:
     """
     folder = folder_of(source)
     config = verify(folder)
-    _, _, recipe = config.get("run", {}).get("command", "").partition("--recipe ")
-    advice = f"--recipe {recipe.split()[0]} --ckpt_path {folder.name}" if recipe else ""
+    recipe = trained_by(config)
+    advice = f"--recipe {recipe} --ckpt_path {folder.name}" if recipe else ""
     check_same_network(config["network"], task, folder, advice)
     task.network.load_state_dict(_read_weights(folder / WEIGHTS))  # type: ignore[union-attr]
 

@@ -150,7 +150,11 @@ def resolve(recipe: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of ``zoo list``."""
+    """A line of ``zoo list``.
+
+    A checkpoint may have been trained by another recipe than that of its name (a longer one); what
+    was measured of it stands with the recipe that trained it.
+    """
 
     name: str
     trains: str
@@ -158,20 +162,22 @@ class Entry:
     parameters: int | None
     metric: str | None
     value: float | None
-    weights: bool
+    weights: bool  # whether a checkpoint of this name ships
+    trained_by: str | None  # the recipe that trained it
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def entries() -> list[Entry]:
-    """Every shipped recipe, with what is measured of its shipped weights."""
+    """Every shipped recipe, with what is measured of the shipped weights that it trained."""
+    configs = checkpoint_configs()
+    measured = {trained_by(config): config for config in configs.values()}
     listed = []
     for name in names():
         path = find(name)
         recipe, about = resolve(name), _about(path)
-        card = shipped_folder("checkpoints") / name / "config.json"
-        config = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+        config = measured.get(name, {})
         metric = config.get("headline")
         listed.append(
             Entry(
@@ -181,10 +187,23 @@ def entries() -> list[Entry]:
                 parameters=config.get("parameters", about.get("parameters")),
                 metric=metric,
                 value=config["metrics"][metric] if metric else None,
-                weights=bool(config),
+                weights=name in configs,
+                trained_by=trained_by(configs[name]) if name in configs else None,
             )
         )
     return listed
+
+
+def checkpoint_configs() -> dict[str, dict[str, Any]]:
+    """``config.json`` of every shipped checkpoint, by its name."""
+    files = sorted(shipped_folder("checkpoints").glob("*/config.json"))
+    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def trained_by(config: dict[str, Any]) -> str | None:
+    """The recipe that trained a checkpoint, from the command in its ``config.json``."""
+    words = config.get("run", {}).get("command", "").partition("--recipe ")[2].split()
+    return Path(words[0]).stem if words else None
 
 
 def _about(path: Path) -> dict[str, Any]:

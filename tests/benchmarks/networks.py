@@ -7,8 +7,6 @@ profiler counts allocations on the CPU.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import timm
@@ -16,6 +14,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
+from turns import medians, peak_bytes
 
 from zoo import networks
 
@@ -54,30 +53,11 @@ def runs(model: nn.Module, size: int) -> dict[str, Callable[[], None]]:
     return {"training step": train, "prediction": predict}
 
 
-def peak_bytes(step: Callable[[], None]) -> int:
-    """The most that was allocated at once during a step, over what was before."""
-    with torch.profiler.profile(profile_memory=True) as profile:
-        step()
-    now = most = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most
-
-
 def main() -> None:
     for name, (make_ours, make_peer, size) in PAIRS.items():
         ours, peer = runs(make_ours(), size), runs(make_peer(), size)
         for kind in ours:
-            times: dict[str, list[float]] = {"ours": [], "peer": []}
-            for turn in range(ROUNDS + 1):
-                for who, step in (("ours", ours[kind]), ("peer", peer[kind])):
-                    start = time.perf_counter()
-                    step()
-                    if turn:
-                        times[who].append(time.perf_counter() - start)
-            mine, theirs = (statistics.median(times[who]) for who in ("ours", "peer"))
+            mine, theirs = medians({"ours": ours[kind], "peer": peer[kind]}, ROUNDS)
             line = f"{name:22} {kind:14} ours {1000 * mine:6.0f} ms, ratio {theirs / mine:.2f}"
             if kind == "training step":
                 memory = [peak_bytes(one[kind]) / 2**20 for one in (ours, peer)]

@@ -1,4 +1,4 @@
-"""Timing several ways of doing the same, in turns."""
+"""Timing several ways of doing the same, in turns, and what they allocate."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import torch
 
 
 def medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> list[float]:
@@ -18,3 +20,15 @@ def medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> list[float]:
             if turn:
                 times[who].append(time.perf_counter() - start)
     return [statistics.median(measured) for measured in times.values()]
+
+
+def peak_bytes(step: Callable[[], None]) -> int:
+    """The most that was allocated at once during a step, over what was before."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        step()
+    now = most = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most

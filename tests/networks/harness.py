@@ -180,6 +180,14 @@ CASES = [
         deep={"stages": [[4, 8, 50, 3, 1]], "drop_path_rate": 0.0},
     ),
     Case(
+        "EfficientNet",
+        {**EFFICIENTNET, "fused": 2},
+        (1, 12, 12),
+        # Of the three fused blocks each has two BatchNorms.
+        promise(BatchNorm=14, element__wise_dropout=1, stochastic_depth=3),
+        deep={"stages": [[4, 8, 50, 3, 1]], "fused": 1, "drop_path_rate": 0.0},
+    ),
+    Case(
         "ViT",
         {**VIT, "norm": "layernorm", "pool": "token", "stem": "patch"},
         (1, 12, 12),

@@ -5,12 +5,13 @@ import math
 import pytest
 import timm
 import torch
+from timm.models._efficientnet_blocks import EdgeResidual
 from torch import nn
 
 from tests.networks.test_resnet import randomised
 from zoo import networks
 from zoo.networks import EfficientNet
-from zoo.networks.efficientnet import Depthwise, MBConv, Separable, round_channels
+from zoo.networks.efficientnet import Depthwise, FusedMBConv, MBConv, Separable, round_channels
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -31,6 +32,25 @@ def test_weights_load_strictly_and_give_the_same_logits(name: str) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(16, 1), (24, 2)])
+def test_a_fused_block_loads_timms_strictly_and_gives_the_same(channels: int, stride: int) -> None:
+    torch.manual_seed(0)
+    theirs = randomised(
+        EdgeResidual(16, channels, 3, stride, exp_ratio=4, act_layer=nn.SiLU, pad_type="")
+    )
+    ours = FusedMBConv(16, channels, 3, stride, 4, 0.0).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.randn(2, 16, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_the_first_stages_are_fused_and_no_others() -> None:
+    network = EfficientNet(5, 1, [[2, 8, 2, 3, 1], [1, 8, 1, 3, 1], [4, 16, 2, 3, 2]], fused=1)
+    kinds = [{type(block) for block in stage} for stage in network.blocks]
+    assert kinds == [{FusedMBConv}, {Separable}, {MBConv}]
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -89,6 +109,7 @@ def test_round_channels() -> None:
     [
         ({"stages": [[1, 2, 3]]}, "each is five numbers"),
         ({"stages": []}, "each is five numbers"),
+        ({"fused": 8}, "fused is 8: there are 7 stages"),
         ({"drop_rate": 1.5}, "drop_rate is 1.5"),
         ({"drop_path_rate": -1}, "drop_path_rate is -1"),
         ({"in_channels": 0}, "at least 1"),

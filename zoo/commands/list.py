@@ -39,12 +39,19 @@ def lines() -> Iterable[str]:
                 entry.data,
                 f"{entry.parameters:,}" if entry.parameters else "-",
                 measured,
-                "shipped" if entry.weights else "-",
+                shipped(entry),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def shipped(entry: recipes.Entry) -> str:
+    """Whether weights of a recipe's name ship, and which recipe trained them if not this one."""
+    if not entry.weights:
+        return "-"
+    return "shipped" if entry.trained_by == entry.name else f"of {entry.trained_by}"
 
 
 def form_of(metric: str) -> str:
@@ -61,18 +68,14 @@ def table() -> str:
         "| hardware | command |",
         "|---|---|---|---|---|---|---|",
     ]
-    for entry in recipes.entries():
-        path = recipes.shipped_folder("checkpoints") / entry.name / "config.json"
-        if not entry.weights or entry.value is None:
-            continue
-        config = json.loads(path.read_text(encoding="utf-8"))
+    for name, config in recipes.checkpoint_configs().items():
         run, seeds = config["run"], config["seeds"]
         metric = config["headline"]
         # What a fit does not measure itself, publish does, of the shipped weights alone.
         found = [seed["metrics"][metric] for seed in seeds if metric in seed["metrics"]]
         mean = f"{sum(found) / len(found):{form_of(metric)}} of {len(found)}" if found else "-"
         rows.append(
-            f"| [{entry.name}](checkpoints/{entry.name}/README.md) | {entry.parameters:,} "
+            f"| [{name}](checkpoints/{name}/README.md) | {config['parameters']:,} "
             f"| {metric}: {headline(config)} | {mean} "
             f"| {run['wall_time_s'] / 60:.0f} min | {run['hardware']} | `{run['command']}` |"
         )

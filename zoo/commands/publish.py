@@ -63,7 +63,7 @@ def publish(run: Path, name: str, seeds: list[Path], to: Path | None = None) -> 
     Raises:
         UserError: the run is not finished, trained on stand-in data, or could have.
     """
-    from zoo import checkpoints, tasks
+    from zoo import checkpoints
     from zoo.cards import card
     from zoo.commands.sample import draw_samples
     from zoo.tasks.base import read_checkpoint
@@ -102,7 +102,7 @@ def publish(run: Path, name: str, seeds: list[Path], to: Path | None = None) -> 
     )
     if (run / "curves.png").is_file():
         shutil.copy(run / "curves.png", fresh / "curves.png")
-    if isinstance(task, tasks.GAN):
+    if hasattr(task, "sample"):
         draw_samples(task, name, fresh / "samples.png")
     checkpoints.write_text(fresh / checkpoints.CARD, card(config))
     target = root / name
@@ -152,9 +152,7 @@ def _measure(task: Any, recipe: dict[str, Any]) -> dict[str, Any]:
     """What a card states of the weights, in the precision they are loaded in (float32)."""
     from lightning.pytorch import Trainer
 
-    from zoo import data, tasks
-    from zoo.proof import audited, prove
-    from zoo.quality import judge
+    from zoo import data
 
     section = recipe["data"]
     module = getattr(data, section["class_path"].rsplit(".", 1)[-1])(**section["init_args"])
@@ -175,17 +173,38 @@ def _measure(task: Any, recipe: dict[str, Any]) -> dict[str, Any]:
         "metrics": {name: round(value, 6) for name, value in metrics.items()},
         "samples": samples,
     }
-    if isinstance(task, tasks.GAN):
-        judged = judge(task, module, JUDGES[module.name])
-        stated["metrics"]["agreement"] = round(judged["agreement"], 6)
-        return {**stated, "judged": judged, "proof": {"audit": audited(task, module)}}
-    if isinstance(module, data.LabelledImages):
-        return {**stated, "proof": prove(task, module)}
+    return MEASURES[type(task).__name__](task, module, stated)
+
+
+def _measure_classifier(task: Any, data: Any, stated: dict[str, Any]) -> dict[str, Any]:
+    from zoo.proof import prove
+
+    return {**stated, "proof": prove(task, data)}
+
+
+def _measure_language_model(task: Any, data: Any, stated: dict[str, Any]) -> dict[str, Any]:
+    from zoo.proof import audited
+
     vocabulary = task.data["vocabulary"]
     prompt = PROMPT if set(PROMPT) <= set(vocabulary) else vocabulary[0]
     made = task.generate(prompt, TEXT_LENGTH, seed=0)
-    return {
-        **stated,
-        "proof": {"audit": audited(task, module)},
-        "text": {"prompt": prompt, "made": made},
-    }
+    text = {"prompt": prompt, "made": made}
+    return {**stated, "text": text, "proof": {"audit": audited(task, data)}}
+
+
+def _measure_gan(task: Any, data: Any, stated: dict[str, Any]) -> dict[str, Any]:
+    from zoo.proof import audited
+    from zoo.quality import judge
+
+    judged = judge(task, data, JUDGES[data.name])
+    metrics = {**stated["metrics"], "agreement": round(judged["agreement"], 6)}
+    proof = {"audit": audited(task, data)}
+    return {**stated, "metrics": metrics, "judged": judged, "proof": proof}
+
+
+# What a task's card states besides its metrics; ``zoo.cards.CARDS`` has the cards.
+MEASURES = {
+    "GAN": _measure_gan,
+    "ImageClassifier": _measure_classifier,
+    "LanguageModel": _measure_language_model,
+}

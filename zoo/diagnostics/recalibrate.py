@@ -30,9 +30,13 @@ class PooledMoments:
         """Adds a BatchNorm's input, (B, C) or (B, C, …)."""
         others = [dimension for dimension in range(x.ndim) if dimension != 1]
         # A batch's own moments in single precision, about its own mean; the pooling in double.
-        variance, mean = torch.var_mean(x.detach().float(), dim=others, correction=0)
+        # Two means: `torch.var_mean` takes ten times as long on a CPU, and a training spends a
+        # tenth of its time in it.
+        values = x.detach().float()
+        center = values.mean(dim=others, keepdim=True)
+        variance = (values - center).square_().mean(dim=others).double()
+        mean = center.flatten().double()
         count = x.numel() // x.shape[1]
-        mean, variance = mean.double(), variance.double()
         total, squares = mean * count, (variance + mean.square()) * count
         self.total = total if self.total is None else self.total + total
         self.squares = squares if self.squares is None else self.squares + squares

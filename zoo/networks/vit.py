@@ -44,11 +44,12 @@ class PatchEmbed(nn.Module):
 
 
 class ConvEmbed(nn.Sequential):
-    """3 × 3 convolution, ReLU and pooling, once for every halving of the resolution.
+    """Two 3 × 3 convolutions for every halving of the resolution, then a 1 × 1 to the embedding.
 
     Neighbouring patches overlap, which a small transformer on little data does not learn by
-    itself (Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers",
-    section 3.3). No BatchNorm, as there.
+    itself. Strided convolutions and the last 1 × 1 are those of Xiao et al. 2021, "Early
+    Convolutions Help Transformers See Better", section 4; without their BatchNorm, as in Hassani
+    et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers", section 3.3.
     """
 
     def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
@@ -60,12 +61,13 @@ class ConvEmbed(nn.Sequential):
         for step in range(steps):
             width = dim // 2 ** (steps - 1 - step)
             layers += [
-                nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False),
                 nn.ReLU(inplace=True),
-                nn.MaxPool2d(3, stride=2, padding=1),
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
+                nn.ReLU(inplace=True),
             ]
             channels = width
-        super().__init__(*layers)
+        super().__init__(*layers, nn.Conv2d(dim, dim, 1))
 
 
 class Attention(nn.Module):
