@@ -74,6 +74,15 @@ def test_loading_in_three_lines() -> None:
     assert scope["logits"].shape == (1, 10)
 
 
+def test_images_are_made_in_two_lines() -> None:
+    (code,) = [block for block in blocks("python") if ".sample(" in block]
+    scope: dict = {}
+    exec(code, scope)
+    assert scope["images"].shape == (2, 1, 28, 28)
+    assert 0 <= scope["images"].min() < 0.1
+    assert 0.5 < scope["images"].max() <= 1
+
+
 def test_variance_shift_is_shown_and_mended(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = [block for block in blocks("python") if "variance_shift" in block]
     exec(code, {})
@@ -97,5 +106,6 @@ def test_fine_tuning_beats_training_from_scratch_by_fifteen_points(
     """FashionMNIST weights, ten labelled digits a class, the README's own lines."""
     monkeypatch.chdir(tmp_path)
     scope: dict = {}
-    exec(blocks("python")[1], scope)
+    (code,) = [block for block in blocks("python") if "fine_tuned" in block]
+    exec(code, scope)
     assert scope["fine_tuned"] > scope["from_scratch"] + 0.15

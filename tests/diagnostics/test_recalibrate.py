@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.diagnostics.recalibrate import PooledMoments, estimate_running_statistics
+from zoo.diagnostics.moments import PooledMoments
+from zoo.diagnostics.recalibrate import estimate_running_statistics
 
 
 def batches(count: int = 7, size: int = 16) -> list[torch.Tensor]:

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from zoo.diagnostics.calibration import entropy
-from zoo.diagnostics.recalibrate import logits_in
+from zoo.diagnostics.forward import logits_in
 from zoo.diagnostics.replay import Recording
 from zoo.diagnostics.trace import (
     Dropout,

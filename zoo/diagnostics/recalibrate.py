@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,55 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.diagnostics import calibration
-from zoo.diagnostics.trace import begin_training, eagerly, tensors_in, to_model, untouched
+from zoo.diagnostics.forward import forward_batch, logits_in
+from zoo.diagnostics.moments import PooledMoments, is_live
+from zoo.diagnostics.trace import begin_training, eagerly, tensors_in, untouched
 from zoo.errors import UserError
-
-
-class PooledMoments:
-    """Mean and variance of each channel over every value seen.
-
-    Pooled, not averaged over batches: the spread of the batch means belongs to the variance.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0.0
-        self.total: Tensor | None = None
-        self.squares: Tensor | None = None
-
-    def update(self, x: Tensor) -> None:
-        """Adds a BatchNorm's input, (B, C) or (B, C, …)."""
-        others = [dimension for dimension in range(x.ndim) if dimension != 1]
-        # A batch's own moments in single precision, about its own mean; the pooling in double.
-        # Two means: `torch.var_mean` takes ten times as long on a CPU, and a training spends a
-        # tenth of its time in it.
-        values = x.detach().float()
-        center = values.mean(dim=others, keepdim=True)
-        variance = (values - center).square_().mean(dim=others).double()
-        mean = center.flatten().double()
-        count = x.numel() // x.shape[1]
-        total, squares = mean * count, (variance + mean.square()) * count
-        self.total = total if self.total is None else self.total + total
-        self.squares = squares if self.squares is None else self.squares + squares
-        self.count += count
-
-    def reduce(self, correction: int = 1) -> tuple[Tensor, Tensor]:
-        """Mean and variance (C,), over all processes where there are several.
-
-        Args:
-            correction: 1 for the unbiased variance, which BatchNorm remembers; 0 for that of the
-                values themselves, by which it normalises in training.
-        """
-        assert self.total is not None
-        assert self.squares is not None
-        count = torch.full_like(self.total[:1], self.count)
-        pooled = torch.cat([self.total, self.squares, count])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(pooled)
-        channels = len(self.total)
-        count = pooled[-1]
-        mean = pooled[:channels] / count
-        variance = pooled[channels:-1] / count - mean.square()
-        return mean, variance.clamp_min(0) * count / (count - correction)
+from zoo.networks.modes import evaluating
 
 
 @torch.no_grad()
@@ -86,56 +42,27 @@ def estimate_running_statistics(
     Returns:
         The number of BatchNorm layers renewed.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     if norms is None:
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    norms = [norm for norm in norms if is_live(norm.train())]  # a frozen one refuses
-    gathered = {norm: PooledMoments() for norm in norms}
-    before = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
-    hooks = [norm.register_forward_pre_hook(_gather(gathered[norm])) for norm in norms]
-    try:
-        if norms:
-            for batch in batches:
-                (forward or model)(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes:
-            module.training = training
-        for norm, saved in zip(norms, before, strict=True):
-            for buffer, value in zip(norm.buffers(), saved, strict=True):
-                buffer.copy_(value)
+    with evaluating(model):
+        norms = [norm for norm in norms if is_live(norm.train())]  # a frozen one refuses
+        gathered = {norm: PooledMoments() for norm in norms}
+        before = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
+        hooks = [norm.register_forward_pre_hook(_gather(gathered[norm])) for norm in norms]
+        try:
+            if norms:
+                for batch in batches:
+                    (forward or model)(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for norm, saved in zip(norms, before, strict=True):
+                for buffer, value in zip(norm.buffers(), saved, strict=True):
+                    buffer.copy_(value)
     renewed = [norm for norm in norms if gathered[norm].count]
     for norm in renewed:
         _remember(norm, *gathered[norm].reduce())
     return len(renewed)
-
-
-def logits_in(output: Any) -> Tensor:
-    """A model's logits: its output, ``.logits`` or ``["logits"]`` of it, or its first tensor.
-
-    Raises:
-        UserError: there is no tensor in it.
-    """
-    named = output.get("logits") if isinstance(output, Mapping) else None
-    found = [named, getattr(output, "logits", None), *tensors_in(output)]
-    tensor = next((one for one in found if isinstance(one, Tensor)), None)
-    if tensor is None:
-        raise UserError(f"the model gives {type(output).__name__}, in which there are no logits")
-    return tensor
-
-
-def forward_batch(model: nn.Module, batch: Any) -> Any:
-    """Runs a model on a loader's batch: a tensor, (input, …), or a dict of keyword arguments."""
-    if isinstance(batch, Mapping):
-        return model(**to_model(model, dict(batch)))
-    return model(to_model(model, batch[0] if isinstance(batch, list | tuple) else batch))
-
-
-def is_live(norm: _BatchNorm) -> bool:
-    """Whether a BatchNorm in its present mode learns running statistics."""
-    return norm.training and norm.running_mean is not None
 
 
 @dataclass(frozen=True)
@@ -242,17 +169,14 @@ def _settle(
         assert isinstance(norm, _BatchNorm)
         gathered.setdefault(norm, PooledMoments()).update(inputs[0])
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     hooks = [norm.register_forward_pre_hook(gather) for norm in norms]
     try:
-        for batch in batches:
-            run(batch)
+        with evaluating(model):
+            for batch in batches:
+                run(batch)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     moved: dict[_BatchNorm, float] = {}
     for norm, moments in gathered.items():
         mean, variance = moments.reduce(correction=0)

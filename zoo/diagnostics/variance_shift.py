@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zoo.diagnostics.recalibrate import PooledMoments, forward_batch, is_live
+from zoo.diagnostics.forward import forward_batch
+from zoo.diagnostics.moments import PooledMoments, is_live
 from zoo.diagnostics.trace import begin_training, eagerly, paths, seed_everywhere, untouched
 from zoo.errors import UserError
 from zoo.pictures import save_figure

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from zoo.networks.modes import evaluating
 
 
 def generate(
@@ -103,19 +104,6 @@ def _generate(
             window = window[:, -max(1, context // 2) :]
             if cached:
                 cache, unread = network.make_cache(), window  # type: ignore[operator]
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module in the mode it was in."""
-    training = [module for module in network.modules() if module.training]
-    if training:
-        network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def choose(
