@@ -68,6 +68,22 @@ def test_a_missing_file_says_so() -> None:
         recipes.find("nowhere/x.yaml")
 
 
+def test_what_a_longer_recipe_trained_stands_with_that_recipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card = {
+        "headline": "val/loss",
+        "metrics": {"val/loss": 1.5},
+        "parameters": 7,
+        "run": {"command": "python -m zoo fit --recipe transformer_shakespeare_long --x 1"},
+    }
+    monkeypatch.setattr(recipes, "checkpoint_configs", lambda: {"transformer_shakespeare": card})
+    entries = {entry.name: entry for entry in recipes.entries()}
+    short, long = (entries[f"transformer_shakespeare{end}"] for end in ("", "_long"))
+    assert (short.value, short.weights, short.trained_by) == (None, True, long.name)
+    assert (long.value, long.weights, long.parameters) == (1.5, False, 7)
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_begins_with_a_comment_and_says_what_it_trains(name: str) -> None:
     path = recipes.find(name)

@@ -7,24 +7,12 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.diagnostics.moments import PooledMoments
 from zoo.diagnostics.recalibrate import estimate_running_statistics
 
 
 def batches(count: int = 7, size: int = 16) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(size, 6, generator=generator) * (i + 1) + i for i in range(count)]
-
-
-def test_pooled_moments_equal_those_of_one_huge_batch() -> None:
-    moments = PooledMoments()
-    parts = [torch.randn(n, 3, 4, 4) * n + 100 for n in (2, 7, 31)]
-    for part in parts:
-        moments.update(part)
-    mean, variance = moments.reduce()
-    whole = torch.cat(parts).double()
-    torch.testing.assert_close(mean, whole.mean((0, 2, 3)), rtol=1e-6, atol=0)
-    torch.testing.assert_close(variance, whole.var((0, 2, 3)), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None], ids=["moving", "cumulative"])
