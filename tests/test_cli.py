@@ -136,6 +136,8 @@ def test_fit_goes_on_in_the_same_folder(zoo_cli) -> None:
         ([*DIGITS, "--data.batch_size", "0"], "data.batch_size is 0"),
         ([*DIGITS, "--data.batch_size", "5000"], "has only 1257 images"),
         ([*DIGITS, "--model.network.layers", "[0]"], "at least one block"),
+        ([*DIGITS, "--model.network.in_channels", "3"], "does not take images of 1 × 8 × 8"),
+        ([*DIGITS, "--model.network.num_classes", "9"], "give --model.network.num_classes 10"),
         ([*DIGITS, "--ckpt_path", "lst"], "no such file: lst"),
         ([*DIGITS, "--ckpt_path", "last"], "no run with such a checkpoint"),
         ([*DIGITS, "--ckpt_path", "resnet_fmnist"], "shipped weights are no run to go on with"),

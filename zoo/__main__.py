@@ -18,7 +18,7 @@ COMMANDS = {
     "predict": ("zoo.cli", "write class probabilities of the test images"),
     "audit": ("zoo.commands.audit", "check where normalisation and dropout stand, in any model"),
     "uncertainty": ("zoo.commands.uncertainty", "what trained weights do not know, and how well"),
-    "sample": ("zoo.commands.sample", "what a generative model makes: text"),
+    "sample": ("zoo.commands.sample", "what a generative model makes: text, or a grid of images"),
     "list": ("zoo.commands.list", "show the recipes, and which ship weights"),
     "publish": ("zoo.commands.publish", "turn a finished run into a shipped checkpoint"),
     "verify": ("zoo.commands.verify", "check shipped checkpoints: checksums, golden outputs"),

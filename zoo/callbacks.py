@@ -202,7 +202,10 @@ class Samples(Callback):
 
 
 class Predictions(BasePredictionWriter):
-    """Writes ``predictions.csv``: for every image its label, confidence and probabilities."""
+    """Writes ``predictions.csv``: for every image its label, confidence and probabilities.
+
+    Where the images are files, their names stand beside their numbers.
+    """
 
     def __init__(self, path: Path, classes: list[str]) -> None:
         super().__init__("epoch")
@@ -222,16 +225,20 @@ class Predictions(BasePredictionWriter):
             path = path.with_stem(f"{path.stem}_rank{trainer.global_rank}")
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".part")
+        list_files = getattr(getattr(trainer, "datamodule", None), "files", None)
+        files: list[str] = list_files("test") if list_files is not None else []
         index = trainer.global_rank
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["index", "label", "confidence", *self.classes])
+            heading = ["index", *(["file"] if files else []), "label", "confidence"]
+            writer.writerow([*heading, *self.classes])
             for batch in probabilities:
                 for row in batch.tolist():
                     best = max(range(len(row)), key=row.__getitem__)
                     name = self.classes[best] if self.classes else best
                     cells = [f"{value:.6f}" for value in row]
-                    writer.writerow([index, name, f"{row[best]:.6f}", *cells])
+                    which = [index, files[index]] if files else [index]
+                    writer.writerow([*which, name, f"{row[best]:.6f}", *cells])
                     index += trainer.world_size
         partial.replace(path)
         print(f"predictions: {path}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,29 @@ def check_same_network(
         f"{source} holds another network ({recorded['name']}: {detail}): give its own options"
         + (f", or {advice}" if advice else "")
     )
+
+
+def check_same_classes(known: dict[str, Any], data: dict[str, Any], source: str | Path) -> None:
+    """Compares the classes, or the vocabulary, of a checkpoint with those of a data module.
+
+    Args:
+        known: what the checkpoint says of the data it was trained on.
+        data: what the data module says of itself.
+        source: the checkpoint, for the message.
+
+    Raises:
+        UserError: they differ, or stand in another order.
+    """
+    for kind, one in (("classes", "class"), ("vocabulary", "character")):
+        theirs, ours = known.get(kind), data.get(kind)
+        if theirs is None or ours is None or list(theirs) == list(ours):
+            continue
+        pairs = enumerate(zip_longest(theirs, ours))
+        number, (there, here) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+        raise UserError(
+            f"{source} was trained on other {kind} than {data.get('name', 'the data')} has: {one} "
+            f"{number} is {there!r} there and {here!r} here"
+        )
 
 
 def _adapt_stem(task: Task, in_channels: int) -> list[str]:

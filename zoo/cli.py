@@ -300,8 +300,11 @@ class ZooCLI(LightningCLI):
         self.config_init[subcommand]["ckpt_path"] = self.checkpoint
         self.config_init[subcommand]["weights_only"] = True
         if self.checkpoint is not None:
-            recorded = read_checkpoint(self.checkpoint).get("hyper_parameters", {}).get("network")
-            checkpoints.check_same_network(recorded, self.model, self.checkpoint)
+            content = read_checkpoint(self.checkpoint)
+            network = content.get("hyper_parameters", {}).get("network")
+            checkpoints.check_same_network(network, self.model, self.checkpoint)
+            known = content.get("data", {})
+            checkpoints.check_same_classes(known, self._describe_data(), self.checkpoint)
         elif subcommand != "fit":
             self._load_shipped_weights()
         self.started = time.perf_counter()
@@ -326,6 +329,8 @@ class ZooCLI(LightningCLI):
                 f"the shipped weights of {name} are for {described['instead_of']}, which is "
                 "neither on disk nor to be had: set ZOO_DATA to the folder that holds it"
             )
+        known = checkpoints.read_config(checkpoints.folder_of(name))["data"]
+        checkpoints.check_same_classes(known, described, name)
         checkpoints.load_weights(self.model, name)
 
     def after_fit(self) -> None:

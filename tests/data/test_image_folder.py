@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import zoo
 from zoo.data import ImageFolder
+from zoo.data.image_folder import _decode
 from zoo.errors import UserError
 
 
@@ -167,6 +170,44 @@ def test_recipes_train_on_it_and_the_classes_travel_with_the_weights(
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
+def test_other_classes_than_the_checkpoints_are_refused(zoo_cli, flat: Path) -> None:
+    Path("mine.yaml").write_text(MINE.format(folder=flat))
+    assert zoo_cli("fit", "--recipe", "mine.yaml").code == 0
+    (flat / "blue").rename(flat / "violet")  # now red comes first
+    for command in ("test", "fit"):
+        result = zoo_cli(command, "--recipe", "mine.yaml", "--ckpt_path", "last")
+        assert result.code == 2
+        assert "class 0 is 'blue' there and 'red' here" in result.err
+
+
+def test_predictions_name_the_files(zoo_cli, flat: Path) -> None:
+    Path("mine.yaml").write_text(MINE.format(folder=flat))
+    assert zoo_cli("fit", "--recipe", "mine.yaml").code == 0
+    assert zoo_cli("predict", "--recipe", "mine.yaml", "--ckpt_path", "last").code == 0
+    with Path("runs/mine/version_1/predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == data(flat, test=0.2).files("test")
+    assert all((flat / row["file"]).is_file() for row in rows)
+
+
+def test_an_image_more_in_one_class_leaves_the_other_split_as_it_was(flat: Path) -> None:
+    before = data(flat).files("train")
+    Image.new("RGB", (40, 48)).save(flat / "blue" / "new.png")
+    after = data(flat).files("train")
+    assert [name for name in before if "red" in name] == [name for name in after if "red" in name]
+    assert len(after) == len(before) + 1
+
+
+def test_16_bits_a_pixel_and_a_turned_photograph_are_read_right(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.full((4, 6), 40_000, dtype=np.uint16))
+    deep.save(tmp_path / "deep.png")
+    assert _decode(tmp_path / "deep.png").unique().tolist() == [40_000 >> 8]
+    turned, exif = Image.new("RGB", (6, 4)), Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert _decode(tmp_path / "turned.jpg").shape == (3, 6, 4)
+
+
 def test_a_folder_without_test_images_is_trained_on_and_not_tested(zoo_cli, split: Path) -> None:
     Path("mine.yaml").write_text(MINE.format(folder=split))
     result = zoo_cli("fit", "--recipe", "mine.yaml")
@@ -232,6 +273,9 @@ def test_several_processes_see_each_image_exactly_once(split: Path) -> None:
         ({"randaugment": 31}, "data.randaugment is 31"),
         ({"scale": 0.0}, "data.scale is 0.0"),
         ({"mixup": -1.0}, "cannot be negative"),
+        ({"workers": -1}, "data.workers is -1"),
+        ({"std": [0.2, 0.0, 0.2]}, "std is above 0"),
+        ({"mean": [0.5]}, "three numbers each"),
         ({"corrupt": "ignore"}, "choose error or skip"),
         ({"validation": 0.9, "test": 0.1}, "none is left to train on"),
     ],

@@ -38,6 +38,8 @@ class Case:
     pixels: tuple[int, ...] = ()  # (H, W) of an output that has a label for every pixel
     init: str = "he"  # or xavier, transformer: what the weights' variance is held against
     deep: dict[str, Any] = field(default_factory=dict)  # arguments that stack fifty blocks
+    # Rates that are off by default, for good reason, and must do what they say when they are on.
+    dropping: dict[str, Any] = field(default_factory=dict)
 
     def build(self, **changes: Any) -> nn.Module:
         torch.manual_seed(0)
@@ -163,6 +165,7 @@ CASES = [
         (1, 12, 12),
         promise(BatchNorm=9),
         deep={"layers": [50]},
+        dropping={"drop_rate": 0.3},
     ),
     Case(
         "PreActResNet",
@@ -170,6 +173,7 @@ CASES = [
         (1, 12, 12),
         promise(BatchNorm=7),
         deep={"layers": [50]},
+        dropping={"drop_rate": 0.3},
     ),
     Case(
         "EfficientNet",

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import zoo
 from zoo.networks import ConvNet
+from zoo.networks.layers import DropConnect, GaussianDropout
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,18 @@ def test_a_bias_only_where_no_batchnorm_follows() -> None:
         convs = [m.conv for m in ConvNet(batch_norm=batch_norm).modules() if hasattr(m, "conv")]
         assert len(convs) == 3
         assert all((conv.bias is None) == batch_norm for conv in convs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer"),
+    [("element-wise", nn.Dropout), ("gaussian", GaussianDropout), ("connect", DropConnect)],
+)
+def test_the_kind_of_dropout_is_the_one_that_was_asked_for(kind: str, layer: type) -> None:
+    modules = ConvNet(drop_rate=0.3, drop_kind=kind).modules()
+    kinds = (nn.Dropout, GaussianDropout, DropConnect)
+    found = [m for m in modules if isinstance(m, kinds) and "0.3" in repr(m)]
+    assert len(found) == 2
+    assert all(type(module) is layer for module in found)
 
 
 @pytest.mark.parametrize(

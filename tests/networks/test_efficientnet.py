@@ -9,7 +9,7 @@ from timm.models._efficientnet_blocks import EdgeResidual
 from torch import nn
 
 from tests.networks.test_resnet import randomised
-from zoo import networks
+from zoo import networks, recipes
 from zoo.networks import EfficientNet
 from zoo.networks.efficientnet import Depthwise, FusedMBConv, MBConv, Separable, round_channels
 
@@ -100,6 +100,11 @@ def test_depthwise_filters_are_initialised_for_their_own_fan() -> None:
         assert module.weight.var().item() == pytest.approx(2 / fan_out, rel=0.1)
 
 
+def test_the_small_preset_is_the_recipes() -> None:
+    recipe = recipes.resolve("efficientnet_fmnist")["model"]["init_args"]["network"]["init_args"]
+    assert networks.efficientnet_small().config == EfficientNet(**recipe).config
+
+
 def test_round_channels() -> None:
     assert [round_channels(c) for c in (1, 8, 12, 19, 28.8, 44.8)] == [8, 8, 16, 24, 32, 48]
 
@@ -109,6 +114,9 @@ def test_round_channels() -> None:
     [
         ({"stages": [[1, 2, 3]]}, "each is five numbers"),
         ({"stages": []}, "each is five numbers"),
+        ({"stages": [[4, 8, 2, 4, 1]]}, "a kernel of 4 has no middle"),
+        ({"stem_stride": 0}, "stem_stride is 0"),
+        ({"depth": 0}, "above 0"),
         ({"fused": 8}, "fused is 8: there are 7 stages"),
         ({"drop_rate": 1.5}, "drop_rate is 1.5"),
         ({"drop_path_rate": -1}, "drop_path_rate is -1"),

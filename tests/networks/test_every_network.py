@@ -198,8 +198,13 @@ def test_a_drop_rate_of_zero_in_training_is_no_dropout_at_all(case: Case) -> Non
     )
 
 
+def with_dropout(case: Case) -> Case:
+    return replace(case, args={**case.args, **case.dropping})
+
+
 @every_network
 def test_each_drop_rate_arrives_where_it_was_asked_for(case: Case) -> None:
+    case = with_dropout(case)
     asked = {value for name, value in case.args.items() if name.endswith("drop_rate") and value}
     trace = record(case.build(), case.inputs(), mode="training")
     rates = {"path": set[float](), "unit": set[float]()}
@@ -215,7 +220,7 @@ def test_each_drop_rate_arrives_where_it_was_asked_for(case: Case) -> None:
 def test_dropout_drops_its_rate_and_keeps_the_expectation(case: Case) -> None:
     """Every module that drops, given ones: a share of zeros as its rate says, and a mean of one."""
     torch.manual_seed(0)
-    for module in case.build().train().modules():
+    for module in with_dropout(case).build().train().modules():
         if isinstance(module, nn.Dropout | nn.Dropout2d | DropPath):
             rate = module.drop_prob if isinstance(module, DropPath) else module.p
             out = module(torch.ones(20_000, 2, 1, 1))

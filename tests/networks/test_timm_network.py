@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 import zoo
@@ -43,11 +44,28 @@ trainer: {max_epochs: 1, limit_train_batches: 2}
     assert audited.code == 0, audited.err
 
 
+def test_pretrained_weights_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    create = timm.create_model
+
+    def watch(name: str, pretrained: bool, **given: object) -> torch.nn.Module:
+        asked.append((name, pretrained, given))
+        return create(name, pretrained=False, **given)
+
+    monkeypatch.setattr(timm, "create_model", watch)
+    network = timm_network("test_resnet", pretrained=True, num_classes=4)
+    assert asked == [("test_resnet", True, {"num_classes": 4, "in_chans": 3})]
+    networks.build(networks.describe(network))  # its weights follow: nothing is downloaded
+    assert asked[1][:2] == ("test_resnet", False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"name": "resnet19"}, "did you mean"),
         ({"name": "resnet18", "args": {"drop_rat": 0.1}}, "refuses its arguments"),
+        ({"name": "resnet18", "in_channels": -1}, "refuses its arguments"),
+        ({"name": "test_resnet.nosuchtag", "pretrained": True}, "refuses its arguments"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: dict, message: str) -> None:

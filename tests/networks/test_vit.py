@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from zoo import networks
@@ -36,6 +37,12 @@ def test_another_resolution_interpolates_the_positions(pool: str, stem: str) -> 
     torch.testing.assert_close(
         network._positions(6, 8), torch.full((1, 48 + (pool == "token"), 16), 0.7)
     )
+    # Others as timm resizes them, height and width each its own.
+    nn.init.normal_(network.pos_embed)
+    expected = resample_abs_pos_embed(
+        network.pos_embed, [6, 8], num_prefix_tokens=int(pool == "token"), antialias=True
+    )
+    torch.testing.assert_close(network._positions(6, 8), expected)
     with pytest.raises(ValueError, match="no whole patches of 4"):
         network(torch.zeros(2, 1, 18, 16))
 
@@ -110,7 +117,9 @@ def test_activations_and_gradients_survive_fifty_blocks() -> None:
         ({"norm": "batchnorm"}, "choose layernorm or rmsnorm"),
         ({"pool": "max"}, "choose token or avg"),
         ({"stem": "big"}, "choose patch or conv"),
-        ({"stem": "conv", "patch_size": 14}, "a conv stem needs 2, 4, 8"),
+        ({"stem": "conv", "patch_size": 14}, "a conv stem needs a power of two"),
+        ({"heads": 0}, "heads is 0"),
+        ({"patch_size": 0}, "patch_size is 0"),
         ({"attn_drop_rate": 1.0}, "attn_drop_rate is 1.0"),
         ({"depth": 0}, "at least 1"),
     ],

@@ -14,6 +14,7 @@ import zoo
 from zoo.data import Digits
 from zoo.errors import UserError
 from zoo.networks import ResNet
+from zoo.seeds import step_seed
 from zoo.tasks import EMA, ImageClassifier
 
 
@@ -107,6 +108,24 @@ def test_the_average_has_running_statistics_of_its_own(tmp_path: Path) -> None:
     torch.testing.assert_close(
         stem.bn1.running_var, activations.var((0, 2, 3)), rtol=0.05, atol=1e-3
     )
+
+
+def test_renewal_augments_each_batch_anew(tmp_path: Path) -> None:
+    """One draw for all would keep one batch's mixture of images for good."""
+    seeds: list[int] = []
+
+    class Watched(Digits):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            if self.trainer.training:
+                seeds.append(step_seed(self.trainer))
+            return super().on_after_batch_transfer(batch, dataloader_idx)
+
+    task = ImageClassifier(network(), optimizer="muon", lr=0.05, weight_decay=0, ema_decay=0.9)
+    state = torch.initial_seed()
+    trainer(tmp_path, max_epochs=1).fit(task, datamodule=Watched())
+    assert len(seeds) > 9 + 9  # of the epoch, and of the renewals
+    assert len(set(seeds)) == 9 + 9  # the two renewals draw alike
+    assert torch.initial_seed() == state
 
 
 def test_averaging_buffers_would_have_been_wrong(tmp_path: Path) -> None:

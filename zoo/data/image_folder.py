@@ -92,13 +92,14 @@ class ImageFolder(LabelledImages):
     Either ``FOLDER/train/CLASS/*``, ``FOLDER/val/CLASS/*`` and, if there is one,
     ``FOLDER/test/CLASS/*``; or ``FOLDER/CLASS/*``, from which validation and test images are taken
     by fraction and a fixed seed. Classes are sorted by name; their order goes into the checkpoint.
-    Images are decoded, cropped and resized by workers, and augmented in batches on the device.
+    Images are decoded, cropped and resized by workers, and augmented in batches on the device. A
+    run that was killed within an epoch begins that epoch's order anew.
 
     Args:
         folder: where the images lie.
         image_size: pixels a side that the network sees.
         batch_size: images a batch and process.
-        validation: the fraction of each class held out for validation, without a ``val`` folder.
+        validation: the fraction of each class held out for validation, without a ``train`` folder.
         test: the fraction held out for testing, without a ``train`` folder; may be 0.
         randaugment: magnitude of RandAugment, 0 to 30 (Cubuk et al. 2020), image by image; 0 for
             none.
@@ -106,9 +107,10 @@ class ImageFolder(LabelledImages):
         cutmix: α of CutMix (Yun et al. 2019); 0 for none. With both, each batch gets one of them.
         flip: mirror half of the training images.
         scale: the least part of an image's area that a training crop shows.
-        corrupt: ``error`` stops at an image that cannot be read, ``skip`` leaves it out; either
-            way it is named.
-        workers: processes that decode; one for each core but one by default.
+        corrupt: ``error`` stops at an image that cannot be read, ``skip`` leaves it out (unless a
+            whole training batch cannot be read); either way it is named.
+        workers: processes that decode; by default the machine's cores but one, shared by the
+            processes that train.
         mean, std: of each channel, ImageNet's by default.
 
     Raises:
@@ -150,8 +152,10 @@ class ImageFolder(LabelledImages):
         self.folder, self.image_size, self.batch_size = Path(folder), image_size, batch_size
         self.validation, self.test = validation, test
         self.mixup, self.cutmix, self.corrupt = mixup, cutmix, corrupt
-        if workers is None:  # the cores but one, shared by the processes of this machine
-            workers = ((os.cpu_count() or 1) - 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if workers is not None and workers < 0:
+            raise UserError(f"data.workers is {workers}: it cannot be negative")
+        if not len(mean) == len(std) == 3 or min(std) <= 0:
+            raise UserError("data.mean and data.std are three numbers each, and std is above 0")
         self.workers = workers
         self.mean, self.std = list(mean), list(std)
         self.input_shape = [3, image_size, image_size]
@@ -208,13 +212,16 @@ class ImageFolder(LabelledImages):
         return items
 
     def _by_fraction(self, items: list[Item]) -> dict[str, list[Item]]:
-        """Every class is split alike, by a fixed seed, whatever the seed of a run."""
-        generator = torch.Generator().manual_seed(0)
+        """Every class is split alike, by a fixed seed, whatever the seed of a run.
+
+        Each class for itself: an image more in one of them leaves the others' splits as they are.
+        """
         parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
         by_class: list[list[Item]] = [[] for _ in self.classes]
         for item in items:
             by_class[item[1]].append(item)
         for name, mine in zip(self.classes, by_class, strict=True):
+            generator = torch.Generator().manual_seed(0)
             order = torch.randperm(len(mine), generator=generator).tolist()
             held = max(1, round(len(mine) * self.validation))
             tested = max(1, round(len(mine) * self.test)) if self.test else 0
@@ -244,6 +251,12 @@ class ImageFolder(LabelledImages):
             self._digest = hashlib.sha256("\n".join(sorted(listing)).encode()).hexdigest()
         return {"names and sizes of the files": self._digest}
 
+    def files(self, split: Split) -> list[str]:
+        """Where each image of a split lies, relative to the folder, in the order of ``plain``."""
+        self.prepare_data()
+        items = self._items[_PARTS[split]]
+        return [path.relative_to(self.folder).as_posix() for path, _ in items]
+
     def sizes(self) -> dict[str, int]:
         self.prepare_data()
         return {part: len(items) for part, items in self._items.items()}
@@ -259,13 +272,12 @@ class ImageFolder(LabelledImages):
 
     def setup(self, stage: str) -> None:
         self.prepare_data()
-        module = getattr(self.trainer, "lightning_module", None)
-        outputs = getattr(getattr(module, "network", None), "num_classes", None)
-        if outputs is not None and outputs != len(self.classes):
-            raise UserError(
-                f"{self.folder} has {len(self.classes)} classes, and the network {outputs} "
-                f"outputs: give --model.network.num_classes {len(self.classes)}"
-            )
+
+    def _workers(self) -> int:
+        if self.workers is not None:
+            return self.workers
+        processes = self.trainer.num_devices if self.trainer is not None else 1
+        return ((os.cpu_count() or 1) - 1) // max(1, processes)
 
     def _decoded(self, part: str, batch: int) -> DataLoader[Any]:
         """Images in order, cropped as for evaluation; of several processes, each its share."""
@@ -277,7 +289,7 @@ class ImageFolder(LabelledImages):
             _Images(items, self._crop),
             batch_size=batch,
             sampler=_Share(len(items), rank, world),
-            num_workers=self.workers,
+            num_workers=self._workers(),
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
         )
@@ -293,7 +305,7 @@ class ImageFolder(LabelledImages):
             shuffle=True,
             # A process that has less than a batch trains on what it has.
             drop_last=len(items) // world >= self.batch_size,
-            num_workers=self.workers,
+            num_workers=self._workers(),
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
         )

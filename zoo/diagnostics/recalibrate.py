@@ -15,7 +15,7 @@ from zoo.diagnostics.forward import forward_batch, logits_in
 from zoo.diagnostics.moments import PooledMoments, is_live
 from zoo.diagnostics.trace import begin_training, eagerly, tensors_in, untouched
 from zoo.errors import UserError
-from zoo.networks.modes import evaluating
+from zoo.modes import evaluating
 
 
 @torch.no_grad()

@@ -193,8 +193,8 @@ class EfficientNet(ImageNetwork):
         drop_path_rate: of stochastic depth, towards the last block; it grows linearly from 0.
 
     Raises:
-        ValueError: a stage that is not five numbers, more fused stages than there are, or a rate
-            outside [0, 1).
+        ValueError: a stage that is not five numbers, an even kernel, more fused stages than there
+            are, a size below one, or a rate outside [0, 1).
     """
 
     classifier_name = "classifier"
@@ -219,10 +219,15 @@ class EfficientNet(ImageNetwork):
                 "stages: each is five numbers from 1 up: expansion, channels, blocks, kernel, "
                 f"stride; got {[list(stage) for stage in stages]}"
             )
+        even = [stage[3] for stage in stages if stage[3] % 2 == 0]
+        if even:
+            raise ValueError(f"stages: a kernel of {even[0]} has no middle: give an odd one")
         if not 0 <= fused <= len(stages):
             raise ValueError(f"fused is {fused}: there are {len(stages)} stages")
+        if width <= 0 or depth <= 0:
+            raise ValueError(f"width {width} and depth {depth} must be above 0")
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
-        check_sizes(num_classes, in_channels=in_channels)
+        check_sizes(num_classes, in_channels=in_channels, stem_stride=stem_stride)
 
         channels = round_channels(stem_channels * width)
         self.conv_stem = nn.Conv2d(in_channels, channels, 3, stem_stride, padding=1, bias=False)

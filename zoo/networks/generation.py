@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.modes import evaluating
+from zoo.modes import evaluating
 
 
 def generate(

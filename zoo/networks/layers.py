@@ -168,11 +168,11 @@ def init_transformer(module: nn.Module) -> None:
 def global_average(x: Tensor) -> Tensor:
     """The mean of each channel over all positions: (B, C, H, W) → (B, C).
 
-    As a product with ones where the memory format is channels_last: the gradient of a mean has
-    another format, and on a CPU everything behind it then takes up to ten times as long.
+    On a CPU as a product with ones where the memory format is channels_last: the gradient of a mean
+    has another format, and everything behind it then takes up to ten times as long.
     """
     positions = x.shape[2] * x.shape[3]
-    if not x.is_contiguous(memory_format=torch.channels_last):
+    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
         return x.mean((2, 3))
     rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H · W, C), no copy
     return (rows.new_ones(1, 1, positions) @ rows)[:, 0] / positions
@@ -181,10 +181,10 @@ def global_average(x: Tensor) -> Tensor:
 def scale_channels(x: Tensor, gate: Tensor) -> Tensor:
     """Each channel times its gate: (B, C, H, W) and (B, C) → (B, C, H, W).
 
-    In channels_last the gate is spread by a product with ones, for the reason that
+    On a CPU and in channels_last the gate is spread by a product with ones, for the reason that
     ``global_average`` has: its gradient is then a product too.
     """
-    if not x.is_contiguous(memory_format=torch.channels_last):
+    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
         return x * gate[:, :, None, None]
     spread = gate.new_ones(1, x.shape[2] * x.shape[3], 1) @ gate[:, None]  # (B, H · W, C)
     return x * spread.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)

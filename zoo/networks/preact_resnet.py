@@ -109,9 +109,11 @@ class PreActResNet(ImageNetwork):
         return self.forward_head(self.forward_features(x))
 
 
-def preact_resnet18(num_classes: int = 10, in_channels: int = 3) -> PreActResNet:
+def preact_resnet18(
+    num_classes: int = 10, in_channels: int = 3, drop_rate: float = 0.0
+) -> PreActResNet:
     """Pre-activation ResNet-18 for 32 × 32 images: 11.2 M parameters at 10 classes."""
-    return PreActResNet(num_classes, in_channels, (2, 2, 2, 2), 64)
+    return PreActResNet(num_classes, in_channels, (2, 2, 2, 2), 64, drop_rate=drop_rate)
 
 
 def wrn28_10(num_classes: int = 10, in_channels: int = 3, drop_rate: float = 0.0) -> PreActResNet:

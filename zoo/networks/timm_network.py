@@ -27,7 +27,8 @@ def timm_network(
         args: further arguments of ``timm.create_model``, such as ``{"drop_rate": 0.2}``.
 
     Raises:
-        UserError: timm has no such network, or it refuses an argument.
+        UserError: timm has no such network or weights, it refuses an argument, or its weights
+            cannot be downloaded.
     """
     import timm
 
@@ -36,8 +37,10 @@ def timm_network(
     given = {"num_classes": num_classes, "in_chans": in_channels, **(args or {})}
     try:
         network: nn.Module = timm.create_model(name, pretrained=pretrained, **given)
-    except TypeError as error:
-        raise UserError(f"timm's {name} refuses its arguments: {error}") from None
+    except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
+        # Of an unknown tag or argument, of sizes that do not fit, of a download that fails.
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"timm's {name} refuses its arguments: {reason[0]}") from None
     # What a checkpoint keeps: rebuilding it downloads nothing, its weights follow.
     network.zoo_description = {  # type: ignore[assignment]
         "name": "timm_network",

@@ -55,7 +55,9 @@ class ConvEmbed(nn.Sequential):
     def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
         steps = int(math.log2(patch_size))
         if 2**steps != patch_size or steps < 1:
-            raise ValueError(f"patch_size is {patch_size}: a conv stem needs 2, 4, 8, 16 or 32")
+            raise ValueError(
+                f"patch_size is {patch_size}: a conv stem needs a power of two, from 2 up"
+            )
         layers: list[nn.Module] = []
         channels = in_channels
         for step in range(steps):
@@ -180,13 +182,21 @@ class ViT(ImageNetwork):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        check_sizes(
+            num_classes,
+            depth=depth,
+            in_channels=in_channels,
+            image_size=image_size,
+            patch_size=patch_size,
+            dim=dim,
+            heads=heads,
+        )
         if image_size % patch_size:
             raise ValueError(f"image_size {image_size} is no multiple of patch_size {patch_size}")
         if dim % heads:
             raise ValueError(f"dim {dim} is no multiple of heads {heads}")
         check_choice("pool", pool, "token", "avg")
         check_choice("stem", stem, "patch", "conv")
-        check_sizes(num_classes, depth=depth, in_channels=in_channels)
         check_rates(
             drop_rate=drop_rate,
             embed_drop_rate=embed_drop_rate,

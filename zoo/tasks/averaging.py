@@ -99,6 +99,8 @@ class EMA(WeightAveraging):
         fresh = loader.fresh() if hasattr(loader, "fresh") else loader
 
         def forward(batch: Any) -> None:
+            # A data module's augmentation is seeded by the step, which stands still here.
+            torch.manual_seed((torch.initial_seed() + 1) % 2**63)
             batch = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.forward_context():
                 module.statistics_forward(batch)  # type: ignore[operator]

@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 
 from zoo import pictures
 from zoo.errors import UserError
-from zoo.networks.modes import evaluating
+from zoo.modes import evaluating
 from zoo.seeds import step_seed
 from zoo.tasks.base import Task
 from zoo.tasks.optim import Schedule, make_optimizer, make_schedule

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from zoo.diagnostics.forward import logits_in
+from zoo.diagnostics.trace import eagerly
 from zoo.errors import UserError
+from zoo.modes import evaluating
 from zoo.tasks.base import Task
 from zoo.tasks.optim import Schedule
 
@@ -84,6 +87,36 @@ class ImageClassifier(Task):
                 for name in ("loss", "accuracy")
             }
         )
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "example_input"):
+            self._check_that_it_fits(data)
+
+    def _check_that_it_fits(self, data: Any) -> None:
+        """One forward before the first batch.
+
+        Raises:
+            UserError: the network does not take the images, or has another number of classes.
+        """
+        images: Tensor = data.example_input()
+        name, classes = self.data.get("name", "the data"), len(self.data.get("classes", []))
+        parameter = next(self.network.parameters(), images)
+        try:
+            with eagerly(self.network), evaluating(self.network), torch.no_grad():
+                outputs = logits_in(self.network(images.to(parameter))).shape[1]
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            shape = " × ".join(str(size) for size in images.shape[1:])
+            raise UserError(
+                f"the network does not take images of {shape}, as {name} has them: {reason[0]}"
+            ) from None
+        if classes and outputs != classes:
+            raise UserError(
+                f"{name} has {classes} classes, and the network {outputs} outputs: give "
+                f"--model.network.num_classes {classes}"
+            )
 
     def golden(self) -> Tensor:
         shape = [2, *self.data["input_shape"]]

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 import zoo
-from zoo.networks.modes import evaluating
+from zoo.modes import evaluating
 
 
 def test_every_module_comes_back_in_its_own_mode() -> None:
