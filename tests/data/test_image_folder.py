@@ -57,7 +57,8 @@ def split(tmp_path: Path) -> Path:
 
 
 def data(folder: Path, **options: Any) -> ImageFolder:
-    module = ImageFolder(str(folder), image_size=32, batch_size=4, workers=0, **options)
+    options = {"image_size": 32, "batch_size": 4, "workers": 0, **options}
+    module = ImageFolder(str(folder), **options)
     module.setup("fit")
     return module
 

@@ -43,13 +43,26 @@ class PatchEmbed(nn.Module):
         return self.proj(x)
 
 
+class ConvPair(nn.Module):
+    """ReLU, 3 × 3 convolution, ReLU, 3 × 3 convolution, added to the input (He et al. 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → the same."""
+        return x + self.conv2(self.conv1(x.relu()).relu())
+
+
 class ConvEmbed(nn.Sequential):
-    """Two 3 × 3 convolutions for every halving of the resolution, then a 1 × 1 to the embedding.
+    """A strided 3 × 3 convolution and a residual pair for every halving, then a 1 × 1.
 
     Neighbouring patches overlap, which a small transformer on little data does not learn by
-    itself. Strided convolutions and the last 1 × 1 are those of Xiao et al. 2021, "Early
-    Convolutions Help Transformers See Better", section 4; without their BatchNorm, as in Hassani
-    et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers", section 3.3.
+    itself; as Xiao et al. 2021, "Early Convolutions Help Transformers See Better", section 4, but
+    with residual pairs in place of BatchNorm. The tokens are those of a small convolutional
+    network (the hybrid of Dosovitskiy et al. 2021, section 3.1).
     """
 
     def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
@@ -64,9 +77,7 @@ class ConvEmbed(nn.Sequential):
             width = dim // 2 ** (steps - 1 - step)
             layers += [
                 nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(width, width, 3, padding=1, bias=False),
-                nn.ReLU(inplace=True),
+                ConvPair(width),
             ]
             channels = width
         super().__init__(*layers, nn.Conv2d(dim, dim, 1))
