@@ -329,9 +329,9 @@ class ZooCLI(LightningCLI):
                 f"the shipped weights of {name} are for {described['instead_of']}, which is "
                 "neither on disk nor to be had: set ZOO_DATA to the folder that holds it"
             )
+        checkpoints.load_weights(self.model, name)
         known = checkpoints.read_config(checkpoints.folder_of(name))["data"]
         checkpoints.check_same_classes(known, described, name)
-        checkpoints.load_weights(self.model, name)
 
     def after_fit(self) -> None:
         trainer = self.trainer
