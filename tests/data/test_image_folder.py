@@ -117,6 +117,23 @@ def test_mixing_gives_shares_of_labels_in_training_only(flat: Path, mixer: str) 
     torch.testing.assert_close(labels.sum(1), torch.ones(4))
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_batch_of_one_or_of_odd_size_is_mixed_by_either(flat: Path, size: int) -> None:
+    module = data(flat, batch_size=size, mixup=1.0, cutmix=1.0, randaugment=0, flip=False)
+    batch = next(iter(module.train_dataloader()))
+    plain = module.on_after_batch_transfer(batch, 0)[0]
+    loop = SimpleNamespace(total_batch_idx=0)
+    module.trainer = SimpleNamespace(
+        training=True, predicting=False, global_rank=0, num_devices=1, fit_loop=loop
+    )
+    for loop.total_batch_idx in range(8):  # now the one, now the other
+        images, labels = module.on_after_batch_transfer(batch, 0)
+        assert images.shape == plain.shape
+        torch.testing.assert_close(labels.sum(1), torch.ones(size))
+        if size == 1:  # mixed with itself
+            torch.testing.assert_close(images, plain)
+
+
 def test_augmentation_treats_each_image_for_itself(flat: Path) -> None:
     torch.manual_seed(0)
     module = data(flat, randaugment=20)
@@ -256,7 +273,7 @@ def test_several_processes_see_each_image_exactly_once(split: Path) -> None:
     seen: list[int] = []
     for rank in range(4):  # six images of validation: two processes have two, two have one
         module.trainer = SimpleNamespace(
-            training=False, predicting=False, global_rank=rank, world_size=4
+            training=False, predicting=False, global_rank=rank, world_size=4, num_devices=4
         )
         batches = [labels.tolist() for _, labels, _ in module.val_dataloader()]
         assert sum(map(len, batches)) in (1, 2)

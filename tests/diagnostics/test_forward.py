@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from zoo.diagnostics.forward import forward_batch, logits_in
+from zoo.errors import UserError
+
+LOGITS, OTHER = torch.ones(2, 3), torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        LOGITS,
+        (LOGITS, OTHER),
+        {"loss": OTHER, "logits": LOGITS},
+        SimpleNamespace(logits=LOGITS),
+        {"first": LOGITS, "second": OTHER},
+    ],
+    ids=["tensor", "tuple", "named in a dict", "an attribute", "the first of a dict"],
+)
+def test_logits_are_found(output: object) -> None:
+    assert logits_in(output) is LOGITS
+
+
+def test_an_output_without_a_tensor_is_told() -> None:
+    with pytest.raises(UserError, match="the model gives str, in which there are no logits"):
+        logits_in("cat")
+
+
+class Named(nn.Linear):
+    def forward(self, *, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+def test_a_batch_is_a_tensor_a_pair_or_keywords() -> None:
+    x, plain, named = torch.randn(4, 3), nn.Linear(3, 2), Named(3, 2)
+    expected = plain(x)
+    assert torch.equal(forward_batch(plain, x), expected)
+    assert torch.equal(forward_batch(plain, (x, torch.arange(4))), expected)
+    assert torch.equal(forward_batch(plain, [x]), expected)
+    assert torch.equal(forward_batch(named, {"x": x}), named(x=x))
