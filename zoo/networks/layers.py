@@ -308,8 +308,12 @@ def attend(
     if causal:
         mask = torch.ones(weights.shape[2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
-        weights = weights.masked_fill(~mask, -torch.inf)
-    return dropout(weights.softmax(3), drop_rate) @ v
+        # Added, and not filled in: adding costs nothing on the way back.
+        weights = weights + weights.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    # Without autocast, which would have a copy in single precision: the kernel computes in it anyway.
+    with torch.autocast(q.device.type, enabled=False):
+        weights = weights.softmax(3)
+    return dropout(weights, drop_rate) @ v
 
 
 def adapt_input(weight: Any, in_channels: int) -> Any:
