@@ -310,7 +310,8 @@ def attend(
     if mask is not None:
         # Added, and not filled in: adding costs nothing on the way back.
         weights = weights + weights.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
-    # Without autocast, which would have a copy in single precision: the kernel computes in it anyway.
+    # Without autocast, which would make a copy in single precision: the kernel computes in it
+    # anyway.
     with torch.autocast(q.device.type, enabled=False):
         weights = weights.softmax(3)
     return dropout(weights, drop_rate) @ v
