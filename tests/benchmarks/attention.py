@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
-from turns import medians
+from turns import compare
 
 from zoo.networks.layers import attend
 
 ROUNDS = 7
 SHAPES = {  # (B, H, T, d), causal
-    "vit_fmnist": ((256, 3, 49, 32), False),
+    "vit_fmnist": ((128, 3, 49, 32), False),
     "gpt_shakespeare": ((12, 4, 64, 32), True),
     "transformer_shakespeare": ((16, 4, 128, 32), True),
 }
@@ -38,12 +38,7 @@ def main() -> None:
                 timed = {
                     who: lambda call=call: call().sum().backward() for who, call in calls.items()
                 }
-                fused, ours = medians(timed, ROUNDS)
-                print(
-                    f"{name:24} {str(dtype)[6:]:9} dropout {rate:.1f}: fused {1000 * fused:7.2f} "
-                    f"ms, ours {1000 * ours:6.2f} ms, ratio {fused / ours:.2f}",
-                    flush=True,
-                )
+                compare(f"{name}, {str(dtype)[6:]}, dropout {rate}", timed, ROUNDS)
 
 
 if __name__ == "__main__":

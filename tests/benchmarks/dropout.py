@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
-from turns import medians
+from turns import compare
 
 from zoo.networks.layers import dropout
 
 ROUNDS = 9
 SHAPES = {
-    "vit_fmnist, MLP": (256, 49, 192),
-    "vit_fmnist, attention": (256, 3, 49, 49),
+    "vit_fmnist, MLP": (128, 49, 192),
+    "vit_fmnist, attention": (128, 3, 49, 49),
     "transformer_shakespeare, MLP": (16, 128, 344),
     "transformer_shakespeare, attention": (16, 4, 128, 128),
 }
@@ -32,12 +32,7 @@ def main() -> None:
                 who: lambda call=call, x=x: call(x, 0.1).sum().backward()
                 for who, call in calls.items()
             }
-            theirs, ours = medians(timed, ROUNDS)
-            print(
-                f"{name:36} {str(dtype)[6:]:9} torch {1000 * theirs:6.2f} ms, ours "
-                f"{1000 * ours:6.2f} ms, ratio {theirs / ours:.2f}",
-                flush=True,
-            )
+            compare(f"{name}, {str(dtype)[6:]}", timed, ROUNDS)
 
 
 if __name__ == "__main__":

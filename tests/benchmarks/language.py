@@ -14,12 +14,11 @@ import torch
 import transformers
 from torch import nn
 from torch.nn import functional as F
-from turns import medians, peak_bytes
+from turns import compare, print_peaks
 
 from zoo.networks import Transformer, generate
 
 VOCABULARY, WIDTH, DEPTH, HEADS = 65, 128, 4, 4
-MIB = 2**20
 
 
 def training_step(network: nn.Module, batch: int, context: int) -> Callable[[], None]:
@@ -65,17 +64,11 @@ def compare_training(batch: int, context: int) -> None:
     sizes = {sum(p.numel() for p in network.parameters()) for network in (ours, peer)}
     assert len(sizes) == 1, sizes
     steps = {
-        "ours": training_step(ours.train(), batch, context),
         "transformers": training_step(peer.train(), batch, context),
+        "ours": training_step(ours.train(), batch, context),
     }
-    mine, theirs = medians(steps, 100)
-    memory = [peak_bytes(step) / MIB for step in steps.values()]
-    print(
-        f"training step, {batch} x {context}: ours {1000 * mine:.1f} ms, transformers "
-        f"{1000 * theirs:.1f} ms, ratio {theirs / mine:.2f}, peak {memory[0]:.1f} MiB against "
-        f"{memory[1]:.1f}",
-        flush=True,
-    )
+    compare(f"training step, {batch} x {context}", steps, 50)
+    print_peaks(steps)
 
 
 def compare_generation(context: int) -> None:
@@ -83,35 +76,23 @@ def compare_generation(context: int) -> None:
     network = Transformer(VOCABULARY, context, WIDTH, DEPTH, HEADS).eval()
     prompt = torch.zeros(1, 1, dtype=torch.int64)
 
-    def write(cached: bool) -> Callable[[], None]:
-        return lambda: all(
-            True for _ in generate(network, prompt, context - 1, seed=0, cached=cached)
-        )
+    def write(cached: bool) -> Callable[[], list[torch.Tensor]]:
+        return lambda: list(generate(network, prompt, context - 1, seed=0, cached=cached))
 
-    ways = {"cache": write(True), "recomputing": write(False)}
-    fast, slow = medians(ways, 3)
-    memory = [peak_bytes(way) / MIB for way in ways.values()]
-    print(
-        f"generating {context - 1} tokens: with the cache {1000 * fast:.0f} ms, recomputing "
-        f"{1000 * slow:.0f} ms, ratio {slow / fast:.2f}, peak {memory[0]:.1f} MiB against "
-        f"{memory[1]:.1f}",
-        flush=True,
-    )
+    ways = {"recomputing": write(False), "with the cache": write(True)}
+    compare(f"generating {context - 1} tokens", ways, 3)
+    print_peaks(ways)
 
 
 def compare_norms(width: int) -> None:
-    norms = {"rmsnorm": nn.RMSNorm(width, 1e-5), "layernorm": nn.LayerNorm(width, 1e-5)}
+    norms = {"LayerNorm": nn.LayerNorm(width, 1e-5), "RMSNorm": nn.RMSNorm(width, 1e-5)}
     x = torch.randn(2**20 // width, width, requires_grad=True)
 
     def both_ways(norm: nn.Module) -> Callable[[], None]:
         return lambda: norm(x).sum().backward()
 
-    rms, layer = medians({who: both_ways(norm) for who, norm in norms.items()}, 30)
-    print(
-        f"norm of {width}, {2**20 // width} rows: RMSNorm {1000 * rms:.2f} ms, LayerNorm "
-        f"{1000 * layer:.2f} ms, ratio {layer / rms:.2f}",
-        flush=True,
-    )
+    ways = {who: both_ways(norm) for who, norm in norms.items()}
+    compare(f"norm of {width}, {2**20 // width} rows", ways, 30)
 
 
 def main() -> None:

@@ -22,6 +22,23 @@ def medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> list[float]:
     return [statistics.median(measured) for measured in times.values()]
 
 
+def compare(what: str, calls: Mapping[str, Callable[[], Any]], rounds: int) -> None:
+    """Prints the medians of two calls, and how often the second goes into the first."""
+    slow, fast = medians(calls, rounds)
+    (peer, ours) = calls
+    print(
+        f"{what}: {peer} {1000 * slow:.2f} ms, {ours} {1000 * fast:.2f} ms, "
+        f"ratio {slow / fast:.2f}",
+        flush=True,
+    )
+
+
+def print_peaks(calls: Mapping[str, Callable[[], Any]]) -> None:
+    """Prints the most that each call allocates at once."""
+    peaks = (f"{who} {peak_bytes(call) / 2**20:.1f} MiB" for who, call in calls.items())
+    print(f"  peak: {', '.join(peaks)}", flush=True)
+
+
 def peak_bytes(step: Callable[[], None]) -> int:
     """The most that was allocated at once during a step, over what was before."""
     with torch.profiler.profile(profile_memory=True) as profile:

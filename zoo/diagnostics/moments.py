@@ -22,8 +22,7 @@ class PooledMoments:
         """Adds a BatchNorm's input, (B, C) or (B, C, …)."""
         others = [dimension for dimension in range(x.ndim) if dimension != 1]
         # A batch's own moments in single precision, about its own mean; the pooling in double.
-        # Two means: `torch.var_mean` takes ten times as long on a CPU, and a training spends a
-        # tenth of its time in it.
+        # Two means: `torch.var_mean` takes several times as long on a CPU.
         values = x.detach().float()
         center = values.mean(dim=others, keepdim=True)
         variance = (values - center).square_().mean(dim=others).double()

@@ -193,9 +193,9 @@ def scale_channels(x: Tensor, gate: Tensor) -> Tensor:
 def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
     """Dropout (Srivastava et al. 2014): values are zero at ``rate``, the others scaled to make up.
 
-    torch's own, but on a CPU its mask is dear: there 16 random bits
-    decide on a value in place of a Bernoulli draw (tests/benchmarks/dropout.py). The rate is exact
-    to 1/65536, and so is the scale that keeps the expectation.
+    torch's own, but on a CPU its mask is dear: there 16 random bits decide on a value in place of a
+    Bernoulli draw (tests/benchmarks/dropout.py). The rate is exact to 1/65536, and so is the scale
+    that keeps the expectation.
 
     Args:
         x: any shape, floating point.
@@ -312,7 +312,7 @@ def attend(
         weights = weights + weights.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
     # Without autocast, which would make a copy in single precision: the kernel computes in it
     # anyway.
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.autocast("cpu", enabled=False):
         weights = weights.softmax(3)
     return dropout(weights, drop_rate) @ v
 
