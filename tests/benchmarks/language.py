@@ -59,6 +59,8 @@ def compare_training(batch: int, context: int) -> None:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         use_cache=False,
+        bos_token_id=None,  # its own vocabulary's lie beyond ours
+        eos_token_id=None,
     )
     peer = transformers.GPT2LMHeadModel(config)
     sizes = {sum(p.numel() for p in network.parameters()) for network in (ours, peer)}
