@@ -33,6 +33,9 @@ from zoo.networks.layers import (
 )
 
 
+Turn = tuple[Tensor, Tensor]
+
+
 class Rotary(nn.Module):
     """Rotary positions: queries and keys are turned by an angle that grows with the position.
 
@@ -45,16 +48,20 @@ class Rotary(nn.Module):
     def __init__(self, head_dim: int, length: int, base: float) -> None:
         super().__init__()
         frequencies = base ** (-torch.arange(0, head_dim, 2).float() / head_dim)
-        angles = torch.outer(torch.arange(length).float(), frequencies).repeat(1, 2)
-        self.register_buffer("cos", angles.cos(), persistent=False)  # (length, d)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        angles = torch.outer(torch.arange(length).float(), frequencies)
+        cos, sin = angles.cos(), angles.sin()  # (length, d / 2)
+        self.register_buffer("cos", torch.cat([cos, cos], 1), persistent=False)
+        self.register_buffer("sin", torch.cat([-sin, sin], 1), persistent=False)
 
-    def forward(self, x: Tensor, start: int) -> Tensor:
-        """(B, H, T, d) at positions ``start`` … ``start + T`` → the same, turned."""
-        stop = start + x.shape[2]
-        cos, sin = self.cos[start:stop].to(x.dtype), self.sin[start:stop].to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-second, first], -1) * sin
+    def forward(self, start: int, stop: int) -> Turn:
+        """The turn of positions ``start`` … ``stop``, for all layers: cos and sin, (T, d) each."""
+        return self.cos[start:stop], self.sin[start:stop]
+
+
+def rotate(x: Tensor, turn: Turn) -> Tensor:
+    """(B, H, T, d) → the same, each half turned against the other."""
+    cos, sin = (part.to(x.dtype) for part in turn)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class Cache:
@@ -108,15 +115,15 @@ class Attention(nn.Module):
         self.proj = nn.Linear(heads * size, dim, bias=bias)
         self.drop = Dropout(drop)
 
-    def forward(self, x: Tensor, rotary: Rotary | None, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn | None, cache: Cache | None, layer: int) -> Tensor:
         """(B, T, D) → the same; with a cache, the T tokens follow those in it."""
         batch, tokens, _ = x.shape
         q = self.q_norm(self.q(x).view(batch, tokens, self.heads, -1)).transpose(1, 2)
         k = self.k_norm(self.k(x).view(batch, tokens, self.kv_heads, -1)).transpose(1, 2)
         v = self.v(x).view(batch, tokens, self.kv_heads, -1).transpose(1, 2)
         start = 0 if cache is None else cache.seen
-        if rotary is not None:
-            q, k = rotary(q, start), rotary(k, start)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         mask = None
@@ -168,9 +175,9 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attn, self.norm2, self.mlp = norm1, attn, norm2, mlp
 
-    def forward(self, x: Tensor, rotary: Rotary | None, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn | None, cache: Cache | None, layer: int) -> Tensor:
         """(B, T, D) → the same."""
-        x = x + self.attn(self.norm1(x), rotary, cache, layer)
+        x = x + self.attn(self.norm1(x), turn, cache, layer)
         return x + self.mlp(self.norm2(x))
 
 
@@ -314,8 +321,9 @@ class Transformer(Network):
         if self.positions is not None:
             x = x + self.positions.weight[start:stop]
         x = self.embed_drop(x)
+        turn = None if self.rotary is None else self.rotary(start, stop)
         for layer, block in enumerate(self.blocks):
-            x = block(x, self.rotary, cache, layer)
+            x = block(x, turn, cache, layer)
         if cache is not None:
             cache.seen = stop
         return self.head(self.norm(x))

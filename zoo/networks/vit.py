@@ -12,6 +12,7 @@ Shapes: B batch, C channels, H height, W width, T tokens, D embedding, K classes
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -57,7 +58,7 @@ class ConvPair(nn.Module):
 
 
 class ConvEmbed(nn.Sequential):
-    """A strided 3 × 3 convolution and a residual pair for every halving, then a 1 × 1.
+    """A strided 3 × 3 convolution and residual pairs for every halving, then a 1 × 1.
 
     Neighbouring patches overlap, which a small transformer on little data does not learn by
     itself; as Xiao et al. 2021, "Early Convolutions Help Transformers See Better", section 4, but
@@ -65,22 +66,29 @@ class ConvEmbed(nn.Sequential):
     network (the hybrid of Dosovitskiy et al. 2021, section 3.1).
     """
 
-    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+    def __init__(
+        self, in_channels: int, dim: int, patch_size: int, stages: Sequence[Sequence[int]] | None
+    ) -> None:
         steps = int(math.log2(patch_size))
         if 2**steps != patch_size or steps < 1:
             raise ValueError(
                 f"patch_size is {patch_size}: a conv stem needs a power of two, from 2 up"
             )
+        if stages is None:
+            stages = [(dim // 2 ** (steps - 1 - step), 1) for step in range(steps)]
+        sound = all(len(stage) == 2 and stage[0] >= 1 and stage[1] >= 0 for stage in stages)
+        if len(stages) != steps or not sound:
+            raise ValueError(
+                f"stem_stages is {stages}: a patch of {patch_size} takes {steps}, each of "
+                "[channels, residual pairs]"
+            )
         layers: list[nn.Module] = []
         channels = in_channels
-        for step in range(steps):
-            width = dim // 2 ** (steps - 1 - step)
-            layers += [
-                nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False),
-                ConvPair(width),
-            ]
+        for width, pairs in stages:
+            layers.append(nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False))
+            layers += [ConvPair(width) for _ in range(pairs)]
             channels = width
-        super().__init__(*layers, nn.Conv2d(dim, dim, 1))
+        super().__init__(*layers, nn.Conv2d(channels, dim, 1))
 
 
 class Attention(nn.Module):
@@ -159,6 +167,8 @@ class ViT(ImageNetwork):
         norm: ``layernorm``, or ``rmsnorm``, which drops the centring (Zhang & Sennrich 2019).
         pool: ``token``, a class token, or ``avg``, the mean over all patches.
         stem: ``patch`` or ``conv``.
+        stem_stages: of a ``conv`` stem, [channels, residual pairs] for every halving; by default
+            channels that double up to ``dim``, and one pair each.
         drop_rate: of dropout before the head.
         embed_drop_rate: of dropout on the embeddings.
         attn_drop_rate: of dropout on the attention weights.
@@ -185,6 +195,7 @@ class ViT(ImageNetwork):
         norm: Literal["layernorm", "rmsnorm"] = "layernorm",
         pool: Literal["token", "avg"] = "token",
         stem: Literal["patch", "conv"] = "patch",
+        stem_stages: Sequence[Sequence[int]] | None = None,
         drop_rate: float = 0.0,
         embed_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -219,8 +230,13 @@ class ViT(ImageNetwork):
 
         self.grid = image_size // patch_size
         self.patch_size = patch_size
-        embed = ConvEmbed if stem == "conv" else PatchEmbed
-        self.patch_embed = embed(in_channels, dim, patch_size)
+        if stem_stages is not None and stem == "patch":
+            raise ValueError("stem_stages belongs to stem: conv")
+        self.patch_embed = (
+            ConvEmbed(in_channels, dim, patch_size, stem_stages)
+            if stem == "conv"
+            else PatchEmbed(in_channels, dim, patch_size)
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "token" else None
         tokens = self.grid**2 + (pool == "token")
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, dim))
