@@ -188,6 +188,23 @@ def test_recipes_train_on_it_and_the_classes_travel_with_the_weights(
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_stops_a_fit_in_a_line_or_is_skipped(
+    zoo_cli, flat: Path, workers: int
+) -> None:
+    for index in range(4):  # more than the split takes out of training
+        (flat / "red" / f"{index}.{('png', 'jpg')[index % 2]}").write_bytes(b"no image")
+    Path("mine.yaml").write_text(MINE.format(folder=flat))
+    options = ["--data.workers", str(workers), "--trainer.max_epochs", "1"]
+    result = zoo_cli("fit", "--recipe", "mine.yaml", *options)
+    assert result.code == 2
+    assert "cannot be read as an image" in result.err
+    assert "Traceback" not in result.err
+    with pytest.warns(UserWarning, match=r"skipped: .*red"):
+        result = zoo_cli("fit", "--recipe", "mine.yaml", *options, "--data.corrupt", "skip")
+    assert result.code == 0, result.err
+
+
 def test_other_classes_than_the_checkpoints_are_refused(zoo_cli, flat: Path) -> None:
     Path("mine.yaml").write_text(MINE.format(folder=flat))
     assert zoo_cli("fit", "--recipe", "mine.yaml").code == 0

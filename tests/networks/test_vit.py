@@ -118,6 +118,11 @@ def test_activations_and_gradients_survive_fifty_blocks() -> None:
         ({"pool": "max"}, "choose token or avg"),
         ({"stem": "big"}, "choose patch or conv"),
         ({"stem": "conv", "patch_size": 14}, "a conv stem needs a power of two"),
+        ({"stem": "conv", "stem_stages": [[8, 1, 2]]}, "make no patch_size of 16"),
+        ({"stem": "conv", "patch_size": 2, "stem_stages": [[8]]}, "channels, residual pairs"),
+        ({"stem": "conv", "patch_size": 2, "stem_stages": [[0, 1, 2]]}, "channels, residual pairs"),
+        ({"stem": "conv", "patch_size": 4, "stem_stages": [[8, 1, 4]]}, "a stride of 1 or 2"),
+        ({"stem_stages": [[8, 1, 2]]}, "belongs to stem: conv"),
         ({"heads": 0}, "heads is 0"),
         ({"patch_size": 0}, "patch_size is 0"),
         ({"attn_drop_rate": 1.0}, "attn_drop_rate is 1.0"),
@@ -127,6 +132,20 @@ def test_activations_and_gradients_survive_fifty_blocks() -> None:
 def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ViT(**arguments)
+
+
+def test_a_conv_stem_has_the_stages_it_is_given() -> None:
+    network = ViT(5, 1, **SMALL, stem="conv", stem_stages=[[4, 1, 1], [6, 2, 2], [10, 0, 2]])
+    convolutions = [m for m in network.patch_embed.modules() if isinstance(m, nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels, m.stride[0]) for m in convolutions] == [
+        (1, 4, 1),
+        *[(4, 4, 1)] * 2,
+        (4, 6, 2),
+        *[(6, 6, 1)] * 4,
+        (6, 10, 2),
+        (10, SMALL["dim"], 1),
+    ]
+    assert network(torch.randn(2, 1, 16, 16)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3])

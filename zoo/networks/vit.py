@@ -58,7 +58,7 @@ class ConvPair(nn.Module):
 
 
 class ConvEmbed(nn.Sequential):
-    """A strided 3 × 3 convolution and residual pairs for every halving, then a 1 × 1.
+    """Stages of a 3 × 3 convolution, strided or not, and residual pairs; then a 1 × 1.
 
     Neighbouring patches overlap, which a small transformer on little data does not learn by
     itself; as Xiao et al. 2021, "Early Convolutions Help Transformers See Better", section 4, but
@@ -75,17 +75,24 @@ class ConvEmbed(nn.Sequential):
                 f"patch_size is {patch_size}: a conv stem needs a power of two, from 2 up"
             )
         if stages is None:
-            stages = [(dim // 2 ** (steps - 1 - step), 1) for step in range(steps)]
-        sound = all(len(stage) == 2 and stage[0] >= 1 and stage[1] >= 0 for stage in stages)
-        if len(stages) != steps or not sound:
+            stages = [(dim // 2 ** (steps - 1 - step), 1, 2) for step in range(steps)]
+        if any(
+            len(stage) != 3 or stage[0] < 1 or stage[1] < 0 or stage[2] not in (1, 2)
+            for stage in stages
+        ):
             raise ValueError(
-                f"stem_stages is {stages}: a patch of {patch_size} takes {steps}, each of "
-                "[channels, residual pairs]"
+                "stem_stages: each is channels, residual pairs and a stride of 1 or 2; got "
+                f"{[list(stage) for stage in stages]}"
+            )
+        if math.prod(stage[2] for stage in stages) != patch_size:
+            raise ValueError(
+                f"stem_stages: the strides of {[list(stage) for stage in stages]} make no "
+                f"patch_size of {patch_size}"
             )
         layers: list[nn.Module] = []
         channels = in_channels
-        for width, pairs in stages:
-            layers.append(nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False))
+        for width, pairs, stride in stages:
+            layers.append(nn.Conv2d(channels, width, 3, stride, padding=1, bias=False))
             layers += [ConvPair(width) for _ in range(pairs)]
             channels = width
         super().__init__(*layers, nn.Conv2d(channels, dim, 1))
@@ -167,8 +174,8 @@ class ViT(ImageNetwork):
         norm: ``layernorm``, or ``rmsnorm``, which drops the centring (Zhang & Sennrich 2019).
         pool: ``token``, a class token, or ``avg``, the mean over all patches.
         stem: ``patch`` or ``conv``.
-        stem_stages: of a ``conv`` stem, [channels, residual pairs] for every halving; by default
-            channels that double up to ``dim``, and one pair each.
+        stem_stages: of a ``conv`` stem: channels, residual pairs and stride of each; by default
+            channels double up to ``dim``, with one pair and a stride of 2.
         drop_rate: of dropout before the head.
         embed_drop_rate: of dropout on the embeddings.
         attn_drop_rate: of dropout on the attention weights.
