@@ -28,6 +28,7 @@ FLOORS = {
     "convnet_fmnist": 0.940,
     "efficientnet_fmnist": 0.940,
     "resnet_fmnist": 0.948,
+    "vit_fmnist": 0.935,
 }
 
 
