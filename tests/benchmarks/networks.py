@@ -18,7 +18,7 @@ from turns import medians, peak_bytes
 
 from zoo import networks
 
-ROUNDS, BATCH = 7, 8
+ROUNDS, BATCH = 15, 8
 PAIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], int]] = {
     "resnet50": (networks.resnet50, torchvision.models.resnet50, 128),
     "resnext50_32x4d": (networks.resnext50_32x4d, torchvision.models.resnext50_32x4d, 128),

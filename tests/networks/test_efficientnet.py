@@ -55,12 +55,15 @@ def test_the_first_stages_are_fused_and_no_others() -> None:
 
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("size", [7, 8])
-def test_a_strided_depthwise_convolution_trains_as_torchs(kernel: int, size: int) -> None:
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_strided_depthwise_convolution_trains_as_torchs(
+    kernel: int, size: int, precision: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    ours = Depthwise(6, kernel, 2)
-    theirs = nn.Conv2d(6, 6, kernel, 2, kernel // 2, groups=6, bias=False)
+    ours = Depthwise(6, kernel, 2).to(precision)
+    theirs = nn.Conv2d(6, 6, kernel, 2, kernel // 2, groups=6, bias=False, dtype=precision)
     theirs.load_state_dict(ours.state_dict())
-    images = torch.randn(2, 6, size, size, requires_grad=True)
+    images = torch.randn(2, 6, size, size, dtype=precision, requires_grad=True)
     results = []
     for layer in (ours, theirs):
         out = layer(images)

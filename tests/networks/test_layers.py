@@ -12,6 +12,7 @@ from zoo.networks.layers import (
     DropConnect,
     Dropout,
     GaussianDropout,
+    RMSNorm,
     adapt_input,
     adapt_statistics,
     attend,
@@ -239,3 +240,49 @@ def test_attention_with_dropout_keeps_its_expectation_and_its_mask() -> None:
     kept = first[..., 0]  # the first query sees the first key alone
     assert (kept == 0).float().mean().item() == pytest.approx(0.3, abs=0.08)
     assert not first[..., 1:].any()
+
+
+def rms_norm(norm: nn.RMSNorm, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What it gives, and the gradients of its input and its weight."""
+    leaf = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.bfloat16):
+        out = norm(leaf)
+    out.square().sum().backward()
+    return out.detach(), leaf.grad, norm.weight.grad
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32, torch.bfloat16])
+def test_rms_norm_trains_as_torchs(precision: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 7, 3, 24, dtype=precision).transpose(1, 2)  # not contiguous
+    weight = torch.randn(24)
+    results = []
+    for kind, dtype in ((RMSNorm, precision), (nn.RMSNorm, precision), (nn.RMSNorm, torch.float64)):
+        norm = kind(24, 1e-5, dtype=torch.float32 if dtype == torch.bfloat16 else dtype)
+        norm.load_state_dict({"weight": weight})
+        results.append(rms_norm(norm, x.to(dtype)))
+    for ours, theirs, exact in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        if precision == torch.bfloat16:  # a few roundings of up to 0.4 %, where torch has one
+            assert (ours - exact).norm() < 0.01 * exact.norm()
+        else:
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_rms_norm_that_is_frozen_is_torchs() -> None:
+    x, norm = torch.randn(5, 24, requires_grad=True), RMSNorm(24, 1e-5).requires_grad_(False)
+    assert torch.equal(norm(x), nn.functional.rms_norm(x, (24,), norm.weight, 1e-5))
+
+
+def test_rms_norm_is_differentiated_twice_and_by_function_transforms() -> None:
+    torch.manual_seed(0)
+    norm = RMSNorm(6, 1e-5, dtype=torch.float64)
+    x = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+
+    def call(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(norm, {"weight": weight}, (x,))
+
+    assert torch.autograd.gradcheck(call, (x, norm.weight))
+    assert torch.autograd.gradgradcheck(call, (x, norm.weight))
+    slope = torch.func.grad(lambda x: norm(x).pow(3).sum())
+    torch.testing.assert_close(torch.func.vmap(slope)(x), slope(x))

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from zoo.networks.layers import (
     Dropout,
     Network,
+    RMSNorm,
     attend,
     check_choice,
     check_rates,
@@ -31,7 +32,6 @@ from zoo.networks.layers import (
     init_transformer,
     make_norm,
 )
-
 
 Turn = tuple[Tensor, Tensor]
 
@@ -110,8 +110,8 @@ class Attention(nn.Module):
         self.q = nn.Linear(dim, heads * size, bias=bias)
         self.k = nn.Linear(dim, kv_heads * size, bias=bias)
         self.v = nn.Linear(dim, kv_heads * size, bias=bias)
-        self.q_norm = nn.RMSNorm(size, eps=norm_eps) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(size, eps=norm_eps) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(size, eps=norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(size, eps=norm_eps) if qk_norm else nn.Identity()
         self.proj = nn.Linear(heads * size, dim, bias=bias)
         self.drop = Dropout(drop)
 
