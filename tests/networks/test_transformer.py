@@ -10,7 +10,7 @@ from torch import nn
 import zoo
 from zoo.networks import Transformer, generate
 from zoo.networks.hugging_face import from_gpt2, from_llama
-from zoo.networks.transformer import Attention
+from zoo.networks.transformer import Attention, rotate
 
 SMALL = {"vocab_size": 17, "context_length": 16, "dim": 32, "depth": 2, "heads": 4}
 VARIANTS = [
@@ -106,7 +106,11 @@ def test_positions_matter_and_rotary_ones_are_relative() -> None:
             assert not torch.allclose(network(tokens)[:, -1], network(swapped)[:, -1], atol=1e-4)
     rotary = build(VARIANTS[0]).rotary
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
-    products = [(rotary(q, at + 3) * rotary(k, at)).sum().item() for at in (0, 5, 9)]
+
+    def turned(x: torch.Tensor, at: int) -> torch.Tensor:
+        return rotate(x, rotary(at, at + 1))
+
+    products = [(turned(q, at + 3) * turned(k, at)).sum().item() for at in (0, 5, 9)]
     assert products == pytest.approx([products[0]] * 3, abs=1e-4)
 
 
