@@ -2,9 +2,9 @@
 
 A training step of ``gpt_shakespeare``'s network (forward, backward, AdamW) against GPT-2 of
 ``transformers`` of the same size; generation by ``transformer_shakespeare_long``'s network with the
-cache against recomputing: the 256th character, and all from the first to it; RMSNorm against
-LayerNorm, forward and backward, by width. Ratios are the other's time over ours. Peak memory is
-what is allocated at once, as torch's profiler counts it on the CPU.
+cache against recomputing: the 256th character, and all from the first to it; our RMSNorm against
+LayerNorm and torch's RMSNorm, forward and backward, by width. Ratios are the other's time over
+ours. Peak memory is what is allocated at once, as torch's profiler counts it on the CPU.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from turns import compare, print_peaks
 
 from zoo.cli import build
 from zoo.networks import Transformer, generate
+from zoo.networks.layers import RMSNorm
 
 VOCABULARY, WIDTH, DEPTH, HEADS = 65, 128, 4, 4
 
@@ -111,14 +112,16 @@ def compare_generation() -> None:
 
 
 def compare_norms(width: int) -> None:
-    norms = {"LayerNorm": nn.LayerNorm(width, 1e-5), "RMSNorm": nn.RMSNorm(width, 1e-5)}
+    ours = RMSNorm(width, 1e-5)
+    peers = {"LayerNorm": nn.LayerNorm(width, 1e-5), "torch's RMSNorm": nn.RMSNorm(width, 1e-5)}
     x = torch.randn(2**20 // width, width, requires_grad=True)
 
     def both_ways(norm: nn.Module) -> Callable[[], None]:
         return lambda: norm(x).sum().backward()
 
-    ways = {who: both_ways(norm) for who, norm in norms.items()}
-    compare(f"norm of {width}, {2**20 // width} rows", ways, 30)
+    for who, peer in peers.items():
+        ways = {who: both_ways(peer), "our RMSNorm": both_ways(ours)}
+        compare(f"norm of {width}, {2**20 // width} rows", ways, 30)
 
 
 def main() -> None:
