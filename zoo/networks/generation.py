@@ -90,9 +90,9 @@ def _generate(
     if context is not None:
         window = window[:, -context:]
     cache = network.make_cache() if cached else None  # type: ignore[operator]
-    unread, modules = window, list(network.modules())
+    unread = window
     for _ in range(max_new_tokens):
-        with evaluating(network, modules):
+        with evaluating(network):
             logits = network(unread if cached else window, cache)[:, -1].float()
         token = choose(logits, temperature, top_k, top_p, generator)
         yield token

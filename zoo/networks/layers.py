@@ -303,9 +303,10 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class RMSNorm(nn.RMSNorm):
-    """``nn.RMSNorm``, which has no kernel of its own on a CPU: half its time in training there.
+    """``nn.RMSNorm`` (Zhang & Sennrich 2019), faster where it trains on a CPU.
 
-    Zhang & Sennrich 2019. Measured by tests/benchmarks/language.py.
+    torch has no kernel of its own for it there; how much it gains is measured by
+    tests/benchmarks/language.py.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -81,8 +81,8 @@ class Cache:
             if whole is None:  # room for a whole context, made once
                 whole = new.new_empty(*new.shape[:2], self.length, new.shape[3])
                 store[layer] = whole
-            whole.narrow(2, self.seen, new.shape[2]).copy_(new)
-            kept.append(whole.narrow(2, 0, stop))
+            whole[:, :, self.seen : stop] = new
+            kept.append(whole[:, :, :stop])
         return kept[0], kept[1]
 
 

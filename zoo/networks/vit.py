@@ -76,18 +76,14 @@ class ConvEmbed(nn.Sequential):
             )
         if stages is None:
             stages = [(dim // 2 ** (steps - 1 - step), 1, 2) for step in range(steps)]
-        if any(
-            len(stage) != 3 or stage[0] < 1 or stage[1] < 0 or stage[2] not in (1, 2)
-            for stage in stages
-        ):
+        given = [list(stage) for stage in stages]
+        if any(len(s) != 3 or s[0] < 1 or s[1] < 0 or s[2] not in (1, 2) for s in given):
             raise ValueError(
-                "stem_stages: each is channels, residual pairs and a stride of 1 or 2; got "
-                f"{[list(stage) for stage in stages]}"
+                f"stem_stages: each is channels, residual pairs and a stride of 1 or 2; got {given}"
             )
-        if math.prod(stage[2] for stage in stages) != patch_size:
+        if math.prod(stride for _, _, stride in given) != patch_size:
             raise ValueError(
-                f"stem_stages: the strides of {[list(stage) for stage in stages]} make no "
-                f"patch_size of {patch_size}"
+                f"stem_stages: the strides of {given} make no patch_size of {patch_size}"
             )
         layers: list[nn.Module] = []
         channels = in_channels
