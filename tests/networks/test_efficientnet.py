@@ -5,13 +5,12 @@ import math
 import pytest
 import timm
 import torch
-from timm.models._efficientnet_blocks import EdgeResidual
 from torch import nn
 
 from tests.networks.test_resnet import randomised
 from zoo import networks, recipes
 from zoo.networks import EfficientNet
-from zoo.networks.efficientnet import Depthwise, FusedMBConv, MBConv, Separable, round_channels
+from zoo.networks.inverted_residuals import FusedMBConv, MBConv, Separable
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -34,44 +33,10 @@ def test_weights_load_strictly_and_give_the_same_logits(name: str) -> None:
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("channels", "stride"), [(16, 1), (24, 2)])
-def test_a_fused_block_loads_timms_strictly_and_gives_the_same(channels: int, stride: int) -> None:
-    torch.manual_seed(0)
-    theirs = randomised(
-        EdgeResidual(16, channels, 3, stride, exp_ratio=4, act_layer=nn.SiLU, pad_type="")
-    )
-    ours = FusedMBConv(16, channels, 3, stride, 4, 0.0).eval()
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    x = torch.randn(2, 16, 9, 9)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x), theirs(x))
-
-
 def test_the_first_stages_are_fused_and_no_others() -> None:
     network = EfficientNet(5, 1, [[2, 8, 2, 3, 1], [1, 8, 1, 3, 1], [4, 16, 2, 3, 2]], fused=1)
     kinds = [{type(block) for block in stage} for stage in network.blocks]
     assert kinds == [{FusedMBConv}, {Separable}, {MBConv}]
-
-
-@pytest.mark.parametrize("kernel", [3, 5])
-@pytest.mark.parametrize("size", [7, 8])
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_a_strided_depthwise_convolution_trains_as_torchs(
-    kernel: int, size: int, precision: torch.dtype
-) -> None:
-    torch.manual_seed(0)
-    ours = Depthwise(6, kernel, 2).to(precision)
-    theirs = nn.Conv2d(6, 6, kernel, 2, kernel // 2, groups=6, bias=False, dtype=precision)
-    theirs.load_state_dict(ours.state_dict())
-    images = torch.randn(2, 6, size, size, dtype=precision, requires_grad=True)
-    results = []
-    for layer in (ours, theirs):
-        out = layer(images)
-        out.square().sum().backward()
-        results.append((out, layer.weight.grad, images.grad))
-        images.grad = None
-    for got, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(got, wanted)
 
 
 def test_stochastic_depth_grows_linearly_from_zero() -> None:
@@ -106,10 +71,6 @@ def test_depthwise_filters_are_initialised_for_their_own_fan() -> None:
 def test_the_small_preset_is_the_recipes() -> None:
     recipe = recipes.resolve("efficientnet_fmnist")["model"]["init_args"]["network"]["init_args"]
     assert networks.efficientnet_small().config == EfficientNet(**recipe).config
-
-
-def test_round_channels() -> None:
-    assert [round_channels(c) for c in (1, 8, 12, 19, 28.8, 44.8)] == [8, 8, 16, 24, 32, 48]
 
 
 @pytest.mark.parametrize(

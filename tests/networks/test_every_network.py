@@ -345,3 +345,9 @@ def test_initial_logits_and_gradients_are_of_a_sane_size(case: Case) -> None:
     nn.functional.cross_entropy(logits, labels).backward()
     first = next(p for p in network.parameters() if p.ndim == 4)
     assert 1e-5 < first.grad.norm().item() < 100
+
+
+def test_only_registered_networks_are_described_and_built() -> None:
+    assert networks.describe(nn.Linear(2, 2)) is None
+    with pytest.raises(ValueError, match=r"no network named 'os\.system'"):
+        networks.build({"name": "os.system", "args": {}})

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
-import torchvision
 from torch import nn
 
 import zoo
-from zoo import networks
 from zoo.networks.layers import (
     DropConnect,
     Dropout,
@@ -18,7 +15,6 @@ from zoo.networks.layers import (
     attend,
     dropout,
     global_average,
-    init_orthogonal,
     scale_channels,
 )
 
@@ -50,48 +46,6 @@ def test_other_channels_that_stand_for_the_old_ones_give_the_same_output(old, ne
         assert adapt_statistics(values, new) == pytest.approx([values[i % old] for i in range(new)])
 
 
-def test_frozen_statistics_stay_frozen_as_synchronised_ones() -> None:
-    network = networks.ResNet(5, 1, layers=(1,), width=4, stem="small")
-    synced = nn.SyncBatchNorm.convert_sync_batchnorm(zoo.freeze(network)).train()
-    norms = [m for m in synced.modules() if isinstance(m, nn.SyncBatchNorm)]
-    assert norms
-    assert not any(norm.training for norm in norms)
-    assert all(norm.training for norm in zoo.unfreeze(synced).modules())
-
-
-def test_freeze_finds_the_classifier_of_other_zoos() -> None:
-    for model in (torchvision.models.resnet18(), timm.create_model("resnet18")):
-        zoo.freeze(model)
-        assert {n for n, p in model.named_parameters() if p.requires_grad} == {
-            "fc.weight",
-            "fc.bias",
-        }
-        model.train()
-        assert not model.bn1.training
-
-
-def test_freeze_keeps_what_it_is_told_to() -> None:
-    model = zoo.freeze(torchvision.models.resnet18(), keep=("layer4", "fc"))
-    model.train()
-    assert model.layer4[0].bn1.training
-    assert not model.layer3[0].bn1.training
-    assert model.layer4[0].conv1.weight.requires_grad
-    assert not model.layer3[0].conv1.weight.requires_grad
-
-
-def test_freeze_asks_where_it_cannot_tell() -> None:
-    with pytest.raises(ValueError, match="name what stays trainable"):
-        zoo.freeze(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(ValueError, match="no module of the network is named 'haed'"):
-        zoo.freeze(torchvision.models.resnet18(), keep=("haed",))
-
-
-def test_only_registered_networks_are_described_and_built() -> None:
-    assert networks.describe(nn.Linear(2, 2)) is None
-    with pytest.raises(ValueError, match=r"no network named 'os\.system'"):
-        networks.build({"name": "os.system", "args": {}})
-
-
 def test_gaussian_dropout_keeps_mean_and_has_the_variance_of_dropout() -> None:
     torch.manual_seed(0)
     ones = torch.ones(200_000)
@@ -120,22 +74,6 @@ def test_dropconnect_drops_weights_and_keeps_the_expectation() -> None:
         plain.load_state_dict(layer.state_dict())
         x = torch.randn(3, 1000)
         assert torch.equal(layer.eval()(x), plain(x))
-
-
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_layers_start_orthogonal(kind) -> None:
-    recurrent = kind(8, 16, num_layers=2)
-    init_orthogonal(recurrent)
-    for name, parameter in recurrent.named_parameters():
-        for index, gate in enumerate(parameter.split(16)):
-            if "weight_hh" in name:
-                torch.testing.assert_close(gate @ gate.T, torch.eye(16), atol=1e-5, rtol=0)
-            elif "bias" in name:
-                forget = kind is nn.LSTM and name.startswith("bias_ih") and index == 1
-                assert torch.equal(gate, torch.full((16,), float(forget)))
-            else:
-                inputs = gate.shape[1]
-                assert gate.var().item() == pytest.approx(2 / (inputs + 16), rel=0.6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -272,6 +210,20 @@ def test_rms_norm_trains_as_torchs(precision: torch.dtype) -> None:
 def test_rms_norm_that_is_frozen_is_torchs() -> None:
     x, norm = torch.randn(5, 24, requires_grad=True), RMSNorm(24, 1e-5).requires_grad_(False)
     assert torch.equal(norm(x), nn.functional.rms_norm(x, (24,), norm.weight, 1e-5))
+
+
+def test_rms_norm_predicts_in_half_precision_without_a_warning(recwarn) -> None:
+    x, norm = torch.randn(5, 24, dtype=torch.bfloat16), RMSNorm(24, 1e-5)
+    torch.set_warn_always(True)
+    try:
+        with torch.no_grad():
+            out = norm(x)
+    finally:
+        torch.set_warn_always(False)
+    assert not recwarn.list
+    assert out.dtype == torch.bfloat16
+    exact = nn.functional.rms_norm(x.double(), (24,), None, 1e-5)
+    assert (out - exact).norm() < 0.01 * exact.norm()
 
 
 def test_rms_norm_is_differentiated_twice_and_by_function_transforms() -> None:

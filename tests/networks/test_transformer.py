@@ -10,7 +10,8 @@ from torch import nn
 import zoo
 from zoo.networks import Transformer, generate
 from zoo.networks.hugging_face import from_gpt2, from_llama
-from zoo.networks.transformer import Attention, rotate
+from zoo.networks.rotary import rotate
+from zoo.networks.transformer import Attention
 
 SMALL = {"vocab_size": 17, "context_length": 16, "dim": 32, "depth": 2, "heads": 4}
 VARIANTS = [

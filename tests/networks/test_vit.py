@@ -134,20 +134,6 @@ def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
         ViT(**arguments)
 
 
-def test_a_conv_stem_has_the_stages_it_is_given() -> None:
-    network = ViT(5, 1, **SMALL, stem="conv", stem_stages=[[4, 1, 1], [6, 2, 2], [10, 0, 2]])
-    convolutions = [m for m in network.patch_embed.modules() if isinstance(m, nn.Conv2d)]
-    assert [(m.in_channels, m.out_channels, m.stride[0]) for m in convolutions] == [
-        (1, 4, 1),
-        *[(4, 4, 1)] * 2,
-        (4, 6, 2),
-        *[(6, 6, 1)] * 4,
-        (6, 10, 2),
-        (10, SMALL["dim"], 1),
-    ]
-    assert network(torch.randn(2, 1, 16, 16)).shape == (2, 5)
-
-
 @pytest.mark.parametrize("rate", [0.1, 0.3])
 def test_attention_drops_its_rate_of_the_weights_and_keeps_the_expectation(rate) -> None:
     """All weights are 1/T and all values 1: a query's output is the share kept, over 1 - rate."""

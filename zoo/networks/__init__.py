@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from zoo.networks.base import ImageNetwork, Network
 from zoo.networks.convnet import ConvNet
 from zoo.networks.densenet import DenseNet, densenet121
 from zoo.networks.efficientnet import (
@@ -23,7 +24,6 @@ from zoo.networks.efficientnet import (
 from zoo.networks.freezing import freeze, unfreeze
 from zoo.networks.gan import GAN, Discriminator, Generator
 from zoo.networks.generation import generate
-from zoo.networks.layers import ImageNetwork, Network
 from zoo.networks.lstm import LSTM
 from zoo.networks.preact_resnet import PreActResNet, preact_resnet18, wrn28_10
 from zoo.networks.resnet import (

@@ -21,16 +21,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layers import (
-    DropConnect,
-    GaussianDropout,
-    ImageNetwork,
-    check_choice,
-    check_rates,
-    check_sizes,
-    init_he,
-    init_xavier,
-)
+from zoo.networks.base import ImageNetwork, check_choice, check_rates, check_sizes
+from zoo.networks.initialisers import init_he, init_xavier
+from zoo.networks.layers import DropConnect, GaussianDropout
 
 # Channels of the convolutions in each stage, and hidden units of the head.
 SIZES: dict[str, tuple[list[list[int]], list[int]]] = {

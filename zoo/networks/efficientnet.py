@@ -17,20 +17,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
-import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from zoo.networks.layers import (
-    ImageNetwork,
-    check_rates,
-    check_sizes,
-    global_average,
-    init_he,
-    scale_channels,
+from zoo.networks.base import ImageNetwork, check_rates, check_sizes
+from zoo.networks.initialisers import init_he
+from zoo.networks.inverted_residuals import (
+    FusedMBConv,
+    MBConv,
+    Separable,
+    SiLU,
+    pointwise,
+    round_channels,
 )
+from zoo.networks.layers import global_average
 
 # Of B0 (Tan & Le 2019, table 1): expansion, channels, blocks, kernel, stride.
 B0_STAGES = (
@@ -44,150 +45,11 @@ B0_STAGES = (
 )
 
 
-def round_channels(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of 8, never more than 10 % below (as in Tan & Le's code)."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
+class DropRates(TypedDict, total=False):
+    """The rates that ``EfficientNet`` has; its defaults where a preset names no others."""
 
-
-class SiLU(nn.SiLU):
-    """``nn.SiLU``, in place where nothing is to be differentiated: a prediction is faster by that.
-
-    What it overwrites is a BatchNorm's or a convolution's output, which nobody else reads.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Any shape → the same."""
-        return F.silu(input, inplace=not torch.is_grad_enabled())
-
-
-class SqueezeExcite(nn.Module):
-    """Channels weighed by a gate that sees all positions (Hu et al. 2018, section 3)."""
-
-    def __init__(self, channels: int, reduced: int) -> None:
-        super().__init__()
-        self.conv_reduce = nn.Conv2d(channels, reduced, 1)
-        self.act = SiLU()
-        self.conv_expand = nn.Conv2d(reduced, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → the same."""
-        means = global_average(x)[:, :, None, None]
-        gate = self.conv_expand(self.act(self.conv_reduce(means))).sigmoid()
-        return scale_channels(x, gate.flatten(1))
-
-
-class Separable(nn.Module):
-    """Depthwise and pointwise convolution: the block without expansion."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int, drop_path: float
-    ) -> None:
-        super().__init__()
-        self.has_skip = stride == 1 and in_channels == out_channels
-        self.conv_dw = Depthwise(in_channels, kernel, stride)
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.act = SiLU()
-        self.se = SqueezeExcite(in_channels, max(1, round(in_channels / 4)))
-        self.conv_pw = pointwise(in_channels, out_channels)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
-        out = self.se(self.act(self.bn1(self.conv_dw(x))))
-        out = self.bn2(self.conv_pw(out))
-        return x + self.drop_path(out) if self.has_skip else out
-
-
-class MBConv(nn.Module):
-    """Expand, depthwise, squeeze-excite, project: an inverted residual (Sandler et al. 2018)."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        stride: int,
-        expansion: int,
-        drop_path: float,
-    ) -> None:
-        super().__init__()
-        self.has_skip = stride == 1 and in_channels == out_channels
-        wide = round_channels(in_channels * expansion)
-        self.conv_pw = pointwise(in_channels, wide)
-        self.bn1 = nn.BatchNorm2d(wide)
-        self.conv_dw = Depthwise(wide, kernel, stride)
-        self.bn2 = nn.BatchNorm2d(wide)
-        self.act = SiLU()
-        # A quarter of the block's input, not of the expanded channels (Tan & Le's code).
-        self.se = SqueezeExcite(wide, max(1, round(in_channels / 4)))
-        self.conv_pwl = pointwise(wide, out_channels)
-        self.bn3 = nn.BatchNorm2d(out_channels)  # and no activation: the bottleneck is linear
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
-        out = self.act(self.bn1(self.conv_pw(x)))
-        out = self.se(self.act(self.bn2(self.conv_dw(out))))
-        out = self.bn3(self.conv_pwl(out))
-        return x + self.drop_path(out) if self.has_skip else out
-
-
-class FusedMBConv(nn.Module):
-    """One whole convolution in place of expansion and depthwise one, then the projection.
-
-    For early stages, where channels are few and positions many: more multiplications, but fewer
-    values to move and to normalise (Tan & Le 2021, section 3.2, figure 2). No squeeze-excitation.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        stride: int,
-        expansion: int,
-        drop_path: float,
-    ) -> None:
-        super().__init__()
-        self.has_skip = stride == 1 and in_channels == out_channels
-        wide = round_channels(in_channels * expansion)
-        self.conv_exp = nn.Conv2d(in_channels, wide, kernel, stride, kernel // 2, bias=False)
-        self.bn1 = nn.BatchNorm2d(wide)
-        self.act = SiLU()
-        self.conv_pwl = pointwise(wide, out_channels)
-        self.bn2 = nn.BatchNorm2d(out_channels)  # and no activation
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
-        out = self.bn2(self.conv_pwl(self.act(self.bn1(self.conv_exp(x)))))
-        return x + self.drop_path(out) if self.has_skip else out
-
-
-def pointwise(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, bias=False)
-
-
-class Depthwise(nn.Conv2d):
-    """One filter for each channel; the image keeps its size, or is subsampled by the stride."""
-
-    def __init__(self, channels: int, kernel: int, stride: int) -> None:
-        super().__init__(
-            channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False
-        )
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H / stride, W / stride)."""
-        half = input.dtype.itemsize == 2 or torch.is_autocast_enabled("cpu")
-        slow = input.device.type == "cpu" and half and self.stride != (1, 1)
-        if not (slow and torch.is_grad_enabled()):
-            return super().forward(input)
-        # A CPU has no fast gradient for a stride in half precision: that of the whole convolution,
-        # of which these are every second row and column, takes a fraction of the time.
-        whole = F.conv2d(input, self.weight, None, 1, self.padding, self.dilation, self.groups)
-        return whole[:, :, :: self.stride[0], :: self.stride[1]]
+    drop_rate: float
+    drop_path_rate: float
 
 
 class EfficientNet(ImageNetwork):
@@ -294,87 +156,49 @@ class EfficientNet(ImageNetwork):
 
 
 def efficientnet_b0(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_rate: float = 0.2,
-    drop_path_rate: float = 0.2,
+    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
 ) -> EfficientNet:
     """EfficientNet-B0, for 224 × 224: 5.3 M parameters at 1000 classes."""
-    return _scaled(1.0, 1.0, num_classes, in_channels, drop_rate, drop_path_rate)
+    return EfficientNet(num_classes, in_channels, width=1.0, depth=1.0, **rates)
 
 
 def efficientnet_b1(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_rate: float = 0.2,
-    drop_path_rate: float = 0.2,
+    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
 ) -> EfficientNet:
     """EfficientNet-B1, for 240 × 240: 7.8 M parameters at 1000 classes."""
-    return _scaled(1.0, 1.1, num_classes, in_channels, drop_rate, drop_path_rate)
+    return EfficientNet(num_classes, in_channels, width=1.0, depth=1.1, **rates)
 
 
 def efficientnet_b2(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_rate: float = 0.3,
-    drop_path_rate: float = 0.2,
+    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
 ) -> EfficientNet:
-    """EfficientNet-B2, for 260 × 260: 9.1 M parameters at 1000 classes."""
-    return _scaled(1.1, 1.2, num_classes, in_channels, drop_rate, drop_path_rate)
+    """EfficientNet-B2, for 260 × 260: 9.1 M parameters at 1000 classes; dropout 0.3."""
+    rates = {"drop_rate": 0.3, **rates}
+    return EfficientNet(num_classes, in_channels, width=1.1, depth=1.2, **rates)
 
 
 def efficientnet_b3(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_rate: float = 0.3,
-    drop_path_rate: float = 0.2,
+    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
 ) -> EfficientNet:
-    """EfficientNet-B3, for 300 × 300: 12.2 M parameters at 1000 classes."""
-    return _scaled(1.2, 1.4, num_classes, in_channels, drop_rate, drop_path_rate)
+    """EfficientNet-B3, for 300 × 300: 12.2 M parameters at 1000 classes; dropout 0.3."""
+    rates = {"drop_rate": 0.3, **rates}
+    return EfficientNet(num_classes, in_channels, width=1.2, depth=1.4, **rates)
 
 
 def efficientnet_b4(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_rate: float = 0.4,
-    drop_path_rate: float = 0.2,
+    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
 ) -> EfficientNet:
-    """EfficientNet-B4, for 380 × 380: 19.3 M parameters at 1000 classes."""
-    return _scaled(1.4, 1.8, num_classes, in_channels, drop_rate, drop_path_rate)
+    """EfficientNet-B4, for 380 × 380: 19.3 M parameters at 1000 classes; dropout 0.4."""
+    rates = {"drop_rate": 0.4, **rates}
+    return EfficientNet(num_classes, in_channels, width=1.4, depth=1.8, **rates)
 
 
 def efficientnet_small(
-    num_classes: int = 10,
-    in_channels: int = 1,
-    drop_rate: float = 0.2,
-    drop_path_rate: float = 0.05,
+    num_classes: int = 10, in_channels: int = 1, **rates: Unpack[DropRates]
 ) -> EfficientNet:
     """For 28 × 28 to 32 × 32 images: 0.45 M parameters at 10 classes; the one of the recipes."""
+    stages = ((2, 48, 2, 3, 1), (2, 64, 2, 3, 2), (3, 96, 3, 3, 1))
+    rates = {"drop_path_rate": 0.05, **rates}
     return EfficientNet(
-        num_classes,
-        in_channels,
-        stages=((2, 48, 2, 3, 1), (2, 64, 2, 3, 2), (3, 96, 3, 3, 1)),
-        stem_channels=48,
-        fused=2,
-        head_channels=384,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-    )
-
-
-def _scaled(
-    width: float,
-    depth: float,
-    num_classes: int,
-    in_channels: int,
-    drop_rate: float,
-    drop_path_rate: float,
-) -> EfficientNet:
-    return EfficientNet(
-        num_classes,
-        in_channels,
-        width=width,
-        depth=depth,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
+        num_classes, in_channels, stages, stem_channels=48, head_channels=384, fused=2, **rates
     )

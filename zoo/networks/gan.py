@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from zoo.networks.layers import Network, check_sizes, init_xavier
+from zoo.networks.base import Network, check_sizes
+from zoo.networks.initialisers import init_xavier
 
 
 class ClassBatchNorm(nn.Module):

@@ -11,6 +11,28 @@ from torch import Tensor, nn
 from zoo.modes import evaluating
 
 
+class Cache:
+    """Keys and values of the tokens seen so far, so that each is computed once."""
+
+    def __init__(self, layers: int, length: int) -> None:
+        self.length, self.seen = length, 0
+        self.keys: list[Tensor | None] = [None] * layers
+        self.values: list[Tensor | None] = [None] * layers
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds (B, G, T, d) of new tokens and returns those of all tokens."""
+        kept: list[Tensor] = []
+        stop = self.seen + keys.shape[2]
+        for store, new in ((self.keys, keys), (self.values, values)):
+            whole = store[layer]
+            if whole is None:  # room for a whole context, made once
+                whole = new.new_empty(*new.shape[:2], self.length, new.shape[3])
+                store[layer] = whole
+            whole[:, :, self.seen : stop] = new
+            kept.append(whole[:, :, :stop])
+        return kept[0], kept[1]
+
+
 def generate(
     network: nn.Module,
     prompt: Tensor,

@@ -1,168 +1,15 @@
-"""What two or more networks share: remembering and checking arguments, initialising, dropping."""
+"""Layers that two or more networks share: averages, dropout of every kind, norms, attention."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-
-class Network(nn.Module, PyTorchModelHubMixin):
-    """A plain PyTorch module that remembers the arguments it was built with.
-
-    Constructor arguments are JSON values, so that weights plus ``config`` are the whole model:
-    ``type(net)(**net.config)`` is the same network with fresh weights. ``save_pretrained``,
-    ``from_pretrained`` and ``push_to_hub`` come with it.
-    """
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments by name, defaults included; JSON values only."""
-        config = self._hub_mixin_config
-        if not isinstance(config, dict):
-            raise TypeError(f"{type(self).__name__} takes arguments that are not JSON values")
-        for name, value in config.items():
-            config[name] = _listed(value)
-        return config
-
-
-class ImageNetwork(Network):
-    """A network of images with a last layer that can be renewed, as timm's networks have it.
-
-    A subclass has ``forward_features(x)`` and ``forward_head(features, pre_logits)``: the split is
-    where fine-tuning, feature extraction and MC dropout take hold.
-    """
-
-    num_classes: int
-    num_features: int
-    classifier_name = "fc"  # the attribute that holds the last layer, as the reference names it
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, as timm names it."""
-        return self.get_submodule(self.classifier_name)
-
-    def make_classifier(self, num_classes: int) -> nn.Module:
-        """A fresh last layer; 0 classes make none."""
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        init_he(head)
-        return head
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the last layer by a fresh one for ``num_classes``; 0 removes it."""
-        device = next(self.parameters()).device
-        setattr(self, self.classifier_name, self.make_classifier(num_classes).to(device))
-        self.num_classes = self.config["num_classes"] = num_classes
-
-
-def _listed(value: Any) -> Any:
-    """Lists for tuples, however deep (defaults): JSON knows lists only."""
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def check_choice(name: str, value: str, *choices: str) -> None:
-    """Raises ValueError for a ``value`` that is none of the choices."""
-    if value not in choices:
-        *most, last = choices
-        raise ValueError(f"{name} is {value!r}: choose {', '.join(most)} or {last}")
-
-
-def check_sizes(num_classes: int = 0, **sizes: int) -> None:
-    """Raises ValueError for fewer than 0 classes, or another size below 1, by its name."""
-    if num_classes < 0:
-        raise ValueError(f"num_classes is {num_classes}: it must be at least 0")
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}: it must be at least 1")
-
-
-def check_rates(**rates: float) -> None:
-    """Raises ValueError for a drop rate outside [0, 1), by its name."""
-    for name, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ValueError(f"{name} is {rate}: it must be at least 0 and below 1")
-
-
-def init_he(module: nn.Module) -> None:
-    """He initialisation of every convolution in ``module``, in place; linear layers as torch does.
-
-    Convolutions: normal, variance 2 / fan_out, which keeps the variance of the gradients through
-    a ReLU (He et al. 2015, section 2.2); fan_out is that of one group. Norm layers: scale 1,
-    shift 0. Linear layers: uniform in ±1/√fan_in, zero bias, so that first logits are small.
-    """
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d):
-            positions = child.kernel_size[0] * child.kernel_size[1]
-            fan_out = positions * child.out_channels / child.groups
-            nn.init.normal_(child.weight, std=math.sqrt(2 / fan_out))
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
-        elif isinstance(child, nn.BatchNorm2d):
-            nn.init.ones_(child.weight)
-            nn.init.zeros_(child.bias)
-        elif isinstance(child, nn.Linear):
-            bound = 1 / math.sqrt(child.in_features)
-            nn.init.uniform_(child.weight, -bound, bound)
-            nn.init.zeros_(child.bias)
-
-
-def init_xavier(module: nn.Module) -> None:
-    """Xavier initialisation of every convolution and linear layer in ``module``, in place.
-
-    Normal, variance 2 / (fan_in + fan_out), which keeps the variance of activations and gradients
-    through layers that are linear near zero, such as tanh (Glorot & Bengio 2010, section 4.2.1);
-    biases 0.
-    """
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d | nn.Linear):
-            nn.init.xavier_normal_(child.weight)
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
-
-
-def init_orthogonal(module: nn.Module) -> None:
-    """Orthogonal initialisation of the recurrent layers in ``module``, in place.
-
-    Every gate's recurrent matrix keeps the length of the state, however many steps it is applied
-    (Saxe et al. 2014, section 3; Henaff et al. 2016); input matrices as Xavier has them; biases 0,
-    an LSTM's forget gate 1, so that it starts by remembering (Jozefowicz et al. 2015, section 2.3).
-    """
-    for child in module.modules():
-        if not isinstance(child, nn.RNNBase):
-            continue
-        for name, parameter in child.named_parameters():
-            # Stacked along the first dimension.
-            gates = torch.split(parameter.detach(), child.hidden_size)
-            for gate in gates:
-                if "weight_hh" in name:
-                    nn.init.orthogonal_(gate)
-                elif "weight_ih" in name:
-                    nn.init.xavier_normal_(gate)
-                else:
-                    nn.init.zeros_(gate)
-            if isinstance(child, nn.LSTM) and name.startswith("bias_ih"):
-                nn.init.ones_(gates[1])  # input, forget, cell, output
-
-
-def init_transformer(module: nn.Module) -> None:
-    """A transformer's initialisation, in place: N(0, 0.02) and zero biases.
-
-    Devlin et al. 2019, section A.2, and Touvron et al. 2021 (DeiT). Convolutions of a stem: He (a
-    ReLU follows), or as a linear layer where they have a bias and project patches.
-    """
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d) and child.bias is None:
-            init_he(child)
-        elif isinstance(child, nn.Embedding):
-            nn.init.normal_(child.weight, std=0.02)
-        elif isinstance(child, nn.Linear | nn.Conv2d):
-            nn.init.normal_(child.weight, std=0.02)
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
+from zoo.networks.base import check_choice, check_rates
 
 
 def global_average(x: Tensor) -> Tensor:
@@ -319,7 +166,9 @@ class RMSNorm(nn.RMSNorm):
             or torch.compiler.is_compiling()
             or has_torch_function((x,))  # whoever records a forward sees torch's own call
         ):
-            return super().forward(x)
+            # Under autocast torch has a fused kernel for a weight of the input's type only.
+            weight = None if self.weight is None else self.weight.to(x.dtype)
+            return F.rms_norm(x, self.normalized_shape, weight, self.eps)
         y: Tensor = _RMSNorm.apply(x, self.weight, self.eps)[0]
         return y
 

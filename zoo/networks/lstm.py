@@ -12,14 +12,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from zoo.networks.layers import (
-    Dropout,
-    Network,
-    check_rates,
-    check_sizes,
-    init_orthogonal,
-    init_transformer,
-)
+from zoo.networks.base import Network, check_rates, check_sizes
+from zoo.networks.initialisers import init_orthogonal, init_transformer
+from zoo.networks.layers import Dropout
 
 
 class Memory:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layers import ImageNetwork, check_rates, check_sizes, init_he
+from zoo.networks.base import ImageNetwork, check_rates, check_sizes
+from zoo.networks.initialisers import init_he
 from zoo.networks.resnet import conv1x1, conv3x3
 
 

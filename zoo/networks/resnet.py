@@ -19,7 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layers import ImageNetwork, check_choice, check_sizes, init_he
+from zoo.networks.base import ImageNetwork, check_choice, check_sizes
+from zoo.networks.initialisers import init_he
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

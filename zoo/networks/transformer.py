@@ -21,69 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.networks.layers import (
-    Dropout,
-    Network,
-    RMSNorm,
-    attend,
-    check_choice,
-    check_rates,
-    check_sizes,
-    init_transformer,
-    make_norm,
-)
-
-Turn = tuple[Tensor, Tensor]
-
-
-class Rotary(nn.Module):
-    """Rotary positions: queries and keys are turned by an angle that grows with the position.
-
-    Su et al. 2021, "RoFormer", section 3.2.2; halves are paired as in Llama's code.
-    """
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, head_dim: int, length: int, base: float) -> None:
-        super().__init__()
-        frequencies = base ** (-torch.arange(0, head_dim, 2).float() / head_dim)
-        angles = torch.outer(torch.arange(length).float(), frequencies)
-        cos, sin = angles.cos(), angles.sin()  # (length, d / 2)
-        self.register_buffer("cos", torch.cat([cos, cos], 1), persistent=False)
-        self.register_buffer("sin", torch.cat([-sin, sin], 1), persistent=False)
-
-    def forward(self, start: int, stop: int) -> Turn:
-        """The turn of positions ``start`` … ``stop``, for all layers: cos and sin, (T, d) each."""
-        return self.cos[start:stop], self.sin[start:stop]
-
-
-def rotate(x: Tensor, turn: Turn) -> Tensor:
-    """(B, H, T, d) → the same, each half turned against the other."""
-    cos, sin = (part.to(x.dtype) for part in turn)
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
-
-
-class Cache:
-    """Keys and values of the tokens seen so far, so that each is computed once."""
-
-    def __init__(self, layers: int, length: int) -> None:
-        self.length, self.seen = length, 0
-        self.keys: list[Tensor | None] = [None] * layers
-        self.values: list[Tensor | None] = [None] * layers
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds (B, G, T, d) of new tokens and returns those of all tokens."""
-        kept: list[Tensor] = []
-        stop = self.seen + keys.shape[2]
-        for store, new in ((self.keys, keys), (self.values, values)):
-            whole = store[layer]
-            if whole is None:  # room for a whole context, made once
-                whole = new.new_empty(*new.shape[:2], self.length, new.shape[3])
-                store[layer] = whole
-            whole[:, :, self.seen : stop] = new
-            kept.append(whole[:, :, :stop])
-        return kept[0], kept[1]
+from zoo.networks.base import Network, check_choice, check_rates, check_sizes
+from zoo.networks.generation import Cache
+from zoo.networks.initialisers import init_transformer
+from zoo.networks.layers import Dropout, RMSNorm, attend, make_norm
+from zoo.networks.rotary import Rotary, Turn, rotate
 
 
 class Attention(nn.Module):

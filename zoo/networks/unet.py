@@ -19,7 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layers import ImageNetwork, check_choice, check_rates, check_sizes, init_he
+from zoo.networks.base import ImageNetwork, check_choice, check_rates, check_sizes
+from zoo.networks.initialisers import init_he
 
 
 def make_norm2d(kind: Literal["group", "batch"], channels: int) -> nn.Module:
