@@ -2,9 +2,9 @@
 
 A training step of ``gpt_shakespeare``'s network (forward, backward, AdamW) against GPT-2 of
 ``transformers`` of the same size; generation by ``transformer_shakespeare_long``'s network with the
-cache against recomputing: the 256th character, and all from the first to it; our RMSNorm against
-LayerNorm and torch's RMSNorm, forward and backward, by width. Ratios are the other's time over
-ours. Peak memory is what is allocated at once, as torch's profiler counts it on the CPU.
+cache against recomputing: the 256th character of one text and of 16 at once, and all of one text;
+our RMSNorm against LayerNorm and torch's RMSNorm, forward and backward, by width. Ratios are the
+other's time over ours. Peak memory is what is allocated at once, as torch's profiler counts it.
 """
 
 from __future__ import annotations
@@ -77,12 +77,10 @@ def compare_training(batch: int, context: int) -> None:
     print_peaks(steps)
 
 
-def compare_generation() -> None:
+def compare_last(network: Any, texts: int) -> None:
     torch.manual_seed(0)
-    task, _ = build("transformer_shakespeare_long")
-    network: Any = task.network.eval()
     context = network.context_length
-    text = torch.randint(VOCABULARY, (1, context))
+    text = torch.randint(VOCABULARY, (texts, context))
     cache = network.make_cache()
     with torch.inference_mode():
         network(text[:, :-1], cache)
@@ -99,9 +97,12 @@ def compare_generation() -> None:
 
     assert torch.allclose(last(True)(), last(False)(), atol=1e-4)
     ways = {"recomputing": last(False), "with the cache": last(True)}
-    compare(f"the character at {context}", ways, 50)
+    compare(f"the character at {context} of {texts}", ways, 50)
     print_peaks(ways)
-    prompt = text[:, :1]
+
+
+def compare_generation(network: Any) -> None:
+    context, prompt = network.context_length, torch.zeros(1, 1, dtype=torch.int64)
 
     def write(cached: bool) -> Callable[[], list[torch.Tensor]]:
         return lambda: list(generate(network, prompt, context - 1, seed=0, cached=cached))
@@ -127,7 +128,11 @@ def compare_norms(width: int) -> None:
 def main() -> None:
     compare_training(12, 64)
     compare_training(16, 256)
-    compare_generation()
+    task, _ = build("transformer_shakespeare_long")
+    network = task.network.eval()
+    compare_last(network, 1)
+    compare_last(network, 16)
+    compare_generation(network)
     for width in (64, 128, 256, 512, 1024, 4096):
         compare_norms(width)
 
