@@ -8,13 +8,15 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from safetensors.torch import load_file
+from torch import nn
 
 import zoo
-from tests.conftest import needs_fashion_mnist
+from tests.conftest import needs_fashion_mnist, needs_shakespeare
+from tests.networks.test_gan import largest_singular_values
 from zoo import checkpoints
 from zoo.cards import card
 from zoo.commands.verify import golden_difference
-from zoo.data import FashionMNIST
+from zoo.data import FashionMNIST, Shakespeare
 from zoo.errors import UserError
 from zoo.recipes import shipped_folder
 from zoo.tasks import ImageClassifier
@@ -32,8 +34,12 @@ FLOORS = {
 }
 
 
+# And on the last tenth of tiny-shakespeare, in nats a character: at most.
+CEILINGS = {"transformer_shakespeare": 1.47}
+
+
 def test_what_is_promised_is_shipped() -> None:
-    assert set(FLOORS) <= set(checkpoints.names())
+    assert {*FLOORS, *CEILINGS} <= set(checkpoints.names())
 
 
 @every_checkpoint
@@ -77,6 +83,34 @@ def test_a_shipped_classifier_has_the_accuracy_its_card_states(name: str) -> Non
     assert result["test/accuracy"] == pytest.approx(stated["test/accuracy"], abs=2.1e-4)
     assert result["test/loss"] == pytest.approx(stated["test/loss"], abs=1e-4)
     assert stated["test/accuracy"] >= FLOORS[name]
+
+
+@needs_shakespeare
+@pytest.mark.parametrize("name", CEILINGS)
+def test_a_shipped_language_model_has_the_loss_its_card_states(name: str) -> None:
+    model, stated = zoo.load(name), checkpoints.read_config(SHIPPED / name)
+    data = Shakespeare(**stated["recipe"]["data"]["init_args"])
+    data.prepare_data()
+    data.setup("fit")
+    (sweep,) = data.val_dataloader()
+    total = characters = 0.0
+    for starts, _ in sweep:
+        tokens, targets = data.windows(starts, "val")
+        with torch.inference_mode():
+            logits = model(tokens)
+        total += nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), reduction="sum"
+        ).item()
+        characters += (targets >= 0).sum().item()
+    assert total / characters == pytest.approx(stated["metrics"]["val/loss"], abs=1e-4)
+    assert stated["metrics"]["val/loss"] <= CEILINGS[name]
+
+
+def test_the_shipped_discriminators_filters_have_length_one() -> None:
+    """The largest singular value of each, after training: Miyato et al. 2018, section 2.1."""
+    values = largest_singular_values(zoo.load("gan_fmnist").network.discriminator)
+    assert len(values) > 8
+    assert values == pytest.approx([1.0] * len(values), abs=0.05)
 
 
 @needs_fashion_mnist

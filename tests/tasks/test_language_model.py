@@ -62,6 +62,10 @@ def test_a_fit_learns_keeps_samples_and_loads_in_one_line(zoo_cli, text: Path) -
 
     model = zoo.load(run / "checkpoints/last.ckpt")
     assert not model.training
+    model.keep_sample(run, 2)  # as a resumed run does: what followed is made again
+    again = (run / "samples.txt").read_text()
+    assert again.count("epoch") == 2
+    assert samples.startswith(again.partition(" epoch 2 ")[0])
     made = model.generate("the quick ", max_new_tokens=34, temperature=0)
     assert made == "the quick brown fox jumps over the lazy dog "[:44]
     assert model.generate("the ", 20, seed=1) == model.generate("the ", 20, seed=1)

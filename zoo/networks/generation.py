@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,15 @@ class Cache:
             whole[:, :, self.seen : stop] = new
             kept.append(whole[:, :, :stop])
         return kept[0], kept[1]
+
+
+class Sampling(TypedDict, total=False):
+    """How ``generate`` chooses a token: its arguments of these names."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
 
 
 def generate(

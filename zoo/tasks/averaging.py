@@ -75,9 +75,9 @@ class EMA(WeightAveraging):
             )
             if id(live) not in inside
         ]
-        with torch.no_grad():
-            for kept, live in pairs:
-                kept.copy_(live)
+        if pairs:
+            with torch.no_grad():
+                torch._foreach_copy_([kept for kept, _ in pairs], [live for _, live in pairs])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_epoch_start(trainer, pl_module)  # the average is now in pl_module

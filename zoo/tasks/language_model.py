@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from zoo.errors import UserError
-from zoo.networks.generation import generate
+from zoo.networks.generation import Sampling, generate
 from zoo.tasks.base import Task
 from zoo.tasks.optim import Schedule
 
@@ -135,8 +135,10 @@ class LanguageModel(Task):
         if vocabulary:
             start = "\n" if "\n" in vocabulary else vocabulary[0]
             text = self.generate(start, 300, temperature=0.8, seed=0)
-            with (folder / "samples.txt").open("a", encoding="utf-8") as file:
-                file.write(f"{'-' * 20} epoch {epoch} {'-' * 20}\n{text.strip()}\n\n")
+            file, head = folder / "samples.txt", f"{'-' * 20} epoch {epoch} {'-' * 20}\n"
+            before = file.read_text(encoding="utf-8") if file.is_file() else ""
+            before = before.partition(head)[0]  # a resumed run may make an epoch anew
+            file.write_text(f"{before}{head}{text.strip()}\n\n", encoding="utf-8")
 
     # -- text ------------------------------------------------------------------------------------
 
@@ -144,11 +146,7 @@ class LanguageModel(Task):
         self,
         prompt: str,
         max_new_tokens: int = 200,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
+        **sampling: Unpack[Sampling],
     ) -> Iterator[str]:
         """Goes on with a prompt, a character at a time; arguments as ``generate`` has them."""
         vocabulary: str = self.data.get("vocabulary", "")
@@ -162,15 +160,7 @@ class LanguageModel(Task):
             )
         tokens = torch.tensor([[vocabulary.index(character) for character in prompt]])
         try:
-            made = generate(
-                self.network,
-                tokens,
-                max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                seed=seed,
-            )
+            made = generate(self.network, tokens, max_new_tokens, **sampling)
         except ValueError as error:
             raise UserError(str(error)) from None
         return (vocabulary[int(token)] for token in made)
@@ -179,11 +169,7 @@ class LanguageModel(Task):
         self,
         prompt: str,
         max_new_tokens: int = 200,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
+        **sampling: Unpack[Sampling],
     ) -> str:
         """A prompt and what the model makes follow it.
 
@@ -198,7 +184,4 @@ class LanguageModel(Task):
         Raises:
             UserError: an unknown character, or a setting out of range.
         """
-        added = self.stream(
-            prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-        )
-        return prompt + "".join(added)
+        return prompt + "".join(self.stream(prompt, max_new_tokens, **sampling))
