@@ -13,6 +13,11 @@ import pytest
 
 from zoo.__main__ import main
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: workers that share the cores with all their threads each would
+    # take many times as long as one alone.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 FASHION = Path(
     os.environ.get("ZOO_DATA", "/nowhere"), "FashionMNIST", "raw", "t10k-images-idx3-ubyte"
 )
