@@ -85,6 +85,18 @@ def test_folders_decide_the_split_where_there_are_any(split: Path) -> None:
         module.test_dataloader()
 
 
+def test_validation_images_come_from_the_training_ones_where_they_have_no_folder(
+    split: Path,
+) -> None:
+    (split / "val").rename(split / "test")
+    module = data(split, validation=0.3, test=0.1)
+    parts = module._items
+    assert [len(parts[part]) for part in ("train", "val", "test")] == [8, 4, 6]
+    assert {path.parts[-3] for path, _ in parts["train"] + parts["val"]} == {"train"}
+    assert not set(parts["train"]) & set(parts["val"])
+    assert {path.parts[-3] for path, _ in parts["test"]} == {"test"}
+
+
 def test_images_labels_and_normalisation(flat: Path) -> None:
     module = data(flat, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     for loader in (module.train_dataloader(), module.val_dataloader()):

@@ -89,17 +89,18 @@ class _Share(DistributedSampler[Any]):
 class ImageFolder(LabelledImages):
     """A folder of images with a sub-folder for each class.
 
-    Either ``FOLDER/train/CLASS/*``, ``FOLDER/val/CLASS/*`` and, if there is one,
+    Either ``FOLDER/train/CLASS/*`` and, where there are any, ``FOLDER/val/CLASS/*`` and
     ``FOLDER/test/CLASS/*``; or ``FOLDER/CLASS/*``, from which validation and test images are taken
-    by fraction and a fixed seed. Classes are sorted by name; their order goes into the checkpoint.
-    Images are decoded, cropped and resized by workers, and augmented in batches on the device. A
-    run that was killed within an epoch begins that epoch's order anew.
+    by fraction and a fixed seed, as validation images are where there is no ``val``. Classes are
+    sorted by name; their order goes into the checkpoint. Images are decoded, cropped and resized by
+    workers, and augmented in batches on the device. A run that was killed within an epoch begins
+    that epoch's order anew.
 
     Args:
         folder: where the images lie.
         image_size: pixels a side that the network sees.
         batch_size: images a batch and process.
-        validation: the fraction of each class held out for validation, without a ``train`` folder.
+        validation: the fraction of each class held out for validation, without a ``val`` folder.
         test: the fraction held out for testing, without a ``train`` folder; may be 0.
         randaugment: magnitude of RandAugment, 0 to 30 (Cubuk et al. 2020), image by image; 0 for
             none.
@@ -189,14 +190,15 @@ class ImageFolder(LabelledImages):
                 "two at least"
             )
         found = self._list(root)
-        if split:
-            if not (self.folder / "val").is_dir():
-                raise UserError(f"{self.folder}: there is a train folder, but no val beside it")
-            self._items = {"train": found, "val": self._list(self.folder / "val")}
-            has_test = (self.folder / "test").is_dir()
-            self._items["test"] = self._list(self.folder / "test") if has_test else []
+        if not split:
+            self._items = self._by_fraction(found, root, self.test)
+            return
+        if (self.folder / "val").is_dir():
+            items = {"train": found, "val": self._list(self.folder / "val")}
         else:
-            self._items = self._by_fraction(found)
+            items = self._by_fraction(found, root, test=0)
+        has_test = (self.folder / "test").is_dir()
+        self._items = items | {"test": self._list(self.folder / "test") if has_test else []}
 
     def _list(self, root: Path) -> list[Item]:
         items: list[Item] = []
@@ -211,7 +213,7 @@ class ImageFolder(LabelledImages):
             raise UserError(f"{root / unknown[0]}: a class that the training images do not have")
         return items
 
-    def _by_fraction(self, items: list[Item]) -> dict[str, list[Item]]:
+    def _by_fraction(self, items: list[Item], root: Path, test: float) -> dict[str, list[Item]]:
         """Every class is split alike, by a fixed seed, whatever the seed of a run.
 
         Each class for itself: an image more in one of them leaves the others' splits as they are.
@@ -224,10 +226,10 @@ class ImageFolder(LabelledImages):
             generator = torch.Generator().manual_seed(0)
             order = torch.randperm(len(mine), generator=generator).tolist()
             held = max(1, round(len(mine) * self.validation))
-            tested = max(1, round(len(mine) * self.test)) if self.test else 0
+            tested = max(1, round(len(mine) * test)) if test else 0
             if held + tested >= len(mine):
                 raise UserError(
-                    f"{self.folder / name}: {len(mine)} images, of which none is left to train on"
+                    f"{root / name}: {len(mine)} images, of which none is left to train on"
                 )
             parts["val"] += [mine[i] for i in order[:held]]
             parts["test"] += [mine[i] for i in order[held : held + tested]]
