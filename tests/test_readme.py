@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import needs_fashion_mnist
 from zoo.__main__ import COMMANDS
+from zoo.checkpoints import read_config
 from zoo.commands.list import table
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +65,14 @@ def test_the_table_is_generated_from_the_cards() -> None:
     shown = re.search(r"<!-- table: .*? -->\n(.*?)\n<!-- end -->", README, flags=re.DOTALL)
     assert shown is not None
     assert shown[1] == table(), "python -m zoo list --markdown prints the table that belongs here"
+
+
+def test_the_text_is_the_cards() -> None:
+    (text,) = blocks("text")
+    assert (
+        text.rstrip("\n")
+        == read_config(ROOT / "checkpoints/transformer_shakespeare")["text"]["made"]
+    )
 
 
 def test_loading_in_three_lines() -> None:
