@@ -82,6 +82,8 @@ def test_what_a_longer_recipe_trained_stands_with_that_recipe(
     short, long = (entries[f"transformer_shakespeare{end}"] for end in ("", "_long"))
     assert (short.value, short.weights, short.trained_by) == (None, True, long.name)
     assert (long.value, long.weights, long.parameters) == (1.5, False, 7)
+    assert {recipes.weights_of(entry.name) for entry in (short, long)} == {short.name}
+    assert recipes.weights_of("resnet_digits") is None
 
 
 @pytest.mark.parametrize("name", recipes.names())

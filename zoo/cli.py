@@ -140,7 +140,9 @@ class ZooCLI(LightningCLI):
     def shipped(self) -> str:
         """The shipped checkpoint that is meant where no file is given: the recipe's, or another."""
         wanted = self.options.ckpt_path
-        return wanted if wanted in checkpoints.names() else self.recipe_name
+        if wanted in checkpoints.names():
+            return wanted
+        return recipes.weights_of(self.recipe_name) or self.recipe_name
 
     # -- what a run is called, and where it goes -------------------------------------------------
 

@@ -206,6 +206,14 @@ def trained_by(config: dict[str, Any]) -> str | None:
     return Path(words[0]).stem if words else None
 
 
+def weights_of(name: str) -> str | None:
+    """The shipped checkpoint of a recipe: of its name, or that it trained for another's."""
+    configs = checkpoint_configs()
+    if name in configs:
+        return name
+    return next((other for other in configs if trained_by(configs[other]) == name), None)
+
+
 def _about(path: Path) -> dict[str, Any]:
     """The ``about`` of a recipe; a child inherits what it does not say."""
     content = read(path)

@@ -35,12 +35,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--to", type=Path, default=None, help="folder of the pictures")
     options = parser.parse_args(arguments)
 
-    from zoo import checkpoints
+    from zoo import checkpoints, recipes
 
     stem = Path(options.recipe).stem
-    if options.ckpt_path is None and stem not in checkpoints.names():
+    source = options.ckpt_path or recipes.weights_of(stem)
+    if source is None:
         raise UserError(f"recipe {stem!r} ships no weights: give --ckpt_path FILE")
-    source = options.ckpt_path or stem
     task: Any = checkpoints.load(source)
     if hasattr(task, "sample"):
         folder = options.to or Path("runs", stem, "samples")
@@ -48,9 +48,7 @@ def main(arguments: list[str]) -> int:
             print(f"picture: {picture}")
         return 0
     if not hasattr(task, "stream"):
-        raise UserError(
-            f"{source} is a {type(task).__name__}: it tells things apart and makes none"
-        )
+        raise UserError(f"{source}: {type(task).__name__} tells things apart and makes none")
     prompt = "\n" if options.prompt is None else options.prompt
     made = task.stream(
         prompt,

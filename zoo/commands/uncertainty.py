@@ -46,14 +46,14 @@ def main(arguments: list[str]) -> int:
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name} is {value}: it must be at least 1")
 
-    from zoo import checkpoints, proof
+    from zoo import checkpoints, proof, recipes
     from zoo.cli import build
     from zoo.diagnostics import calibration
 
     stem = Path(options.recipe).stem
-    if options.ckpt_path is None and stem not in checkpoints.names():
+    source = options.ckpt_path or recipes.weights_of(stem)
+    if source is None:
         raise UserError(f"recipe {stem!r} ships no weights: give --ckpt_path FILE")
-    source = options.ckpt_path or stem
     task = checkpoints.load(source)
     _, data = build(options.recipe)
     data.prepare_data()
