@@ -106,16 +106,22 @@ def test_validation_is_the_mean_over_all_held_out_characters(text: Path) -> None
     data.prepare_data()
     task = LanguageModel(Transformer(len(data.vocabulary), 16, 16, 1, 2))
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
-    sweep, windows = trainer.validate(task, datamodule=data, verbose=False)
+    sweep, windows, seen = trainer.validate(task, datamodule=data, verbose=False)
     held_out = data._tokens["val"]
-    losses = []
-    with torch.no_grad():
-        for start in range(0, len(held_out) - 1, 10):
-            piece = held_out[start : start + 11]
+
+    def mean_loss(text: torch.Tensor) -> float:
+        losses = []
+        for start in range(0, len(text) - 1, 10):
+            piece = text[start : start + 11]
             losses.append(F.cross_entropy(task(piece[None, :-1])[0], piece[1:], reduction="none"))
-    everything = torch.cat(losses)
-    assert len(everything) == len(held_out) - 1
-    assert sweep["val/loss"] == pytest.approx(everything.mean().item(), abs=1e-5)
+        everything = torch.cat(losses)
+        assert len(everything) == len(text) - 1
+        return everything.mean().item()
+
+    with torch.no_grad():
+        assert sweep["val/loss"] == pytest.approx(mean_loss(held_out), abs=1e-5)
+        end = data._tokens["train"][-len(held_out) :]
+        assert seen["val/loss_seen"] == pytest.approx(mean_loss(end), abs=1e-5)
     assert windows["val/loss_windows"] == pytest.approx(sweep["val/loss"], abs=0.2)
 
 

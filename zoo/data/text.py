@@ -150,11 +150,13 @@ class Text(DataModule):
         loaders = [self._sweep("val")]
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING:
             loaders.append(self.random_windows(200 * 64))
+            seen = len(self._tokens["train"]) - len(self._tokens["val"])
+            loaders.append(self._sweep("train", seen))
         return loaders
 
-    def _sweep(self, part: str) -> Batches:
-        # The last character is only predicted.
-        return self._in_order(torch.arange(0, len(self._tokens[part]) - 1, self.context_length))
+    def _sweep(self, part: str, first: int = 0) -> Batches:
+        last = len(self._tokens[part]) - 1  # is only predicted
+        return self._in_order(torch.arange(first, last, self.context_length))
 
     def _in_order(self, starts: Tensor) -> Batches:
         rank, world = self._place()
@@ -182,7 +184,8 @@ class Text(DataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         starts, _ = batch
         training = self.trainer is not None and self.trainer.training
-        return self.windows(starts, "train" if training else "val")
+        seen = training or dataloader_idx == 2  # the third of val_dataloader
+        return self.windows(starts, "train" if seen else "val")
 
     def example_input(self, batch: int = 2) -> Tensor:
         """Tokens (B, T); needs no data."""

@@ -24,7 +24,9 @@ class LanguageModel(Task):
     Logs ``train/loss``, ``val/loss`` (mean negative log-likelihood of a token, in nats, each token
     of the held-out text predicted once), ``val/perplexity`` (its exponential),
     ``val/bits_per_character`` (the same in bits) and ``lr``; outside a fit also
-    ``val/loss_windows``, the mean over nanoGPT's 200 × 64 random windows.
+    ``val/loss_windows``, the mean over nanoGPT's 200 × 64 random windows, and ``val/loss_seen``,
+    that over the end of the training text, as much as is held out, with dropout off: as far as it
+    is below ``val/loss``, text was learnt by heart.
 
     Args:
         network: any module with logits out.
@@ -76,7 +78,7 @@ class LanguageModel(Task):
         self.final_lr = final_lr
         self.remember(locals())
         # Means over tokens, not over batches, and over all processes.
-        self.sweep, self.windows = MeanMetric(), MeanMetric()
+        self.sweep, self.windows, self.seen = MeanMetric(), MeanMetric(), MeanMetric()
 
     def golden(self) -> Tensor:
         ramp = torch.arange(2 * 16)
@@ -102,7 +104,11 @@ class LanguageModel(Task):
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         losses = self._losses(*batch)
-        name, metric = [("loss", self.sweep), ("loss_windows", self.windows)][dataloader_idx]
+        name, metric = [
+            ("loss", self.sweep),
+            ("loss_windows", self.windows),
+            ("loss_seen", self.seen),
+        ][dataloader_idx]
         metric.update(losses)
         self.report(
             f"val/{name}",
