@@ -49,7 +49,11 @@ class ClassBatchNorm(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """BN, ReLU, upsampling, convolution, BN, ReLU, convolution, added to the upsampled input."""
+    """BN, ReLU, convolution, BN, ReLU, upsampling, convolution, added to the upsampled input.
+
+    Miyato et al. upsample before the first convolution; here it follows, and the convolution works
+    on a quarter of the positions.
+    """
 
     def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -61,8 +65,9 @@ class GeneratorBlock(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """(B, in_channels, H, W) → (B, channels, 2 H, 2 W)."""
-        out = F.interpolate(self.norm1(x, labels).relu(), scale_factor=2.0)
-        out = self.conv2(self.norm2(self.conv1(out), labels).relu())
+        out = self.conv1(self.norm1(x, labels).relu())
+        out = F.interpolate(self.norm2(out, labels).relu(), scale_factor=2.0)
+        out = self.conv2(out)
         # A 1 × 1 convolution and nearest upsampling commute: the small map is the cheaper one.
         return out + F.interpolate(self.shortcut(x), scale_factor=2.0)
 
