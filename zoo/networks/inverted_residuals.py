@@ -73,30 +73,44 @@ class SqueezeExcite(nn.Module):
         return scale_channels(x, gate.flatten(1))
 
 
-class Separable(nn.Module):
+class Residual(nn.Module):
+    """A branch, added to its input where the two have one shape; it may be dropped whole."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, drop_path: float) -> None:
+        super().__init__()
+        self.has_skip = stride == 1 and in_channels == out_channels
+        self.drop_path = DropPath(drop_path)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
+        out = self.branch(x)
+        return x + self.drop_path(out) if self.has_skip else out
+
+
+class Separable(Residual):
     """Depthwise and pointwise convolution: the block without expansion."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, stride: int, drop_path: float
     ) -> None:
-        super().__init__()
-        self.has_skip = stride == 1 and in_channels == out_channels
+        super().__init__(in_channels, out_channels, stride, drop_path)
         self.conv_dw = Depthwise(in_channels, kernel, stride)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.act = SiLU()
         self.se = SqueezeExcite(in_channels, max(1, round(in_channels / 4)))
         self.conv_pw = pointwise(in_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
+    def branch(self, x: Tensor) -> Tensor:
         out = self.se(self.act(self.bn1(self.conv_dw(x))))
-        out = self.bn2(self.conv_pw(out))
-        return x + self.drop_path(out) if self.has_skip else out
+        return self.bn2(self.conv_pw(out))
 
 
-class MBConv(nn.Module):
+class MBConv(Residual):
     """Expand, depthwise, squeeze-excite, project: an inverted residual (Sandler et al. 2018)."""
 
     def __init__(
@@ -108,8 +122,7 @@ class MBConv(nn.Module):
         expansion: int,
         drop_path: float,
     ) -> None:
-        super().__init__()
-        self.has_skip = stride == 1 and in_channels == out_channels
+        super().__init__(in_channels, out_channels, stride, drop_path)
         wide = round_channels(in_channels * expansion)
         self.conv_pw = pointwise(in_channels, wide)
         self.bn1 = nn.BatchNorm2d(wide)
@@ -120,17 +133,14 @@ class MBConv(nn.Module):
         self.se = SqueezeExcite(wide, max(1, round(in_channels / 4)))
         self.conv_pwl = pointwise(wide, out_channels)
         self.bn3 = nn.BatchNorm2d(out_channels)  # and no activation: the bottleneck is linear
-        self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
+    def branch(self, x: Tensor) -> Tensor:
         out = self.act(self.bn1(self.conv_pw(x)))
         out = self.se(self.act(self.bn2(self.conv_dw(out))))
-        out = self.bn3(self.conv_pwl(out))
-        return x + self.drop_path(out) if self.has_skip else out
+        return self.bn3(self.conv_pwl(out))
 
 
-class FusedMBConv(nn.Module):
+class FusedMBConv(Residual):
     """One whole convolution in place of expansion and depthwise one, then the projection.
 
     For early stages, where channels are few and positions many: more multiplications, but fewer
@@ -146,17 +156,13 @@ class FusedMBConv(nn.Module):
         expansion: int,
         drop_path: float,
     ) -> None:
-        super().__init__()
-        self.has_skip = stride == 1 and in_channels == out_channels
+        super().__init__(in_channels, out_channels, stride, drop_path)
         wide = round_channels(in_channels * expansion)
         self.conv_exp = nn.Conv2d(in_channels, wide, kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(wide)
         self.act = SiLU()
         self.conv_pwl = pointwise(wide, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)  # and no activation
-        self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
-        out = self.bn2(self.conv_pwl(self.act(self.bn1(self.conv_exp(x)))))
-        return x + self.drop_path(out) if self.has_skip else out
+    def branch(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv_pwl(self.act(self.bn1(self.conv_exp(x)))))
