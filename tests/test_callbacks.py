@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.callbacks import RunLogger, draw_curves, duration, read_metrics, run_name
+from zoo.callbacks import RunLogger, curves, draw_curves, duration, read_metrics, run_name
 
 
 def log(logger: RunLogger, steps: range) -> None:
@@ -46,6 +46,18 @@ def test_curves_show_training_and_validation(tmp_path: Path) -> None:
     draw_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", "a title")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", "curves.png"}
+
+
+def test_a_line_for_every_loss_that_a_run_logged() -> None:
+    names = ("train/loss_generator", "train/loss_discriminator", "val/features_loss", "lr")
+    rows = [{"epoch": epoch, **dict.fromkeys(names, 0.5)} for epoch in (0, 1)]
+    points = [(1, 0.5), (2, 0.5)]
+    assert curves(rows) == {
+        "loss": {"training discriminator": points, "training generator": points}
+    }
+    both = curves([{"epoch": 0, "resnet/val/accuracy": 0.9, "resnet/val/loss": 0.3}])
+    assert list(both) == ["loss", "accuracy"]
+    assert both["accuracy"] == {"validation": [(1, 0.9)]}
 
 
 @pytest.mark.parametrize(

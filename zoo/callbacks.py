@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,39 +259,51 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
 
 
+def curves(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """The lines of a run's picture, from the rows of its ``metrics.csv``.
+
+    Returns:
+        ``loss`` and ``accuracy``, those of them that the run logged: for each the lines by label
+        ("training", "validation", for a GAN "training discriminator"), a list of (epoch from 1,
+        value) each.
+    """
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    labels = {"train": "training", "val": "validation"}
+    for name in sorted({name for row in rows for name in row if "/" in name}):
+        where, _, metric = name.rpartition("/")
+        stage = labels.get(where.rpartition("/")[2])
+        kind, *which = metric.split("_")  # a GAN has loss_discriminator and loss_generator
+        if stage is None or kind not in ("loss", "accuracy"):
+            continue
+        points = [(row["epoch"] + 1, row[name]) for row in rows if name in row]
+        found.setdefault(kind, {})[" ".join([stage, *which])] = points
+    return dict(sorted(found.items(), reverse=True))  # loss first
+
+
 def draw_curves(metrics: Path, picture: Path, title: str = "") -> None:
-    """Loss and accuracy over epochs, training and validation, from a ``metrics.csv``."""
+    """Losses and accuracy over epochs, or what there is of them, from a ``metrics.csv``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    rows = read_metrics(metrics)
+    kinds = curves(read_metrics(metrics))
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    seen = {name for row in rows for name in row}
-    kinds = [kind for kind in ("loss", "accuracy") if any(n.endswith(f"/{kind}") for n in seen)]
     axes = figure.subplots(1, max(1, len(kinds)), squeeze=False)[0]
-    for axis, kind in zip(axes, kinds, strict=False):
-        for stage, label in (("train", "training"), ("val", "validation")):
-            points = [
-                (row["epoch"] + 1, value)
-                for row in rows
-                for name, value in row.items()
-                if name.endswith(f"{stage}/{kind}")
-            ]
-            if points:
-                axis.plot(*zip(*points, strict=True), marker=".", label=label)
-                last = points[-1][1]
-                text = f"{last:.2%}" if kind == "accuracy" else f"{last:.3f}"
-                above = 5 if stage == "train" else -10  # side by side they would overlap
-                axis.annotate(
-                    text, points[-1], xytext=(2, above), textcoords="offset points", fontsize=8
-                )
+    for axis, (kind, lines) in zip(axes, kinds.items(), strict=False):
+        for label, points in lines.items():
+            axis.plot(*zip(*points, strict=True), marker=".", label=label)
+            last = points[-1][1]
+            text = f"{last:.2%}" if kind == "accuracy" else f"{last:.3f}"
+            above = 5 if label.startswith("training") else -10  # side by side they would overlap
+            axis.annotate(
+                text, points[-1], xytext=(2, above), textcoords="offset points", fontsize=8
+            )
         axis.set_xlabel("epoch")
-        axis.set_ylabel("loss (nats)" if kind == "loss" else "accuracy")
+        # Cross-entropy is in nats; a GAN's losses have names of their own and no unit.
+        axis.set_ylabel("loss (nats)" if kind == "loss" and "training" in lines else kind)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend()
+        axis.legend()
     figure.suptitle(title)
     save_figure(figure, picture)
