@@ -214,6 +214,17 @@ def weights_of(name: str) -> str | None:
     return next((other for other in configs if trained_by(configs[other]) == name), None)
 
 
+def shipped_weights(name: str) -> str:
+    """``weights_of`` for a command that cannot do without.
+
+    Raises:
+        UserError: the recipe ships none.
+    """
+    if (weights := weights_of(name)) is None:
+        raise UserError(f"recipe {name!r} ships no weights: give --ckpt_path FILE")
+    return weights
+
+
 def _about(path: Path) -> dict[str, Any]:
     """The ``about`` of a recipe; a child inherits what it does not say."""
     content = read(path)

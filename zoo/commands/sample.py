@@ -38,9 +38,7 @@ def main(arguments: list[str]) -> int:
     from zoo import checkpoints, recipes
 
     stem = Path(options.recipe).stem
-    source = options.ckpt_path or recipes.weights_of(stem)
-    if source is None:
-        raise UserError(f"recipe {stem!r} ships no weights: give --ckpt_path FILE")
+    source = options.ckpt_path or recipes.shipped_weights(stem)
     task: Any = checkpoints.load(source)
     if hasattr(task, "sample"):
         folder = options.to or Path("runs", stem, "samples")

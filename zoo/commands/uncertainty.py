@@ -51,9 +51,7 @@ def main(arguments: list[str]) -> int:
     from zoo.diagnostics import calibration
 
     stem = Path(options.recipe).stem
-    source = options.ckpt_path or recipes.weights_of(stem)
-    if source is None:
-        raise UserError(f"recipe {stem!r} ships no weights: give --ckpt_path FILE")
+    source = options.ckpt_path or recipes.shipped_weights(stem)
     task = checkpoints.load(source)
     _, data = build(options.recipe)
     data.prepare_data()

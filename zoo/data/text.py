@@ -16,6 +16,8 @@ from zoo.data.module import DataModule
 from zoo.errors import UserError
 
 IGNORED = -100  # a target that no loss counts, as torch's cross-entropy has it
+# The parts that the loaders of val_dataloader read; outside a fit the last two are there as well.
+VALIDATES_ON = ("val", "val", "train")
 
 
 class Starts(Batches):
@@ -147,7 +149,7 @@ class Text(DataModule):
         return Starts(starts, self.batch_size, steps, seed=seed % 2**31, rank=rank, world=world)
 
     def val_dataloader(self) -> list[Batches]:
-        loaders = [self._sweep("val")]
+        loaders = [self._sweep("val")]  # in the order of VALIDATES_ON
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING:
             loaders.append(self.random_windows(200 * 64))
             seen = len(self._tokens["train"]) - len(self._tokens["val"])
@@ -184,8 +186,7 @@ class Text(DataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         starts, _ = batch
         training = self.trainer is not None and self.trainer.training
-        seen = training or dataloader_idx == 2  # the third of val_dataloader
-        return self.windows(starts, "train" if seen else "val")
+        return self.windows(starts, "train" if training else VALIDATES_ON[dataloader_idx])
 
     def example_input(self, batch: int = 2) -> Tensor:
         """Tokens (B, T); needs no data."""
