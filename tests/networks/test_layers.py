@@ -3,13 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import zoo
 from zoo.networks.layers import (
     DropConnect,
     Dropout,
     GaussianDropout,
+    PooledConv2d,
     RMSNorm,
+    UpsampledConv2d,
     adapt_input,
     adapt_statistics,
     attend,
@@ -116,6 +119,28 @@ def test_dropout_by_random_bits_is_seen_by_the_audit_with_its_kind() -> None:
     assert report.seen == {"attention dropout": 1}
     report = zoo.audit(nn.Sequential(nn.Linear(4, 4), Dropout(0.3)), torch.randn(2, 4))
     assert report.seen == {"element-wise dropout": 1}
+
+
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 2)])
+def test_convolutions_joined_with_pooling_or_upsampling_are_what_they_replace(size) -> None:
+    torch.manual_seed(0)
+    pooled, upsampled = PooledConv2d(3, 4).double(), UpsampledConv2d(3, 4).double()
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    twice = F.interpolate(x, scale_factor=2.0)
+    pairs = [(upsampled, F.conv2d(twice, upsampled.weight, upsampled.bias, padding=1))]
+    if min(size) > 1:
+        plain = F.conv2d(x, pooled.weight, pooled.bias, padding=1)
+        pairs.append((pooled, F.avg_pool2d(plain, 2)))
+    for layer, expected in pairs:
+        result = layer(x)
+        torch.testing.assert_close(result, expected)
+        places = (x, layer.weight, layer.bias)
+        for got, wanted in zip(
+            torch.autograd.grad(result.square().sum(), places),
+            torch.autograd.grad(expected.square().sum(), places),
+            strict=True,
+        ):
+            torch.testing.assert_close(got, wanted)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -64,7 +64,7 @@ def table() -> str:
     from zoo.cards import headline
 
     rows = [
-        "| recipe | parameters | measured of the shipped weights | mean over seeds | time "
+        "| recipe | parameters | measured of the shipped weights | seeds | time "
         "| hardware | command |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -73,10 +73,12 @@ def table() -> str:
         metric = config["headline"]
         # What a fit does not measure itself, publish does, of the shipped weights alone.
         found = [seed["metrics"][metric] for seed in seeds if metric in seed["metrics"]]
-        mean = f"{sum(found) / len(found):{form_of(metric)}} of {len(found)}" if found else "-"
+        several = "one"
+        if len(found) > 1:
+            several = f"{len(found)}, mean {sum(found) / len(found):{form_of(metric)}}"
         rows.append(
             f"| [{name}](checkpoints/{name}/README.md) | {config['parameters']:,} "
-            f"| {metric}: {headline(config)} | {mean} "
+            f"| {metric}: {headline(config)} | {several} "
             f"| {run['wall_time_s'] / 60:.0f} min | {run['hardware']} | `{run['command']}` |"
         )
     return "\n".join(rows)

@@ -22,6 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from zoo.networks.base import Network, check_sizes
 from zoo.networks.initialisers import init_xavier
+from zoo.networks.layers import PooledConv2d, UpsampledConv2d
 
 
 class ClassBatchNorm(nn.Module):
@@ -60,14 +61,13 @@ class GeneratorBlock(nn.Module):
         self.norm1 = ClassBatchNorm(in_channels, num_classes)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.norm2 = ClassBatchNorm(channels, num_classes)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = UpsampledConv2d(channels, channels)
         self.shortcut = nn.Conv2d(in_channels, channels, 1)
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """(B, in_channels, H, W) → (B, channels, 2 H, 2 W)."""
         out = self.conv1(self.norm1(x, labels).relu())
-        out = F.interpolate(self.norm2(out, labels).relu(), scale_factor=2.0)
-        out = self.conv2(out)
+        out = self.conv2(self.norm2(out, labels).relu())
         # A 1 × 1 convolution and nearest upsampling commute: the small map is the cheaper one.
         return out + F.interpolate(self.shortcut(x), scale_factor=2.0)
 
@@ -146,16 +146,18 @@ class DiscriminatorBlock(nn.Module):
         super().__init__()
         self.first, self.halve = first, halve
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = (
+            PooledConv2d(channels, channels)
+            if halve
+            else nn.Conv2d(channels, channels, 3, padding=1)
+        )
         self.shortcut = nn.Conv2d(in_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, channels, H / 2, W / 2), or the same size."""
         out = x if self.first else x.relu()  # the first block sees the image itself
         out = self.conv2(self.conv1(out).relu())
-        if self.halve:
-            out, x = F.avg_pool2d(out, 2), F.avg_pool2d(x, 2)
-        return out + self.shortcut(x)
+        return out + self.shortcut(F.avg_pool2d(x, 2) if self.halve else x)
 
 
 class Discriminator(Network):

@@ -37,6 +37,44 @@ def scale_channels(x: Tensor, gate: Tensor) -> Tensor:
     return x * spread.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
+class PooledConv2d(nn.Conv2d):
+    """A 3 × 3 convolution and 2 × 2 average pooling behind it, as one convolution of stride 2.
+
+    Both are linear, so the mean of the filter at four places, 4 × 4 large, gives the same in 16
+    products where the two of them take 36 (as in the code of Karras et al., ICLR 2018). Parameters
+    are those of the 3 × 3 convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H / 2, W / 2)."""
+        return F.conv2d(input, _four_places(self.weight) / 4, self.bias, stride=2, padding=1)
+
+
+class UpsampledConv2d(nn.Conv2d):
+    """Nearest upsampling by two and a 3 × 3 convolution behind it, as one transposed convolution.
+
+    Each output sees four inputs, some of them more than once: four products where the two of them
+    take nine. Otherwise as ``PooledConv2d``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, 2 H, 2 W)."""
+        weight = _four_places(self.weight).flip(2, 3).transpose(0, 1)
+        return F.conv_transpose2d(input, weight, self.bias, stride=2, padding=1)
+
+
+def _four_places(weight: Tensor) -> Tensor:
+    """The sum of filters (O, C, 3, 3) at the four corners of 4 × 4: (O, C, 4, 4)."""
+    rows = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
+    return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
+
+
 def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
     """Dropout (Srivastava et al. 2014): values are zero at ``rate``, the others scaled to make up.
 
