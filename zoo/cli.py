@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from zoo import callbacks, checkpoints, recipes
 from zoo.errors import UserError
 from zoo.explain import explain
-from zoo.summary import final_metrics, hardware, summary, versions
+from zoo.summary import final_metrics, hardware, metric_lines, summary, versions
 from zoo.tasks.base import Task, metric_prefix, read_checkpoint
 
 
@@ -76,6 +76,11 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+# Commands whose metrics Lightning would put into a table, which cuts their names and has a column
+# for each loader; they print a line a metric, as a fit does at its end.
+TABLED = ("validate", "test")
+
+
 class ZooCLI(LightningCLI):
     """LightningCLI with ``--recipe``, a folder a run, shipped weights, data that may stand in."""
 
@@ -92,7 +97,8 @@ class ZooCLI(LightningCLI):
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
-        return {cls.command: LightningCLI.subcommands()[cls.command]}
+        given = LightningCLI.subcommands()[cls.command]  # what the user is not asked for
+        return {cls.command: given | {"verbose"} if cls.command in TABLED else given}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = self.parser_class(**kwargs)
@@ -320,6 +326,10 @@ class ZooCLI(LightningCLI):
 
                 wandb.finish()
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs | ({"verbose": False} if subcommand in TABLED else {})
+
     def _load_shipped_weights(self) -> None:
         name = self.shipped
         if name not in checkpoints.names():
@@ -376,6 +386,8 @@ class ZooCLI(LightningCLI):
     def _say_where(self) -> None:
         if self.trainer.is_global_zero and hasattr(self, "folder"):
             weights = self.checkpoint or f"shipped {self.shipped}"
+            measured = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+            print("\n".join(metric_lines(measured)))
             print(f"weights: {weights}\nmetrics: {self.folder / callbacks.METRICS_FILE}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,15 @@ def final_metrics(path: Path) -> dict[str, float]:
     return metrics
 
 
+def metric_lines(metrics: Mapping[str, float]) -> list[str]:
+    """A line for each metric, by name; accuracies are in per cent."""
+    width = max((len(name) for name in metrics), default=0)
+    return [
+        f"  {name:<{width}}  " + (f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4f}")
+        for name, value in sorted(metrics.items())
+    ]
+
+
 def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
     """What a finished run says of itself; the last lines are the Python that loads the result."""
     data = facts["data"]
@@ -42,9 +52,7 @@ def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
         f"{facts['epochs']} epochs, {facts['steps']:,} steps in "
         f"{callbacks.duration(facts['wall_time_s'])}, seed {facts['seed']}"
     )
-    for name, value in sorted(facts["metrics"].items()):
-        shown = f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4f}"
-        lines.append(f"  {name:<20} {shown}")
+    lines += metric_lines(facts["metrics"])
     lines.append(f"curves, metrics, checkpoints: {folder}")
     file = folder / "checkpoints" / "last.ckpt"
     lines += [
