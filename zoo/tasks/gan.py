@@ -28,7 +28,8 @@ class GAN(Task):
 
     A training batch is shared out among ``discriminator_steps`` updates of the discriminator, and
     one of the generator follows, on the samples that the last of them saw: ``global_step``,
-    ``max_steps``, schedules and checkpoint intervals count generator steps. Only the generator is averaged, with BatchNorm statistics of its own.
+    ``max_steps``, schedules and checkpoint intervals count generator steps. Only the generator is
+    averaged, with BatchNorm statistics of its own.
 
     Logs ``train/loss_discriminator``, ``train/loss_generator``, ``val/real`` and ``val/made``
     (the discriminator's mean verdicts: apart on training images and together on validation images
