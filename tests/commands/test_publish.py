@@ -9,6 +9,8 @@ import torch
 
 import zoo
 from zoo import checkpoints
+from zoo.cards import CARDS
+from zoo.commands.publish import MEASURES
 
 SHORT = (
     "fit",
@@ -19,6 +21,10 @@ SHORT = (
     "--trainer.max_epochs",
     "3",
 )
+
+
+def test_every_task_has_a_card_and_what_it_states() -> None:
+    assert set(checkpoints.TASKS) == set(CARDS) == set(MEASURES)
 
 
 def test_a_run_becomes_a_checkpoint(zoo_cli) -> None:
