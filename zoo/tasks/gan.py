@@ -27,9 +27,8 @@ class GAN(Task):
     """Trains a generator by the hinge loss of Lim & Ye 2017, or relativistic pairing.
 
     A training batch is shared out among ``discriminator_steps`` updates of the discriminator, and
-    one of the generator follows, on the samples that the last of them saw: ``global_step``,
-    ``max_steps``, schedules and checkpoint intervals count generator steps. Only the generator is
-    averaged, with BatchNorm statistics of its own.
+    one of the generator follows: ``global_step``, ``max_steps``, schedules and checkpoint intervals
+    count generator steps. Only the generator is averaged, with BatchNorm statistics of its own.
 
     Logs ``train/loss_discriminator``, ``train/loss_generator``, ``val/real`` and ``val/made``
     (the discriminator's mean verdicts: apart on training images and together on validation images
@@ -161,17 +160,14 @@ class GAN(Task):
             labels.tensor_split(self.discriminator_steps),
             strict=True,
         )
-        real, given, made = images, labels, images
-        for number, (real, given) in enumerate(parts, start=1):
-            # The generator learns from the last part's images: made once, with their graph.
-            with torch.set_grad_enabled(number == self.discriminator_steps):
-                made = self(self.draw(len(real)), self._labels(given))
-            loss = self.check_finite(self._discriminator_loss(real, made.detach(), given))
+        real, given = images, labels
+        for real, given in parts:
+            loss = self.check_finite(self._discriminator_loss(real, given))
             self._step(loss, self.network.discriminator, uncounted[1])
             self.loss_discriminator.update(loss.detach())
         self.network.discriminator.requires_grad_(False)
         try:
-            loss = self.check_finite(self._generator_loss(real, made, given))
+            loss = self.check_finite(self._generator_loss(real, given))
             self._step(loss, self.network.generator, counted[0])
         finally:
             self.network.discriminator.requires_grad_(True)
@@ -189,7 +185,9 @@ class GAN(Task):
         first, second = verdicts.float().chunk(2)
         return first, second
 
-    def _discriminator_loss(self, images: Tensor, made: Tensor, labels: Tensor) -> Tensor:
+    def _discriminator_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            made = self(self.draw(len(images)), self._labels(labels))
         images = images.detach().requires_grad_(bool(self.r1))
         real, fake = self._verdicts(images, made, labels)
         if self.loss == "hinge":
@@ -201,7 +199,8 @@ class GAN(Task):
             loss = loss + 0.5 * self.r1 * slope.float().square().sum((1, 2, 3)).mean()
         return loss
 
-    def _generator_loss(self, images: Tensor, made: Tensor, labels: Tensor) -> Tensor:
+    def _generator_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        made = self(self.draw(len(images)), self._labels(labels))
         if self.loss == "hinge":
             verdicts: Tensor = self.network.discriminator(made, self._labels(labels))
             return -verdicts.float().mean()
