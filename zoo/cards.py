@@ -28,6 +28,11 @@ def headline(config: dict[str, Any]) -> str:
     return CARDS[config["task"]["name"]](config).headline()
 
 
+def form_of(metric: str) -> str:
+    """How a metric is written: shares in per cent."""
+    return ".2%" if metric.endswith("accuracy") or metric == "agreement" else ".4f"
+
+
 def standard_error(accuracy: float, samples: int) -> float:
     """Of an accuracy measured on so many samples (binomial)."""
     return math.sqrt(accuracy * (1 - accuracy) / samples)

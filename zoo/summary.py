@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from zoo import callbacks
+from zoo.cards import form_of
 
 # How a task's result is used, in a line of Python.
 LAST_LINES = {
@@ -34,11 +35,10 @@ def final_metrics(path: Path) -> dict[str, float]:
 
 
 def metric_lines(metrics: Mapping[str, float]) -> list[str]:
-    """A line for each metric, by name; accuracies are in per cent."""
+    """A line for each metric, by name; shares are in per cent."""
     width = max((len(name) for name in metrics), default=0)
     return [
-        f"  {name:<{width}}  " + (f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4f}")
-        for name, value in sorted(metrics.items())
+        f"  {name:<{width}}  {value:{form_of(name)}}" for name, value in sorted(metrics.items())
     ]
 
 

@@ -27,6 +27,8 @@ def main(arguments: list[str]) -> int:
 
 def lines() -> Iterable[str]:
     """The recipes in columns, for a terminal."""
+    from zoo.cards import form_of
+
     rows = [("RECIPE", "TRAINS", "DATA", "PARAMETERS", "MEASURED", "WEIGHTS")]
     for entry in recipes.entries():
         measured = "-"
@@ -54,14 +56,9 @@ def shipped(entry: recipes.Entry) -> str:
     return "shipped" if entry.trained_by == entry.name else f"of {entry.trained_by}"
 
 
-def form_of(metric: str) -> str:
-    """How a metric is written: shares in per cent."""
-    return ".2%" if metric.endswith("accuracy") or metric == "agreement" else ".4f"
-
-
 def table() -> str:
     """The README's table, from the shipped checkpoints' config.json alone."""
-    from zoo.cards import headline
+    from zoo.cards import form_of, headline
 
     rows = [
         "| recipe | parameters | measured of the shipped weights | seeds | time "
