@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.modes import evaluating
+from zoo.networks.decoding import Step
 
 
 class Cache:
@@ -16,6 +17,7 @@ class Cache:
 
     def __init__(self, layers: int, length: int) -> None:
         self.length, self.seen = length, 0
+        self.step: Step | None = None  # made by a transformer that reads one token
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
 

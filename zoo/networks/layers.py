@@ -148,6 +148,13 @@ class DropConnect(nn.Linear):
         return f"{super().extra_repr()}, rate={self.rate}"
 
 
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """What RMSNorm multiplies each vector by: (…, D) → (mean(x²) + ε)^(-1/2), (…, 1)."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
+    return (length.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)
+
+
 class _RMSNorm(torch.autograd.Function):
     """RMSNorm over the last dimension, in few passes over memory.
 
@@ -159,9 +166,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        precise = torch.promote_types(x.dtype, torch.float32)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
-        scale = (length.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)
+        scale = inverse_rms(x, eps)
         return x * scale * weight.to(x.dtype), scale
 
     @staticmethod

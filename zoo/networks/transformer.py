@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.networks.base import Network, check_choice, check_rates, check_sizes
+from zoo.networks.decoding import Step
 from zoo.networks.generation import Cache
 from zoo.networks.initialisers import init_transformer
 from zoo.networks.layers import Dropout, RMSNorm, attend, make_norm
@@ -48,7 +49,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.attn_drop = heads, kv_heads, attn_drop
-        size = dim // heads
+        self.size = size = dim // heads
         self.q = nn.Linear(dim, heads * size, bias=bias)
         self.k = nn.Linear(dim, kv_heads * size, bias=bias)
         self.v = nn.Linear(dim, kv_heads * size, bias=bias)
@@ -83,6 +84,7 @@ class MLP(nn.Module):
         self, dim: int, hidden: int, bias: bool, approximate: str, mlp_drop: float, drop: float
     ) -> None:
         super().__init__()
+        self.hidden = hidden
         self.up = nn.Linear(dim, hidden, bias=bias)
         self.act = nn.GELU(approximate)
         self.mlp_drop = Dropout(mlp_drop)
@@ -91,7 +93,15 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) → the same."""
-        return self.drop(self.down(self.mlp_drop(self.act(self.up(x)))))
+        return self.drop(self.down(self.mlp_drop(self.activate(self.up(x)))))
+
+    def activate(self, up: Tensor) -> Tensor:
+        """What stands between the linear layers."""
+        return self.act(up)
+
+    def inner(self) -> list[nn.Linear]:
+        """The layers whose outputs ``activate`` takes."""
+        return [self.up]
 
 
 class SwiGLU(nn.Module):
@@ -99,6 +109,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int, bias: bool, mlp_drop: float, drop: float) -> None:
         super().__init__()
+        self.hidden = hidden
         self.gate = nn.Linear(dim, hidden, bias=bias)
         self.up = nn.Linear(dim, hidden, bias=bias)
         self.mlp_drop = Dropout(mlp_drop)
@@ -107,7 +118,15 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) → the same."""
-        return self.drop(self.down(self.mlp_drop(F.silu(self.gate(x)) * self.up(x))))
+        return self.drop(self.down(self.mlp_drop(self.activate(self.gate(x), self.up(x)))))
+
+    def activate(self, gate: Tensor, up: Tensor) -> Tensor:
+        """What stands between the linear layers."""
+        return F.silu(gate) * up
+
+    def inner(self) -> list[nn.Linear]:
+        """The layers whose outputs ``activate`` takes."""
+        return [self.gate, self.up]
 
 
 class Block(nn.Module):
@@ -245,6 +264,15 @@ class Transformer(Network):
         """An empty cache for ``forward``."""
         return Cache(self.depth, self.context_length)
 
+    def _step(self, cache: Cache) -> Step | None:
+        """What reads one token in few calls, unless a module would do more than that computes."""
+        modules = list(self.modules()) if cache.step is None else cache.step.modules
+        if not Step.serves(modules, PLAIN):
+            return None
+        if cache.step is None:
+            cache.step = Step(self)
+        return cache.step
+
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Tokens (B, T) → logits of each next token (B, T, V).
 
@@ -259,6 +287,10 @@ class Transformer(Network):
         stop = start + tokens.shape[1]
         if stop > self.context_length:
             raise ValueError(f"{stop} tokens, and the context is {self.context_length}")
+        if cache is not None and start and tokens.shape[1] == 1:
+            step = self._step(cache)
+            if step is not None:
+                return step(tokens, cache)
         x = self.embed(tokens)
         if self.positions is not None:
             x = x + self.positions.weight[start:stop]
@@ -269,3 +301,22 @@ class Transformer(Network):
         if cache is not None:
             cache.seen = stop
         return self.head(self.norm(x))
+
+
+# What ``Step`` knows to compute.
+PLAIN: set[type[nn.Module]] = {
+    Transformer,
+    Block,
+    Attention,
+    MLP,
+    SwiGLU,
+    Rotary,
+    RMSNorm,
+    Dropout,
+    nn.LayerNorm,
+    nn.Linear,
+    nn.Embedding,
+    nn.GELU,
+    nn.Identity,
+    nn.ModuleList,
+}
