@@ -63,6 +63,17 @@ def largest_singular_values(network: nn.Module) -> list[float]:
     ]
 
 
+def test_the_input_scale_multiplies_the_images() -> None:
+    torch.manual_seed(0)
+    network = GAN(generator_width=8, discriminator_width=8, input_scale=4.0).discriminator.eval()
+    plain = Discriminator(width=8).eval()
+    plain.load_state_dict(network.state_dict())
+    images, labels = torch.randn(6, 1, 28, 28), torch.arange(6)
+    torch.testing.assert_close(network(images, labels), plain(4 * images, labels))
+    with pytest.raises(ValueError, match=r"input_scale is 0\.0: it must be positive"):
+        GAN(input_scale=0.0)
+
+
 def test_a_class_has_its_own_scale_and_shift_and_shares_mix_them() -> None:
     norm = ClassBatchNorm(4, 3).eval()
     nn.init.normal_(norm.affine.weight)

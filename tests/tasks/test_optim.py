@@ -72,6 +72,7 @@ def test_unknown_names_and_arguments_are_told() -> None:
         ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
         ("linear", [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
         ("cosine", [0.5, 1, 1, 0.9619, 0.8536, 0.6913, 0.5, 0.3087, 0.1464, 0.0381]),
+        ("trapezoid", [0.5, 1, 1, 1, 1, 1, 1, 1, 0.8333, 0.4167]),
     ],
 )
 @pytest.mark.parametrize("warmup", [0.2, 2])

@@ -46,7 +46,8 @@ class GAN(Task):
         r1: weight of the squared gradient of the verdict at real images (Mescheder et al. 2018,
             section 4.1); 0 for none.
         optimizer_args: further arguments of both optimisers.
-        schedule: after the warm-up, ``linear`` or ``cosine`` down to zero, or ``constant``.
+        schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down to zero, or
+            ``constant``.
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
         ema_decay: of the averaged generator, which is what makes samples; null for none.
         gradient_clip: the largest norm of each network's gradient; null for no limit. The

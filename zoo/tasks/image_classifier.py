@@ -32,7 +32,8 @@ class ImageClassifier(Task):
         weight_decay: of matrices and filters; norms and biases are never decayed.
         momentum: of ``sgd`` and ``muon``.
         optimizer_args: further arguments of the optimiser.
-        schedule: after the warm-up, ``linear`` or ``cosine`` down to zero, or ``constant``.
+        schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down to zero, or
+            ``constant``.
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
         label_smoothing: part of the target spread over all classes (Szegedy et al. 2016,
             section 7).

@@ -35,7 +35,7 @@ class LanguageModel(Task):
         weight_decay: of matrices; norms and biases are never decayed.
         momentum: of ``sgd`` and ``muon``.
         optimizer_args: further arguments of the optimiser.
-        schedule: after the warm-up, ``linear`` or ``cosine`` down, or ``constant``.
+        schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down, or ``constant``.
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
         final_lr: what the schedule ends at, as a share of the peak.
         ema_decay: of the averaged weights, which are what is validated and saved; null for none.

@@ -13,7 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from zoo.errors import UserError
 from zoo.recipes import nearest
 
-Schedule = Literal["linear", "cosine", "constant"]
+Schedule = Literal["linear", "cosine", "trapezoid", "constant"]
+
+COOLDOWN = 0.3  # the part of a trapezoid in which the learning rate falls
 
 
 def make_optimizer(
@@ -71,11 +73,13 @@ def make_schedule(
     total_steps: int,
     final: float = 0.0,
 ) -> LambdaLR:
-    """Linear warm-up to the peak, then linear or half a cosine down, step by step.
+    """Linear warm-up to the peak, then a line, half a cosine or a plateau and a line, step by step.
 
     Args:
         optimizer: its learning rates are the peaks.
-        schedule: ``linear``, ``cosine`` (Loshchilov & Hutter 2017, section 3) or ``constant``.
+        schedule: ``linear``, ``cosine`` (Loshchilov & Hutter 2017, section 3), ``trapezoid``
+            (constant, and linear over the last three tenths: Hägele et al. 2024, section 3) or
+            ``constant``.
         warmup: part of the steps, between 0 and 1, or their number from 1 up.
         total_steps: optimiser steps of the whole run.
         final: what the schedule ends at, as a share of the peak.
@@ -90,6 +94,8 @@ def make_schedule(
         progress = min((step - warmup_steps) / max(1, total_steps - warmup_steps), 1.0)
         if schedule == "linear":
             return final + (1 - final) * (1 - progress)
+        if schedule == "trapezoid":
+            return final + (1 - final) * min((1 - progress) / COOLDOWN, 1.0)
         if schedule == "cosine":
             return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
         return 1.0
