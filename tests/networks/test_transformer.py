@@ -9,10 +9,9 @@ from torch import nn
 
 import zoo
 from zoo.networks import Transformer, generate
-from zoo.networks.decoding import Step
 from zoo.networks.hugging_face import from_gpt2, from_llama
 from zoo.networks.rotary import rotate
-from zoo.networks.transformer import Attention
+from zoo.networks.transformer_blocks import Attention
 
 SMALL = {"vocab_size": 17, "context_length": 16, "dim": 32, "depth": 2, "heads": 4}
 VARIANTS = [
@@ -185,104 +184,6 @@ def test_greedy_tokens_are_those_of_recomputing_past_the_context_too(variant: di
     without = torch.stack(list(generate(network, prompt, 60, temperature=0, cached=False)), 1)
     assert with_cache.shape == (2, 60)
     assert torch.equal(with_cache, without)
-
-
-# -- one token in few calls ------------------------------------------------------------------------
-
-
-MIXED = {
-    "learned-positions-normed-heads": {
-        "positions": "learned",
-        "qk_norm": True,
-        "norm": "layernorm",
-    },
-    "bias-and-rmsnorm": {"bias": True, "mlp": "gelu_tanh", "tied": False},
-    "bias-and-a-gate": {"bias": True, "norm": "layernorm", "kv_heads": 1},
-}
-
-
-def read_last(network: Transformer, tokens: torch.Tensor) -> tuple[torch.Tensor, object]:
-    cache = network.make_cache()
-    network(tokens[:, :-1], cache)
-    return network(tokens[:, -1:], cache), cache.step
-
-
-@pytest.mark.parametrize("variant", [*VARIANTS, *MIXED.values()], ids=["llama", "gpt", *MIXED])
-@torch.inference_mode()
-def test_a_step_of_few_calls_gives_the_logits_of_the_modules(variant: dict) -> None:
-    network, tokens = build(variant), torch.randint(17, (3, 9))
-    logits, step = read_last(network, tokens)
-    assert isinstance(step, Step)
-    torch.testing.assert_close(logits, network(tokens)[:, -1:], rtol=1e-4, atol=1e-5)
-
-
-class Scaled(nn.Linear):
-    """What an adapter does: another output than the weights alone give."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return 1.5 * super().forward(input)
-
-
-def put_an_adapter(network: Transformer) -> None:
-    old = network.blocks[1].attn.v
-    network.blocks[1].attn.v = Scaled(32, old.out_features, bias=False)
-
-
-def put_a_hook(network: Transformer) -> None:
-    network.blocks[0].mlp.register_forward_hook(lambda module, inputs, output: 2 * output)
-
-
-def put_a_forward(network: Transformer) -> None:
-    network.blocks[0].mlp.forward = lambda x: 3 * x
-
-
-@pytest.mark.parametrize("change", [put_an_adapter, put_a_hook, put_a_forward])
-@torch.inference_mode()
-def test_modules_that_compute_something_else_are_called(change) -> None:
-    network, tokens = build(VARIANTS[0]), torch.randint(17, (2, 9))
-    before = network(tokens)[:, -1:]
-    change(network.eval())
-    network.eval()
-    logits, step = read_last(network, tokens)
-    assert step is None
-    torch.testing.assert_close(logits, network(tokens)[:, -1:], rtol=1e-4, atol=1e-5)
-    assert (logits - before).abs().max() > 0.1
-
-
-@torch.inference_mode()
-def test_a_hook_that_comes_later_is_called_too() -> None:
-    network, tokens = build(VARIANTS[0]), torch.randint(17, (2, 9))
-    cache, seen = network.make_cache(), []
-    for token in tokens[:, :5].split(1, 1):
-        network(token, cache)
-    assert isinstance(cache.step, Step)
-    network.norm.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    logits = network(tokens[:, 5:6], cache)
-    assert seen == [(2, 1, 32)]
-    torch.testing.assert_close(logits, network(tokens[:, :6])[:, -1:], rtol=1e-4, atol=1e-5)
-
-
-@torch.inference_mode()
-def test_dropout_that_is_left_on_drops_in_a_step_too() -> None:
-    network, tokens = build(VARIANTS[0], resid_drop_rate=0.5), torch.randint(17, (2, 9))
-    cache = network.make_cache()
-    network(tokens[:, :-1], cache)
-    for module in network.modules():
-        module.training = isinstance(module, nn.Dropout)  # MC dropout
-    outputs = []
-    for _ in range(2):
-        cache.seen = 8
-        outputs.append(network(tokens[:, -1:], cache))
-    assert not torch.equal(*outputs)
-
-
-def test_a_step_with_gradients_has_them() -> None:
-    network, tokens = build(VARIANTS[0]), torch.randint(17, (2, 9))
-    cache = network.make_cache()
-    with torch.no_grad():
-        network(tokens[:, :-1], cache)
-    network(tokens[:, -1:], cache).sum().backward()
-    assert all(p.grad is not None for name, p in network.named_parameters() if "mlp" in name)
 
 
 # -- bad arguments ---------------------------------------------------------------------------------

@@ -17,11 +17,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.networks.layers import attend, inverse_rms
-from zoo.networks.rotary import rotate
+from zoo.networks.generation import Cache
+from zoo.networks.layers import Dropout, RMSNorm, attend, inverse_rms
+from zoo.networks.rotary import Rotary, rotate
+from zoo.networks.transformer_blocks import MLP, Attention, Block, SwiGLU
 
 if TYPE_CHECKING:
-    from zoo.networks.generation import Cache
+    from zoo.networks.transformer import Transformer
+
+PLAIN = {
+    nn.ModuleList,
+    nn.Embedding,
+    Rotary,
+    Dropout,
+    Block,
+    nn.LayerNorm,
+    RMSNorm,
+    Attention,
+    nn.Identity,
+    MLP,
+    nn.GELU,
+    SwiGLU,
+    nn.Linear,
+}  # what ``Step`` knows to compute
 
 
 class Product(NamedTuple):
@@ -53,17 +71,18 @@ class Step:
     Holds copies of the weights as they are when it is made, as a cache holds their keys and values.
 
     Args:
-        network: a ``Transformer`` for which ``serves`` is true.
+        network: whose weights are read.
+        modules: its modules, for which ``serves`` is true.
     """
 
-    def __init__(self, network: Any) -> None:
-        self.network = network
-        self.modules = list(network.modules())
-        self.layers = [_read(block) for block in network.blocks]
+    def __init__(self, network: Transformer, modules: list[nn.Module]) -> None:
+        self.network, self.modules = network, modules
+        self.blocks: list[Any] = list(network.blocks)
+        self.layers = [_read(block) for block in self.blocks]
         self.head = _join([network.head], network.norm)
 
     @staticmethod
-    def serves(modules: list[nn.Module], kinds: set[type[nn.Module]]) -> bool:
+    def serves(modules: list[nn.Module]) -> bool:
         """Whether these modules, in their modes of now, compute nothing but what ``Step`` does.
 
         False in training, with gradients, in half precision, with hooks or a forward put in a
@@ -72,7 +91,7 @@ class Step:
         if torch.is_grad_enabled():
             return False
         for module in modules:
-            if module.training or type(module) not in kinds:
+            if module.training or type(module) not in PLAIN:
                 return False
             if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
                 return False
@@ -87,7 +106,7 @@ class Step:
         if network.positions is not None:
             x = x + network.positions.weight[start]
         turn = None if network.rotary is None else network.rotary(start, stop)
-        for number, (layer, block) in enumerate(zip(self.layers, network.blocks, strict=True)):
+        for number, (layer, block) in enumerate(zip(self.layers, self.blocks, strict=True)):
             attn, mlp = block.attn, block.mlp
             rows = layer.qkv(_standardise(x, block.norm1)).view(len(x), -1, 1, attn.size)
             qk, v = torch.split(rows, [attn.heads + attn.kv_heads, attn.kv_heads], 1)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from zoo.modes import evaluating
-from zoo.networks.decoding import Step
+
+if TYPE_CHECKING:
+    from zoo.networks.decoding import Step
 
 
 class Cache:
