@@ -4,7 +4,8 @@ A training step of ``gpt_shakespeare``'s network (forward, backward, AdamW) agai
 ``transformers`` of the same size; generation by ``transformer_shakespeare_long``'s network with the
 cache against recomputing: the last 8 of 256 characters of one text and of 16 at once, one after the
 other, and all of one text; our RMSNorm against LayerNorm and torch's RMSNorm, forward and backward,
-by width. Ratios are the other's time over ours. Peak memory is what is allocated at once, as torch's profiler counts it.
+by width. Ratios are the other's time over ours. Peak memory is what is allocated at once, as
+torch's profiler counts it.
 """
 
 from __future__ import annotations
