@@ -74,6 +74,23 @@ def test_the_input_scale_multiplies_the_images() -> None:
         GAN(input_scale=0.0)
 
 
+def test_the_discriminator_sees_detail_beside_the_images() -> None:
+    torch.manual_seed(0)
+    network = Discriminator(in_channels=3, width=8, input_scale=2.0, detail_scale=5.0).eval()
+    seen: list[torch.Tensor] = []
+    network.blocks.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    images, labels = torch.randn(2, 3, 28, 28), torch.arange(2)
+    network(images, labels)
+    network(torch.full_like(images, 0.7), labels)
+    torch.testing.assert_close(seen[0][:, :3], 2 * images)
+    around = images[:, :, 3:6, 9:12].mean((2, 3))
+    torch.testing.assert_close(seen[0][:, 3:, 4, 10], 5 * (images[:, :, 4, 10] - around))
+    # Nothing stands out of an even image, at its border neither.
+    torch.testing.assert_close(seen[1][:, 3:], torch.zeros(2, 3, 28, 28))
+    with pytest.raises(ValueError, match=r"detail_scale is -1\.0: it cannot be negative"):
+        GAN(detail_scale=-1.0)
+
+
 def test_a_class_has_its_own_scale_and_shift_and_shares_mix_them() -> None:
     norm = ClassBatchNorm(4, 3).eval()
     nn.init.normal_(norm.affine.weight)
@@ -99,6 +116,14 @@ def test_shapes_and_range(classes: int, size: int, blocks: int) -> None:
     assert images.shape == (4, 3, size, size)
     assert images.abs().max() < 1
     assert discriminator(images, labels).shape == (4,)
+
+
+def test_pixels_are_not_rounded_to_half_precision() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        images = Generator(0, 3, 16, 8, 8, 2)(torch.randn(4, 8))
+    assert images.dtype == torch.float32
+    assert (images != images.bfloat16()).float().mean() > 0.9
+    assert Generator(0, 3, 16, 8, 8, 2).bfloat16()(torch.randn(4, 8).bfloat16()).isfinite().all()
 
 
 def test_the_verdict_depends_on_the_class() -> None:
