@@ -107,6 +107,49 @@ def test_a_class_has_its_own_scale_and_shift_and_shares_mix_them() -> None:
     torch.testing.assert_close(half, (ends[0] + ends[1]) / 2)
 
 
+@pytest.mark.parametrize("classes", [3, 0])
+def test_latents_move_the_scale_and_shift_beside_the_class(classes: int) -> None:
+    torch.manual_seed(0)
+    norm, plain = ClassBatchNorm(4, classes, 6).eval(), ClassBatchNorm(4, classes).eval()
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    plain.load_state_dict(norm.state_dict(), strict=False)
+    x, latents = torch.randn(3, 4, 5, 5), torch.randn(3, 6)
+    labels = torch.arange(3) if classes else None
+    scale, shift = norm.modulation(latents)[:, :, None, None].chunk(2, dim=1)
+    # The class's own and the latents' add up; without classes BatchNorm's own come first.
+    base = plain(x, labels)
+    moved = x / (1 + 1e-5) ** 0.5 if classes else base
+    torch.testing.assert_close(norm(x, labels, latents), base + moved * scale + shift)
+
+
+@pytest.mark.parametrize("classes", [10, 0])
+def test_self_modulation_starts_small_and_reaches_every_block(classes: int) -> None:
+    torch.manual_seed(0)
+    generator = Generator(classes, 1, 28, 64, 8, 2, self_modulation=True)
+    labels = torch.arange(100) % classes if classes else None
+    moved: list[torch.Tensor] = []
+    for module in generator.modules():
+        if isinstance(module, ClassBatchNorm):
+            module.modulation.register_forward_hook(lambda m, i, o: moved.append(o.detach()))
+    generator(torch.randn(100, 64), labels).square().mean().backward()
+    assert len(moved) == 4
+    assert all(0.1 < amount.std() < 0.22 for amount in moved)
+    assert all(p.grad is not None and p.grad.any() for p in generator.parameters())
+    plain = Generator(classes, 1, 28, 64, 8, 2)
+    extra = set(generator.state_dict()) - set(plain.state_dict())
+    assert all(".modulation." in name for name in extra)
+    assert len(extra) == 8
+
+
+def test_the_last_block_may_have_more_features() -> None:
+    network = Discriminator(width=8, feature_size=24)
+    assert [block.shortcut.out_channels for block in network.blocks] == [8, 16, 24]
+    assert network.linear.in_features == network.embed.embedding_dim == 24
+    assert [b.shortcut.out_channels for b in Discriminator(width=8).blocks] == [8, 16, 16]
+    assert network(torch.randn(2, 1, 28, 28), torch.arange(2)).shape == (2,)
+
+
 @pytest.mark.parametrize(("classes", "size", "blocks"), [(10, 28, 2), (0, 28, 2), (5, 32, 3)])
 def test_shapes_and_range(classes: int, size: int, blocks: int) -> None:
     generator = Generator(classes, 3, size, 16, 8, blocks)
@@ -138,6 +181,7 @@ def test_the_verdict_depends_on_the_class() -> None:
         ({"image_size": 30}, "image_size 30 cannot be halved 2 times"),
         ({"latent_size": 0}, "latent_size is 0"),
         ({"num_classes": -1}, "num_classes is -1"),
+        ({"feature_size": 0}, "feature_size is 0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:

@@ -26,24 +26,50 @@ from zoo.networks.layers import PooledConv2d, UpsampledConv2d
 
 
 class ClassBatchNorm(nn.Module):
-    """BatchNorm whose scale and shift belong to the class; plain BatchNorm without classes."""
+    """BatchNorm whose scale and shift belong to the class; plain BatchNorm without classes.
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    With a ``latent_size`` the latents move both (self-modulation: Chen et al., "On Self Modulation
+    for Generative Adversarial Networks", ICLR 2019, section 2), here by a linear function where
+    theirs has a hidden layer.
+    """
+
+    def __init__(self, channels: int, num_classes: int, latent_size: int = 0) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=not num_classes)
         self.affine = nn.Embedding(num_classes, 2 * channels) if num_classes else None
-        if self.affine is not None:
-            with torch.no_grad():
-                self.affine.weight[:, :channels] = 1
-                self.affine.weight[:, channels:] = 0
+        self.modulation = nn.Linear(latent_size, 2 * channels) if latent_size else None
+        self.reset_affine()
 
-    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """(B, C, H, W) and labels (B,), or shares of each class (B, K), → (B, C, H, W)."""
+    def reset_affine(self) -> None:
+        """Every class alike, and latents that move little: each sample's scale by about 0.16."""
+        with torch.no_grad():
+            if self.affine is not None:
+                scale, shift = self.affine.weight.chunk(2, dim=1)
+                scale.fill_(1)
+                shift.zero_()
+            if self.modulation is not None:
+                nn.init.normal_(self.modulation.weight, std=0.16 / self.modulation.in_features**0.5)
+                nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, labels: Tensor | None, latents: Tensor | None = None) -> Tensor:
+        """Maps to maps of the same size.
+
+        Args:
+            x: (B, C, H, W).
+            labels: (B,), or shares of each class (B, K).
+            latents: (B, Z), where they move the scale and shift.
+        """
         x = self.norm(x)
-        if self.affine is None or labels is None:
+        affine: Tensor | None = None
+        if self.affine is not None and labels is not None:
+            affine = labels @ self.affine.weight if labels.ndim == 2 else self.affine(labels)
+        if self.modulation is not None:
+            moved = self.modulation(latents)
+            if affine is None:  # BatchNorm's own scale and shift are in x already
+                affine = F.pad(moved.new_ones(1, x.shape[1]), (0, x.shape[1]))
+            affine = affine + moved
+        if affine is None:
             return x
-        mixed = labels.ndim == 2
-        affine = labels @ self.affine.weight if mixed else self.affine(labels)
         # In x's precision: under autocast the table's would make all that follows single precision.
         scale, shift = affine[:, :, None, None].to(x.dtype).chunk(2, dim=1)
         return torch.addcmul(shift, x, scale)
@@ -56,18 +82,20 @@ class GeneratorBlock(nn.Module):
     on a quarter of the positions.
     """
 
-    def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, num_classes: int, latent_size: int = 0
+    ) -> None:
         super().__init__()
-        self.norm1 = ClassBatchNorm(in_channels, num_classes)
+        self.norm1 = ClassBatchNorm(in_channels, num_classes, latent_size)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.norm2 = ClassBatchNorm(channels, num_classes)
+        self.norm2 = ClassBatchNorm(channels, num_classes, latent_size)
         self.conv2 = UpsampledConv2d(channels, channels)
         self.shortcut = nn.Conv2d(in_channels, channels, 1)
 
-    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor | None, latents: Tensor | None = None) -> Tensor:
         """(B, in_channels, H, W) → (B, channels, 2 H, 2 W)."""
-        out = self.conv1(self.norm1(x, labels).relu())
-        out = self.conv2(self.norm2(out, labels).relu())
+        out = self.conv1(self.norm1(x, labels, latents).relu())
+        out = self.conv2(self.norm2(out, labels, latents).relu())
         # A 1 × 1 convolution and nearest upsampling commute: the small map is the cheaper one.
         return out + F.interpolate(self.shortcut(x), scale_factor=2.0)
 
@@ -82,6 +110,7 @@ class Generator(Network):
         latent_size: of the noise.
         width: channels of the last block; each block before has twice as many.
         blocks: how often the resolution is doubled.
+        self_modulation: the latents enter every block's BatchNorm too; see ``ClassBatchNorm``.
 
     Raises:
         ValueError: a size below one, or an image that cannot be halved so often.
@@ -95,6 +124,7 @@ class Generator(Network):
         latent_size: int = 64,
         width: int = 64,
         blocks: int = 2,
+        self_modulation: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(
@@ -111,12 +141,15 @@ class Generator(Network):
         widths = [width * 2 ** (blocks - 1 - index) for index in range(blocks)]
         self.first = nn.Linear(latent_size, widths[0] * self.side**2)
         self.blocks = nn.ModuleList(
-            GeneratorBlock(before, after, num_classes)
+            GeneratorBlock(before, after, num_classes, latent_size if self_modulation else 0)
             for before, after in zip([widths[0], *widths], widths, strict=False)
         )
         self.norm = nn.BatchNorm2d(width)
         self.last = nn.Conv2d(width, in_channels, 3, padding=1)
         init_xavier(self)
+        for module in self.modules():
+            if isinstance(module, ClassBatchNorm):
+                module.reset_affine()
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents (B, Z) → images (B, C, H, W) in (-1, 1).
@@ -135,7 +168,7 @@ class Generator(Network):
             )
         x = self.first(latents).view(len(latents), -1, self.side, self.side)
         for block in self.blocks:
-            x = block(x, labels)
+            x = block(x, labels, latents)
         x = self.norm(x).relu()
         # bfloat16 moves a pixel by up to 0.4 of a grey level: texture to a discriminator.
         with torch.autocast(x.device.type, enabled=False):
@@ -179,6 +212,8 @@ class Discriminator(Network):
             shape, and a discriminator is slow to see what has little (Schwarz et al., "On the
             Frequency Bias of Generative Models", NeurIPS 2021, the third finding); here its size is
             chosen.
+        feature_size: channels of the last block, which the verdict is a linear function of; as many
+            as of the block before where none is given.
 
     Raises:
         ValueError: a size below one, an ``input_scale`` that is not positive, or a
@@ -193,9 +228,13 @@ class Discriminator(Network):
         blocks: int = 2,
         input_scale: float = 1.0,
         detail_scale: float = 0.0,
+        feature_size: int | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(num_classes, in_channels=in_channels, width=width, blocks=blocks)
+        last = width * 2 ** (blocks - 1) if feature_size is None else feature_size
+        check_sizes(
+            num_classes, in_channels=in_channels, width=width, blocks=blocks, feature_size=last
+        )
         if input_scale <= 0:
             raise ValueError(f"input_scale is {input_scale}: it must be positive")
         if detail_scale < 0:
@@ -204,7 +243,7 @@ class Discriminator(Network):
         self.input_scale, self.detail_scale = input_scale, detail_scale
         layers, channels = [], in_channels * (2 if detail_scale else 1)
         for index in range(blocks + 1):
-            wide = width * 2 ** min(index, blocks - 1)
+            wide = width * 2**index if index < blocks else last
             layers.append(DiscriminatorBlock(channels, wide, index == 0, index < blocks))
             channels = wide
         self.blocks = nn.Sequential(*layers)
@@ -235,10 +274,10 @@ class GAN(Network):
 
     Args:
         num_classes, in_channels, image_size: of the images.
-        latent_size, generator_width: of ``Generator``.
+        latent_size, generator_width, self_modulation: of ``Generator``.
         discriminator_width: of ``Discriminator``.
         blocks: how often the resolution is doubled, and halved.
-        input_scale, detail_scale: of ``Discriminator``.
+        input_scale, detail_scale, feature_size: of ``Discriminator``.
     """
 
     def __init__(
@@ -252,14 +291,28 @@ class GAN(Network):
         blocks: int = 2,
         input_scale: float = 1.0,
         detail_scale: float = 0.0,
+        feature_size: int | None = None,
+        self_modulation: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes, self.latent_size = num_classes, latent_size
         self.generator = Generator(
-            num_classes, in_channels, image_size, latent_size, generator_width, blocks
+            num_classes,
+            in_channels,
+            image_size,
+            latent_size,
+            generator_width,
+            blocks,
+            self_modulation,
         )
         self.discriminator = Discriminator(
-            num_classes, in_channels, discriminator_width, blocks, input_scale, detail_scale
+            num_classes,
+            in_channels,
+            discriminator_width,
+            blocks,
+            input_scale,
+            detail_scale,
+            feature_size,
         )
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
