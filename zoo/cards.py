@@ -305,9 +305,10 @@ class GANCard(Card):
         by_class = judged["agreement_by_class"]
         worst = min(by_class, key=by_class.__getitem__)
         return [
-            f"{judged['samples']:,} samples of the averaged generator (seed 0), as many of each "
-            f"class, in the eyes of `{judged['classifier']['name']}` (sha256 "
-            f"`{judged['classifier']['sha256'][:12]}…`), which never saw them:",
+            f"{judged['samples']:,} samples of the averaged generator (seed 0, temperature "
+            f"{judged['temperature']:g}), as many of each class, in the eyes of "
+            f"`{judged['classifier']['name']}` (sha256 `{judged['classifier']['sha256'][:12]}…`), "
+            "which never saw them:",
             "",
             "| | |",
             "|---|---|",

@@ -33,7 +33,7 @@ def judge(
     against real training images, and with nothing else.
 
     Args:
-        task: with ``sample(labels, seed)``.
+        task: with ``sample(labels, seed)`` and ``temperature``.
         data: what both were trained on.
         classifier: a checkpoint's name or folder.
         count: samples, as many of each class.
@@ -42,8 +42,9 @@ def judge(
     Returns:
         ``agreement`` (the share of samples that the classifier gives the class asked for),
         ``agreement_by_class``, ``frechet``, ``frechet_floor``, ``recall`` (the share of real test
-        images that lie among the samples: Kynkäänniemi et al. 2019, section 2), ``samples``,
-        ``real`` (training images compared with) and ``classifier`` (its weights' sha256).
+        images that lie among the samples: Kynkäänniemi et al. 2019, section 2), ``samples``, their
+        ``temperature``, ``real`` (training images compared with) and ``classifier`` (its weights'
+        sha256).
 
     Raises:
         UserError: the classifier knows other classes.
@@ -72,6 +73,7 @@ def judge(
         "frechet_floor": frechet(real["train"], real["test"]),
         "recall": recall(real["test"], features),
         "samples": count,
+        "temperature": task.temperature,
         "real": len(real["train"]),
         "classifier": {
             "name": classifier,

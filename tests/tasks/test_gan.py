@@ -84,9 +84,41 @@ def test_a_run_leaves_grids_an_animation_and_a_model_that_samples(zoo_cli, tmp_p
         *("--interpolate", "1", "8"),
     )
     assert (between.code, between.out) == (0, "picture: out/interpolation.png\n")
+    pictures = [Path("out/samples.png").read_bytes()]
+    for temperature in ("1", "0.5"):
+        arguments = ("--class", "4", "--images", "3", "--temperature", temperature)
+        again = zoo_cli(
+            *("sample", "--recipe", "gan_digits", "--ckpt_path", weights, "--to", "out"), *arguments
+        )
+        assert again.code == 0, again.err
+        pictures.append(Path("out/samples.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+    cold = zoo_cli(
+        *("sample", "--recipe", "gan_digits", "--ckpt_path", weights, "--temperature", "-1")
+    )
+    assert (cold.code, cold.err.count("\n")) == (2, 1)
+    assert "temperature is -1.0: it cannot be negative" in cold.err
     wrong = zoo_cli("sample", "--recipe", "gan_digits", "--ckpt_path", weights, "--class", "x")
     assert wrong.code == 2
     assert "no class named 'x'" in wrong.err
+
+
+def test_the_temperature_is_the_deviation_of_the_latents() -> None:
+    task = small(temperature=0.5).eval()
+    task.data = Digits().describe()
+    latents = torch.randn(3, 16, generator=torch.Generator().manual_seed(4))
+    for given, scale in ((None, 0.5), (0.0, 0.0), (2.0, 2.0)):
+        made = task.sample([1, 2, 3], seed=4, temperature=given)
+        torch.testing.assert_close(made, task.sample([1, 2, 3], latents=scale * latents))
+    # Training and the latents a user gives are as they are.
+    drawn = task.draw(3, torch.Generator().manual_seed(4))
+    assert torch.equal(drawn, latents)
+    still = task.interpolate(1, 2, steps=3, seed=0, temperature=0.0)
+    torch.testing.assert_close(still[[0, -1]], task.sample([1, 2], seed=1, temperature=0.0))
+    with pytest.raises(UserError, match=r"temperature is -0\.1: it cannot be negative"):
+        task.sample([1, 2], temperature=-0.1)
+    with pytest.raises(UserError, match=r"temperature is -0\.1: it cannot be negative"):
+        task.interpolate(1, 2, temperature=-0.1)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -266,6 +298,7 @@ def test_two_processes_agree_bit_for_bit(tmp_path: Path) -> None:
         ({"loss": "wasserstein"}, "choose hinge or relativistic"),
         ({"r1": -1.0}, "model.r1 cannot be negative"),
         ({"gradient_clip": 0.0}, "model.gradient_clip is above 0"),
+        ({"temperature": -0.5}, "model.temperature is -0.5: it cannot be negative"),
     ],
 )
 def test_bad_options_are_refused(options: dict, message: str) -> None:

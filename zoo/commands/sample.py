@@ -18,7 +18,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=None, help="the same seed, the same sample")
     parser.add_argument("--prompt", default=None, help="text: what to go on with")
     parser.add_argument("--max_new_tokens", type=int, default=500, help="text: how much to add")
-    parser.add_argument("--temperature", type=float, default=1.0, help="text: 0 is the likeliest")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=None,
+        help="text: 0 is the likeliest; images: the less, the more typical; else the recipe's",
+    )
     parser.add_argument("--top_k", type=int, default=None, help="text: of the k likeliest only")
     parser.add_argument(
         "--top_p", type=float, default=None, help="text: of those that have probability p together"
@@ -51,7 +56,7 @@ def main(arguments: list[str]) -> int:
     made = task.stream(
         prompt,
         options.max_new_tokens,
-        temperature=options.temperature,
+        temperature=1.0 if options.temperature is None else options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
         seed=options.seed,
@@ -75,12 +80,15 @@ def draw(task: Any, stem: str, options: Any, folder: Path) -> list[Path]:
     if not options.interpolate:
         picture = folder / "samples.png"
         words = None if options.label is None else [options.label]
-        draw_samples(task, stem, picture, words, options.images, seed)
+        draw_samples(task, stem, picture, words, options.images, seed, options.temperature)
         return [picture]
     picture, steps = folder / "interpolation.png", max(2, options.images)
     first, second = options.interpolate
     seeds = range(seed, seed + 5)
-    rows = [task.interpolate(first, second, steps, seed=number) for number in seeds]
+    rows = [
+        task.interpolate(first, second, steps, seed=number, temperature=options.temperature)
+        for number in seeds
+    ]
     words = [f"seed {number}" for number in seeds]
     title = f"{stem}: {first} to {second}"
     pictures.save_labelled(torch.cat(rows), steps, words, picture, title)
@@ -94,10 +102,12 @@ def draw_samples(
     words: list[str] | None = None,
     columns: int = 10,
     seed: int = 0,
+    temperature: float | None = None,
 ) -> None:
     """A row of samples of each class, with its name before it."""
     from zoo import pictures
 
     words = words or [str(label) for label in task.data["classes"]]
-    images = task.sample([word for word in words for _ in range(columns)], seed=seed)
+    labels = [word for word in words for _ in range(columns)]
+    images = task.sample(labels, seed=seed, temperature=temperature)
     pictures.save_labelled(images, columns, words, picture, f"{name}, seed {seed}")

@@ -53,6 +53,9 @@ class GAN(Task):
         gradient_clip: the largest norm of each network's gradient; null for no limit. The
             trainer's own clipping does not work with two optimisers.
         channels_last: memory format of the filters; faster for convolutions.
+        temperature: of ``sample`` and ``interpolate`` where they are given none: the standard
+            deviation of the latents they draw. Below the 1 of training, samples are more typical
+            and less varied (Brock et al., ICLR 2019, section 3.1, cut the tails for the same).
     """
 
     network: Any  # has generator, discriminator, latent_size and num_classes
@@ -75,6 +78,7 @@ class GAN(Task):
         ema_decay: float | None = 0.999,
         gradient_clip: float | None = None,
         channels_last: bool = False,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__(
             network,
@@ -95,10 +99,12 @@ class GAN(Task):
             raise UserError(f"model.loss is {loss!r}: choose hinge or relativistic")
         if r1 < 0 or (gradient_clip is not None and gradient_clip <= 0):
             raise UserError("model.r1 cannot be negative, and model.gradient_clip is above 0")
+        if temperature < 0:
+            raise UserError(f"model.temperature is {temperature}: it cannot be negative")
         self.automatic_optimization = False
         self.discriminator_lr = lr if discriminator_lr is None else discriminator_lr
         self.discriminator_steps, self.loss, self.r1 = discriminator_steps, loss, r1
-        self.gradient_clip = gradient_clip
+        self.gradient_clip, self.temperature = gradient_clip, temperature
         self.remember(locals())
         self.loss_discriminator, self.loss_generator = MeanMetric(), MeanMetric()
         self.verdict_real, self.verdict_made = MeanMetric(), MeanMetric()
@@ -282,6 +288,7 @@ class GAN(Task):
         labels: Sequence[int | str] | Tensor | int,
         seed: int | None = None,
         latents: Tensor | None = None,
+        temperature: float | None = None,
     ) -> Tensor:
         """Makes images.
 
@@ -290,12 +297,13 @@ class GAN(Task):
                 how many images.
             seed: the same seed makes the same images.
             latents: (B, Z), in place of drawn ones.
+            temperature: standard deviation of drawn latents; the task's own where none is given.
 
         Returns:
             Images (B, C, H, W) in [0, 1].
 
         Raises:
-            UserError: no such class.
+            UserError: no such class, or a negative temperature.
         """
         if isinstance(labels, int):
             given, count = None, labels
@@ -307,13 +315,21 @@ class GAN(Task):
             numbers = [self._class(label) for label in labels]
             given, count = torch.tensor(numbers, device=self.device), len(numbers)
         if latents is None:
-            generator = torch.Generator()
-            if seed is None:
-                generator.seed()
-            else:
-                generator.manual_seed(seed)
-            latents = self.draw(count, generator)
+            latents = self._latents(count, seed) * self._temperature(temperature)
         return self._make(latents, given)
+
+    def _temperature(self, given: float | None) -> float:
+        if given is not None and given < 0:
+            raise UserError(f"temperature is {given}: it cannot be negative")
+        return self.temperature if given is None else given
+
+    def _latents(self, count: int, seed: int | None) -> Tensor:
+        generator = torch.Generator()
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        return self.draw(count, generator)
 
     @torch.no_grad()
     def _make(self, latents: Tensor, labels: Tensor | None) -> Tensor:
@@ -331,19 +347,19 @@ class GAN(Task):
         return int(label)
 
     def interpolate(
-        self, first: int | str, second: int | str, steps: int = 8, seed: int | None = None
+        self,
+        first: int | str,
+        second: int | str,
+        steps: int = 8,
+        seed: int | None = None,
+        temperature: float | None = None,
     ) -> Tensor:
         """Images (steps, C, H, W) on the way between two samples, of one class or of two.
 
         Latents turn at an even pace, which keeps their length (Shoemake 1985's spherical
         interpolation); between two classes the class's own scales and shifts are mixed.
         """
-        generator = torch.Generator()
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-        start, end = self.draw(2, generator)
+        start, end = self._latents(2, seed)
         cosine = torch.dot(start, end) / (start.norm() * end.norm())
         angle = torch.acos(cosine.clamp(-1, 1))
         share = torch.linspace(0, 1, steps, device=self.device)[:, None]
@@ -352,6 +368,7 @@ class GAN(Task):
         )
         ends = torch.tensor([self._class(first), self._class(second)], device=self.device)
         both = F.one_hot(ends, self.network.num_classes).float()
+        latents = latents * self._temperature(temperature)
         return self._make(latents, (1 - share) * both[0] + share * both[1])
 
     def keep_sample(self, folder: Path, epoch: int) -> None:
