@@ -149,7 +149,7 @@ class Generator(Network):
         init_xavier(self)
         for module in self.modules():
             if isinstance(module, ClassBatchNorm):
-                module.reset_affine()
+                module.reset_affine()  # Xavier's modulation would begin at 0.7 and more
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents (B, Z) → images (B, C, H, W) in (-1, 1).

@@ -357,7 +357,11 @@ class GAN(Task):
         """Images (steps, C, H, W) on the way between two samples, of one class or of two.
 
         Latents turn at an even pace, which keeps their length (Shoemake 1985's spherical
-        interpolation); between two classes the class's own scales and shifts are mixed.
+        interpolation); between two classes the class's own scales and shifts are mixed. Classes,
+        ``seed`` and ``temperature`` as in ``sample``.
+
+        Raises:
+            UserError: no such class, or a negative temperature.
         """
         start, end = self._latents(2, seed)
         cosine = torch.dot(start, end) / (start.norm() * end.norm())
