@@ -15,7 +15,7 @@ import zoo
 from tests.conftest import needs_fashion_mnist
 from tests.data.test_image_folder import paint
 from zoo import recipes
-from zoo.cli import several_gpus
+from zoo.cli import lacks_bf16, several_gpus
 
 DIGITS = ("--recipe", "resnet_digits", "--model.network.width", "8")
 SHORT = ("fit", *DIGITS, "--trainer.max_epochs", "2")
@@ -94,6 +94,18 @@ def test_print_config_shows_the_resolved_recipe(zoo_cli) -> None:
     config = yaml.safe_load(result.out)
     assert config["model"]["init_args"]["network"]["init_args"]["width"] == 8
     assert not Path("runs").exists()
+
+
+def test_null_takes_back_what_a_recipe_gives_a_network(zoo_cli, tmp_path: Path) -> None:
+    network = "model: {init_args: {network: {init_args: {feature_size: 24}}}}"
+    (tmp_path / "mine.yaml").write_text(f"base: gan_digits\n{network}\n")
+    fit = ("fit", "--recipe", "mine.yaml", "--print_config")
+    option = "--model.network.init_args.feature_size"
+    for typed, size in (((), 24), ((option, "null"), None), ((f"{option}=null",), None)):
+        result = zoo_cli(*fit, *typed)
+        assert result.code == 0, result.err
+        network = yaml.safe_load(result.out)["model"]["init_args"]["network"]
+        assert network["init_args"]["feature_size"] == size
 
 
 def test_test_and_validate_and_predict_take_last_best_or_a_file(zoo_cli) -> None:
@@ -316,6 +328,47 @@ def test_batchnorm_is_synced_over_several_gpus_only(monkeypatch, settings, gpus,
     cuda = SimpleNamespace(is_available=lambda: gpus > 0, device_count=lambda: gpus)
     monkeypatch.setattr("zoo.cli.torch", SimpleNamespace(cuda=cuda))
     assert several_gpus(settings) is expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpu", "mps", "processor", "expected"),
+    [
+        ({}, None, False, True, False),
+        ({}, None, False, False, True),
+        ({"accelerator": "cpu"}, None, False, False, True),
+        ({}, True, False, False, False),
+        ({}, False, False, True, True),
+        ({"accelerator": "gpu", "devices": 2}, False, False, True, True),
+        ({"accelerator": "cpu"}, False, False, True, False),
+        ({}, None, True, False, False),
+        ({"accelerator": "mps"}, None, True, False, False),
+    ],
+)
+def test_bfloat16_is_asked_of_the_device_that_will_run(
+    monkeypatch, settings, gpu, mps, processor, expected
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: processor)
+    assert lacks_bf16(settings) is expected
+
+
+def test_a_recipe_in_bfloat16_trains_in_float32_where_it_would_be_imitated(
+    zoo_cli, monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("zoo.cli.lacks_bf16", lambda _: True)
+    (tmp_path / "mine.yaml").write_text("base: resnet_digits\ntrainer: {precision: bf16-mixed}\n")
+    short = ("fit", "--recipe", "mine.yaml", *SHORT[3:], "--test_after_fit", "false")
+    with pytest.warns(UserWarning, match="32-true in place of bf16-mixed"):
+        assert zoo_cli(*short).code == 0
+    run = Path("runs/mine/version_0")
+    assert json.loads((run / "run.json").read_text())["precision"] == "32-true"
+    assert "precision: 32-true" in (run / "config.yaml").read_text()
+
+    assert zoo_cli(*short, "--trainer.precision", "bf16-mixed").code == 0
+    typed = Path("runs/mine/version_1/run.json")
+    assert json.loads(typed.read_text())["precision"] == "bf16-mixed"
 
 
 @pytest.mark.slow

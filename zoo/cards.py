@@ -101,7 +101,7 @@ class Card:
             "",
             f"- {run['epochs']} epochs, {run['steps']:,} steps, {run['wall_time_s'] / 60:.1f} "
             f"minutes, seed {run['seed']}, on {run['date']}",
-            f"- {run['hardware']}",
+            f"- {', '.join(run[fact] for fact in ('hardware', 'precision') if fact in run)}",
             f"- {', '.join(f'{name} {version}' for name, version in run['versions'].items())}",
             f"- {self.amount()}; the resolved recipe, task and network are in `config.json`",
             "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shlex
 import sys
 import time
@@ -19,7 +20,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo import callbacks, checkpoints, recipes
@@ -53,6 +54,12 @@ class RecipeParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self.recipes: list[str] = []
+
+    def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
+        # jsonargparse 4.53 hands an option of a nested class on as text, where null reads None.
+        if args is not None:
+            args = [re.sub(r"^(--[\w.]+=)None$", r"\1null", argument) for argument in args]
+        return super().parse_args(args, *others, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         cause: BaseException | None = ex
@@ -228,6 +235,9 @@ class ZooCLI(LightningCLI):
         self.datamodule.prepare_data()
         self.checkpoint = self._find_checkpoint()
         settings = config["trainer"]
+        if settings.get("precision") == "bf16-mixed" and self._must_do_without_bf16(settings):
+            # In config.yaml too, which says what ran.
+            kwargs["precision"] = self.options["trainer"]["precision"] = "32-true"
         if settings.get("fast_dev_run"):
             return super().instantiate_trainer(**kwargs)
 
@@ -264,6 +274,18 @@ class ZooCLI(LightningCLI):
         if several and alternates and settings.get("strategy", "auto") in ("auto", "ddp"):
             kwargs["strategy"] = "ddp_find_unused_parameters_true"
         return super().instantiate_trainer(**kwargs)
+
+    def _must_do_without_bf16(self, trainer: Any) -> bool:
+        """Whether a recipe's bf16-mixed gives way to float32; what was typed stands."""
+        typed = any(argument.split("=")[0] == "--trainer.precision" for argument in self.typed)
+        if typed or not lacks_bf16(trainer):
+            return False
+        rank_zero_warn(
+            "trainer.precision is 32-true in place of bf16-mixed: this machine has no bfloat16 "
+            "arithmetic, and imitating it would take several times as long "
+            "(--trainer.precision bf16-mixed does so all the same)"
+        )
+        return True
 
     def _best_checkpoint(self, folder: Path) -> ModelCheckpoint:
         monitor = getattr(self.model, "monitor", Task.monitor)
@@ -369,6 +391,7 @@ class ZooCLI(LightningCLI):
                 "seed": self.options.seed_everything,
                 "resumed": self.checkpoint is not None,
                 "devices": trainer.world_size,
+                "precision": trainer.precision,
                 "data": described,
                 "metrics": final_metrics(self.folder / callbacks.METRICS_FILE),
             }
@@ -422,6 +445,23 @@ def build(recipe: str, overrides: Sequence[str] = ()) -> tuple[LightningModule, 
     """
     reader = _Reader(["--recipe", recipe, *overrides])
     return reader.model, reader.datamodule
+
+
+def lacks_bf16(trainer: Any) -> bool:
+    """Whether the device of a run would only imitate bfloat16.
+
+    A processor without AVX-512, and without ARM's or Intel's later bfloat16 instructions, takes 4
+    to 13 times as long for a recipe's training step as in float32 (tests/benchmarks/precision.py).
+    """
+    accelerator = trainer.get("accelerator", "auto")
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()):
+        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            return True
+        # torch asks oneDNN by this name itself; it has no public one.
+        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return False
 
 
 def several_gpus(trainer: Any) -> bool:

@@ -25,6 +25,7 @@ RUN_FACTS = [
     "wall_time_s",
     "resumed",
     "devices",
+    "precision",
     "hardware",
     "versions",
 ]
@@ -95,7 +96,7 @@ def publish(run: Path, name: str, seeds: list[Path], to: Path | None = None) -> 
                 {"seed": f["seed"], "metrics": f["metrics"], "wall_time_s": f["wall_time_s"]}
                 for f in (facts, *others)
             ],
-            "run": {key: facts[key] for key in RUN_FACTS},
+            "run": {key: facts[key] for key in RUN_FACTS if key in facts},
             "global_step": int(content["global_step"]),
             "recipe": recipe,
         },
