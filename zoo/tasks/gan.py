@@ -21,6 +21,7 @@ from zoo.tasks.optim import Schedule, make_optimizer, make_schedule
 
 COLLAPSED = 0.2  # spread of the samples, as a part of the real images', below which it is said
 SATURATED = 0.02  # discriminator loss, below which it has won
+SLOPE = 1e-3  # what a discriminator's loss has at least, if one backward must serve both networks
 
 
 class GAN(Task):
@@ -43,6 +44,10 @@ class GAN(Task):
         discriminator_steps: updates of the discriminator to one of the generator.
         loss: ``hinge``, or ``relativistic``: a softplus of the difference between a real image's
             verdict and a made one's (Jolicoeur-Martineau 2019; Huang et al. 2024, R3GAN).
+        one_stage: both networks learn from one forward and one backward of the discriminator, on
+            the same made images (Fang et al., "Training Generative Adversarial Networks in One
+            Stage", CVPR 2021, section 3): a quarter less to compute than in turns. The generator
+            follows the discriminator as it was before its own step.
         r1: weight of the squared gradient of the verdict at real images (Mescheder et al. 2018,
             section 4.1); 0 for none.
         optimizer_args: further arguments of both optimisers.
@@ -79,6 +84,7 @@ class GAN(Task):
         gradient_clip: float | None = None,
         channels_last: bool = False,
         temperature: float = 1.0,
+        one_stage: bool = False,
     ) -> None:
         super().__init__(
             network,
@@ -101,10 +107,13 @@ class GAN(Task):
             raise UserError("model.r1 cannot be negative, and model.gradient_clip is above 0")
         if temperature < 0:
             raise UserError(f"model.temperature is {temperature}: it cannot be negative")
+        if one_stage:
+            _check_uncoupled(network)
         self.automatic_optimization = False
         self.discriminator_lr = lr if discriminator_lr is None else discriminator_lr
         self.discriminator_steps, self.loss, self.r1 = discriminator_steps, loss, r1
         self.gradient_clip, self.temperature = gradient_clip, temperature
+        self.one_stage = one_stage
         self.remember(locals())
         self.loss_discriminator, self.loss_generator = MeanMetric(), MeanMetric()
         self.verdict_real, self.verdict_made = MeanMetric(), MeanMetric()
@@ -150,6 +159,14 @@ class GAN(Task):
 
     # -- training --------------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise UserError(
+                "trainer.precision 16-mixed scales one optimiser's loss, and a GAN has two: use "
+                "bf16-mixed or 32-true"
+            )
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         if len(images) < self.discriminator_steps:
@@ -161,29 +178,74 @@ class GAN(Task):
         counted: Any = self.optimizers()
         uncounted: Any = self.optimizers(use_pl_optimizer=False)
         self._noise = torch.Generator().manual_seed(step_seed(self.trainer, stream=1))
-        images = self._real(images)
-        parts = zip(
-            images.tensor_split(self.discriminator_steps),
-            labels.tensor_split(self.discriminator_steps),
-            strict=True,
+        parts = list(
+            zip(
+                self._real(images).tensor_split(self.discriminator_steps),
+                labels.tensor_split(self.discriminator_steps),
+                strict=True,
+            )
         )
-        real, given = images, labels
-        for real, given in parts:
-            loss = self.check_finite(self._discriminator_loss(real, given))
-            self._step(loss, self.network.discriminator, uncounted[1])
-            self.loss_discriminator.update(loss.detach())
-        self.network.discriminator.requires_grad_(False)
-        try:
-            loss = self.check_finite(self._generator_loss(real, given))
-            self._step(loss, self.network.generator, counted[0])
-        finally:
-            self.network.discriminator.requires_grad_(True)
-        self.loss_generator.update(loss.detach())
+        for part in parts if not self.one_stage else parts[:-1]:
+            self._discriminator_step(*part, uncounted[1])
+        if self.one_stage:
+            self._both_steps(*parts[-1], counted[0], uncounted[1])
+        else:
+            self._generator_step(*parts[-1], counted[0])
         schedulers: Any = self.lr_schedulers()
         for scheduler in schedulers:
             scheduler.step()
         for name in ("loss_discriminator", "loss_generator"):
             self.report(f"train/{name}", getattr(self, name), on_step=False, on_epoch=True)
+
+    def _discriminator_step(self, real: Tensor, labels: Tensor, optimizer: Any) -> None:
+        with torch.no_grad():
+            made = self._made(labels)
+        loss, _ = self._discriminator_loss(real, made, labels)
+        self._step(self.check_finite(loss), self.network.discriminator, optimizer)
+        self.loss_discriminator.update(loss.detach())
+
+    def _generator_step(self, real: Tensor, labels: Tensor, optimizer: Any) -> None:
+        self.network.discriminator.requires_grad_(False)
+        try:
+            made = self._made(labels)
+            if self.loss == "hinge":  # has no use for the verdicts on real images
+                fake = self.network.discriminator(made, self._labels(labels)).float()
+                loss = self._generators(fake, fake)
+            else:
+                loss = self._generators(*self._verdicts(real, made, labels))
+            self._step(self.check_finite(loss), self.network.generator, optimizer)
+        finally:
+            self.network.discriminator.requires_grad_(True)
+        self.loss_generator.update(loss.detach())
+
+    def _both_steps(
+        self, real: Tensor, labels: Tensor, generators: Any, discriminators: Any
+    ) -> None:
+        """One forward and one backward of the discriminator for both networks.
+
+        No image's verdict depends on another image. So what either loss says of a made image's
+        pixels is one gradient, that of its verdict, times a number, that loss's slope in the
+        verdict; the discriminator's backward has the one, and its number is exchanged.
+        """
+        made = self._made(labels)
+        shown = made.detach().requires_grad_()
+        loss, verdicts = self._discriminator_loss(real, shown, labels)
+        first, second = (verdict.detach().requires_grad_() for verdict in verdicts)
+        by_generator = self.check_finite(self._generators(first, second))
+        slopes = [
+            torch.autograd.grad(each, second)[0]
+            for each in (by_generator, self._discriminators(first, second))
+        ]
+        self._step(self.check_finite(loss), self.network.discriminator, discriminators)
+        self.loss_discriminator.update(loss.detach())
+        assert shown.grad is not None
+        pull = shown.grad * (slopes[0] / slopes[1]).view(-1, *[1] * (made.ndim - 1))
+        self._step((made * pull).sum(), self.network.generator, generators)
+        self.loss_generator.update(by_generator.detach())
+
+    def _made(self, labels: Tensor) -> Tensor:
+        images: Tensor = self(self.draw(len(labels)), self._labels(labels))
+        return images
 
     def _verdicts(self, real: Tensor, made: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One forward of both: spectral norm steps once, and under DDP there is one forward."""
@@ -192,27 +254,31 @@ class GAN(Task):
         first, second = verdicts.float().chunk(2)
         return first, second
 
-    def _discriminator_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            made = self(self.draw(len(images)), self._labels(labels))
+    def _discriminator_loss(
+        self, images: Tensor, made: Tensor, labels: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """With the verdicts on real and made images that it is of."""
         images = images.detach().requires_grad_(bool(self.r1))
         real, fake = self._verdicts(images, made, labels)
-        if self.loss == "hinge":
-            loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-        else:
-            loss = F.softplus(fake - real).mean()
+        loss = self._discriminators(real, fake)
         if self.r1:
             (slope,) = torch.autograd.grad(real.sum(), images, create_graph=True)
             loss = loss + 0.5 * self.r1 * slope.float().square().sum((1, 2, 3)).mean()
+        return loss, (real, fake)
+
+    def _discriminators(self, real: Tensor, fake: Tensor) -> Tensor:
+        if self.loss == "relativistic":
+            loss = F.softplus(fake - real).mean()
+        else:
+            loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+        if self.one_stage:  # where the loss is flat there would be no gradient to pass on
+            loss = loss + SLOPE * (fake - real).mean()
         return loss
 
-    def _generator_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        made = self(self.draw(len(images)), self._labels(labels))
-        if self.loss == "hinge":
-            verdicts: Tensor = self.network.discriminator(made, self._labels(labels))
-            return -verdicts.float().mean()
-        real, fake = self._verdicts(images, made, labels)
-        return F.softplus(real - fake).mean()
+    def _generators(self, real: Tensor, fake: Tensor) -> Tensor:
+        if self.loss == "relativistic":
+            return F.softplus(real - fake).mean()
+        return -fake.mean()
 
     def _step(self, loss: Tensor, network: nn.Module, optimizer: Any) -> None:
         optimizer.zero_grad()
@@ -388,3 +454,12 @@ class GAN(Task):
         ramp = torch.arange(2 * size, dtype=torch.float64)
         latents = torch.sin(ramp * 0.37 + ramp.square() * 1e-4).float().view(2, size)
         return self(latents, self._labels(torch.tensor([0, 1])))
+
+
+def _check_uncoupled(network: Any) -> None:
+    for name, module in network.discriminator.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise UserError(
+                f"model.one_stage: the discriminator's {name} ties the verdicts on a batch's "
+                "images together, and one backward cannot serve both networks"
+            )

@@ -1,0 +1,58 @@
+"""A training step of ``gan_fmnist``'s networks in one stage against one in turns, in turns.
+
+Optimisers and everything else of the task included; in bfloat16 as the recipe trains, or in float32
+where bfloat16 would be imitated. The ratio is the time of a step in turns over one in one stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from turns import compare, print_peaks
+
+from zoo.cli import build, lacks_bf16
+from zoo.tasks import GAN
+
+ROUNDS = 15
+BATCH = 64
+
+
+def stepper(one_stage: bool, half: bool) -> Callable[[], None]:
+    task, data = build("gan_fmnist", ["--model.one_stage", str(one_stage).lower()])
+    assert isinstance(task, GAN)
+    task.data = data.describe()
+    networks = (task.network.generator, task.network.discriminator)
+    rates = (task.lr, task.discriminator_lr)
+    optimizers = [task._optimizer(*pair) for pair in zip(networks, rates, strict=True)]
+    images, labels = torch.randn(BATCH, 1, 28, 28), torch.arange(BATCH) % 10
+
+    def apply(
+        loss: torch.Tensor, network: torch.nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    task._step = apply  # type: ignore[method-assign]  # Lightning's needs a trainer
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            if one_stage:
+                task._both_steps(images, labels, *optimizers)
+            else:
+                task._discriminator_step(images, labels, optimizers[1])
+                task._generator_step(images, labels, optimizers[0])
+
+    return run
+
+
+def main() -> None:
+    half = not lacks_bf16({"accelerator": "cpu"})
+    ways = {"in turns": stepper(False, half), "in one stage": stepper(True, half)}
+    compare(f"a step on {BATCH} images, {'bfloat16' if half else 'float32'}", ways, ROUNDS)
+    print_peaks(ways)
+
+
+if __name__ == "__main__":
+    main()
