@@ -195,6 +195,18 @@ def test_channels_last_reaches_filters_and_inputs() -> None:
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_channels_last_is_left_where_onednn_would_write_past_its_workspace() -> None:
+    """Without AVX-512 the backward of this network ended in a bus error, or in wrong gradients."""
+    narrow = ImageClassifier(network(width=4), channels_last=True, lr=0.1, optimizer="sgd")
+    images = torch.randn(128, 1, 28, 28)
+    seen: list[torch.Tensor] = []
+    narrow.network.layer2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for _ in range(10):
+        narrow(images).square().mean().backward()
+    assert not seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert all(parameter.grad.isfinite().all() for parameter in narrow.network.parameters())
+
+
 def test_compiling_keeps_the_names_of_the_weights() -> None:
     compiled = ImageClassifier(network(), compile=True)
     assert set(compiled.state_dict()) == set(ImageClassifier(network()).state_dict())

@@ -59,8 +59,10 @@ class Task(LightningModule):
         self.momentum, self.optimizer_args = momentum, optimizer_args
         self.schedule, self.warmup, self.ema_decay = schedule, warmup, ema_decay
         self.final_lr = 0.0  # what the schedule ends at, as a share of the peak
-        self.channels_last = channels_last
-        self.network = network.to(memory_format=torch.channels_last) if channels_last else network
+        self.channels_last = channels_last and not _overruns(network)
+        self.network = network
+        if self.channels_last:
+            self.network.to(memory_format=torch.channels_last)
         if compile:
             self.network.compile()  # in place: the names of the state dict stay as they are
         self.data: dict[str, Any] = {}  # what the network was trained on, as its data module says
@@ -238,6 +240,21 @@ class Task(LightningModule):
         return super().load_from_checkpoint(
             path, map_location, hparams_file, strict, weights_only, **kwargs
         )
+
+
+def _overruns(network: nn.Module) -> bool:
+    """Whether a CPU's backward in channels_last would write past its workspace.
+
+    On processors without AVX-512 oneDNN does so for strided 1 × 1 convolutions of fewer than 8
+    channels (uxlfoundation/oneDNN issue 6035): wrong gradients, and then a crash.
+    """
+    return any(
+        isinstance(module, nn.Conv2d)
+        and set(module.kernel_size) == {1}
+        and max(module.stride) > 1
+        and module.in_channels // module.groups < 8
+        for module in network.modules()
+    )
 
 
 def metric_prefix(data: dict[str, Any]) -> str:
