@@ -450,8 +450,8 @@ def build(recipe: str, overrides: Sequence[str] = ()) -> tuple[LightningModule, 
 def lacks_bf16(trainer: Any) -> bool:
     """Whether the device of a run would only imitate bfloat16.
 
-    A processor without AVX-512, and without ARM's or Intel's later bfloat16 instructions, takes 4
-    to 13 times as long for a recipe's training step as in float32 (tests/benchmarks/precision.py).
+    A processor with AVX2 at most takes 8 to 12 times as long for a forward and backward of a
+    recipe's network as in float32 (tests/benchmarks/precision.py).
     """
     accelerator = trainer.get("accelerator", "auto")
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
