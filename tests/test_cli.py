@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ import zoo
 from tests.conftest import needs_fashion_mnist
 from tests.data.test_image_folder import paint
 from zoo import recipes
-from zoo.cli import lacks_bf16, several_gpus
 
 DIGITS = ("--recipe", "resnet_digits", "--model.network.width", "8")
 SHORT = ("fit", *DIGITS, "--trainer.max_epochs", "2")
@@ -308,50 +306,6 @@ def test_three_hundred_steps_on_real_fashion_mnist(zoo_cli) -> None:
     assert facts["steps"] == 300
     assert facts["metrics"]["test/accuracy"] > 0.85
     assert facts["data"]["name"] == "FashionMNIST"
-
-
-@pytest.mark.parametrize(
-    ("settings", "gpus", "expected"),
-    [
-        ({}, 0, False),
-        ({}, 1, False),
-        ({}, 2, True),
-        ({"devices": 1}, 2, False),
-        ({"devices": "2"}, 4, True),
-        ({"devices": "0,"}, 4, False),
-        ({"devices": [0, 1]}, 4, True),
-        ({"devices": 1, "num_nodes": 2}, 1, True),
-        ({"accelerator": "cpu", "devices": 2}, 2, False),
-    ],
-)
-def test_batchnorm_is_synced_over_several_gpus_only(monkeypatch, settings, gpus, expected) -> None:
-    cuda = SimpleNamespace(is_available=lambda: gpus > 0, device_count=lambda: gpus)
-    monkeypatch.setattr("zoo.cli.torch", SimpleNamespace(cuda=cuda))
-    assert several_gpus(settings) is expected
-
-
-@pytest.mark.parametrize(
-    ("settings", "gpu", "mps", "processor", "expected"),
-    [
-        ({}, None, False, True, False),
-        ({}, None, False, False, True),
-        ({"accelerator": "cpu"}, None, False, False, True),
-        ({}, True, False, False, False),
-        ({}, False, False, True, True),
-        ({"accelerator": "gpu", "devices": 2}, False, False, True, True),
-        ({"accelerator": "cpu"}, False, False, True, False),
-        ({}, None, True, False, False),
-        ({"accelerator": "mps"}, None, True, False, False),
-    ],
-)
-def test_bfloat16_is_asked_of_the_device_that_will_run(
-    monkeypatch, settings, gpu, mps, processor, expected
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: processor)
-    assert lacks_bf16(settings) is expected
 
 
 def test_a_recipe_in_bfloat16_trains_in_float32_where_it_would_be_imitated(

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import torch
 import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -24,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo import callbacks, checkpoints, recipes
+from zoo.devices import lacks_bf16, several_cpus, several_gpus
 from zoo.errors import UserError
 from zoo.explain import explain
 from zoo.summary import final_metrics, hardware, metric_lines, summary, versions
@@ -269,7 +269,7 @@ class ZooCLI(LightningCLI):
         kwargs["plugins"] = [*_as_list(settings.get("plugins")), callbacks.AtomicCheckpointIO()]
         if several_gpus(settings):
             kwargs["sync_batchnorm"] = True
-        several = several_gpus(settings) or _several_cpus(settings)
+        several = several_gpus(settings) or several_cpus(settings)
         alternates = getattr(self.model, "alternates", False)
         if several and alternates and settings.get("strategy", "auto") in ("auto", "ddp"):
             kwargs["strategy"] = "ddp_find_unused_parameters_true"
@@ -445,49 +445,6 @@ def build(recipe: str, overrides: Sequence[str] = ()) -> tuple[LightningModule, 
     """
     reader = _Reader(["--recipe", recipe, *overrides])
     return reader.model, reader.datamodule
-
-
-def lacks_bf16(trainer: Any) -> bool:
-    """Whether the device of a run would only imitate bfloat16.
-
-    A processor with AVX2 at most takes 8 to 12 times as long for a forward and backward of a
-    recipe's network as in float32 (tests/benchmarks/precision.py).
-    """
-    accelerator = trainer.get("accelerator", "auto")
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return not torch.cuda.is_bf16_supported(including_emulation=False)
-    if accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()):
-        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-            return True
-        # torch asks oneDNN by this name itself; it has no public one.
-        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return False
-
-
-def several_gpus(trainer: Any) -> bool:
-    """Whether a run will use more than one GPU, over all nodes: only then BatchNorm is synced."""
-    if trainer.get("accelerator", "auto") not in ("auto", "gpu", "cuda"):
-        return False
-    if not torch.cuda.is_available():
-        return False
-    devices, nodes = trainer.get("devices", "auto"), int(trainer.get("num_nodes") or 1)
-    if devices in ("auto", -1, "-1"):
-        count = torch.cuda.device_count()
-    elif isinstance(devices, list):
-        count = len(devices)
-    elif isinstance(devices, str) and "," in devices:
-        count = len([device for device in devices.split(",") if device.strip()])
-    else:
-        count = int(devices)
-    return count * nodes > 1
-
-
-def _several_cpus(trainer: Any) -> bool:
-    """Whether a run will be several processes on CPUs."""
-    if torch.cuda.is_available() and trainer.get("accelerator", "auto") != "cpu":
-        return False
-    devices = str(trainer.get("devices", "auto"))
-    return int(devices) > 1 if devices.isdigit() else False
 
 
 def _as_list(value: Any) -> list[Any]:

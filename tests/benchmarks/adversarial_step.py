@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from turns import compare, print_peaks
 
-from zoo.cli import build, lacks_bf16
+from zoo.cli import build
+from zoo.devices import lacks_bf16
 from zoo.tasks import GAN
 
 ROUNDS = 15

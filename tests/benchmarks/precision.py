@@ -2,7 +2,8 @@
 
 Forward and backward of each recipe's network under autocast, as ``bf16-mixed`` trains, against the
 same in float32; a ratio below 1 is a processor that only imitates bfloat16, for which the command
-line takes float32 instead (``zoo.cli.lacks_bf16``).
+line takes float32 instead (``zoo.devices.lacks_bf16``). Then the same of an optimiser's step, for
+recipes with Muon.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import timm.optim
 import torch
 from turns import compare
 
 from zoo import recipes
-from zoo.cli import build, lacks_bf16
+from zoo.cli import build
+from zoo.devices import lacks_bf16
+from zoo.tasks.optim import Float32Muon
 
 ROUNDS = 3
 BATCH = 32
@@ -27,6 +31,16 @@ def step(task: Any, inputs: tuple[torch.Tensor, ...], fast: bool) -> Callable[[]
         output.float().square().mean().backward()
 
     return run
+
+
+def optimizer_step(task: Any, kind: type[timm.optim.Muon]) -> Callable[[], None]:
+    optimizer = task.make_optimizer()
+    optimizer.__class__ = kind
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.randn_like(parameter)
+    step: Callable[[], None] = optimizer.step
+    return step
 
 
 def main() -> None:
@@ -42,6 +56,12 @@ def main() -> None:
         )
         ways = {"float32": step(task, inputs, False), "bfloat16": step(task, inputs, True)}
         compare(f"{name}, a batch of {BATCH}", ways, ROUNDS)
+        if task.optimizer == "muon":
+            ways = {
+                "float32": optimizer_step(task, Float32Muon),
+                "bfloat16": optimizer_step(task, timm.optim.Muon),
+            }
+            compare(f"{name}, a step of Muon", ways, ROUNDS)
 
 
 if __name__ == "__main__":

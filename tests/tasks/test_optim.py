@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import pytest
+import timm.optim.muon
 import torch
 from torch import nn
 
 import zoo
 from zoo.errors import UserError
 from zoo.networks import ResNet
-from zoo.tasks.optim import make_optimizer, make_schedule
+from zoo.tasks.optim import Float32Muon, make_optimizer, make_schedule
 
 
 def network() -> ResNet:
@@ -86,3 +87,30 @@ def test_schedules_step_by_step(schedule, expected, warmup) -> None:
         scheduler.step()
     assert rates == pytest.approx(expected, abs=1e-4)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(float(schedule == "constant"), abs=1e-9)
+
+
+def test_values_that_an_optimiser_refuses_are_told() -> None:
+    with pytest.raises(UserError, match=r"model\.optimizer sgd: Nesterov momentum requires"):
+        make_optimizer(network(), "sgd", 0.1, 0, 0.0)
+
+
+def test_muon_iterates_in_float32_where_bfloat16_would_be_imitated(monkeypatch) -> None:
+    def update(imitated: bool) -> tuple[torch.optim.Optimizer, torch.Tensor]:
+        monkeypatch.setattr("zoo.tasks.optim.imitates_bfloat16", lambda kind: imitated)
+        torch.manual_seed(0)
+        model = nn.Linear(32, 16, bias=False)
+        optimizer = make_optimizer(model, "muon", 1.0, 0.0, 0.0)
+        before = model.weight.detach().clone()
+        model.weight.grad = torch.randn(16, 32)
+        optimizer.step()
+        return optimizer, (before - model.weight).detach()
+
+    theirs = timm.optim.muon.zeropower_via_newtonschulz
+    half, coarse = update(True), update(False)
+    assert type(half[0]) is Float32Muon
+    assert type(coarse[0]) is timm.optim.Muon
+    rounded = update(True)[1] / (0.2 * 32**0.5)
+    assert not torch.equal(rounded.bfloat16().float(), rounded)
+    exact = coarse[1] / (0.2 * 32**0.5)
+    torch.testing.assert_close(exact, rounded, atol=0.02, rtol=0.1)
+    assert timm.optim.muon.zeropower_via_newtonschulz is theirs

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal
 
 import timm.optim
+import timm.optim.muon
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from zoo.devices import imitates_bfloat16
 from zoo.errors import UserError
 from zoo.recipes import nearest
 
@@ -41,13 +44,13 @@ def make_optimizer(
         extra: further arguments of the optimiser.
 
     Raises:
-        UserError: an unknown optimiser or argument, or nothing to train.
+        UserError: an unknown optimiser or argument, a value that it refuses, or nothing to train.
     """
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("every parameter of the network is frozen: there is nothing to train")
     tables: set[str] = getattr(network, "fallback_parameters", set)()
     try:
-        return timm.optim.create_optimizer_v2(
+        optimizer = timm.optim.create_optimizer_v2(
             network,
             opt=name,
             lr=lr,
@@ -56,14 +59,36 @@ def make_optimizer(
             filter_bias_and_bn=True,
             **{"fallback_list": sorted(tables), "fallback_no_weight_decay": True, **(extra or {})},
         )
-    except (ValueError, KeyError, AssertionError):
+    except (ValueError, KeyError, AssertionError) as error:
         known = [str(optimizer) for optimizer in timm.optim.list_optimizers()]
         if name in known:
-            raise
+            raise UserError(f"model.optimizer {name}: {error}") from error
         hint = nearest(name, known)
         raise UserError(f"model.optimizer: no optimiser named {name!r}{hint}") from None
     except TypeError as error:
         raise UserError(f"model.optimizer_args: {error}") from None
+    device = next(network.parameters()).device.type
+    if type(optimizer) is timm.optim.Muon and imitates_bfloat16(device):
+        optimizer.__class__ = Float32Muon  # timm's factory knows its own classes only
+    return optimizer
+
+
+class Float32Muon(timm.optim.Muon):
+    """timm's Muon with float32 in its Newton-Schulz iterations, where timm has bfloat16.
+
+    For devices that only imitate bfloat16: on a CPU with AVX2 the iterations are half of the
+    training step of ``transformer_shakespeare`` otherwise (tests/benchmarks/precision.py).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        # Neither Muon nor what it calls takes a dtype, except the iterations themselves.
+        theirs = timm.optim.muon.zeropower_via_newtonschulz
+        timm.optim.muon.zeropower_via_newtonschulz = functools.partial(theirs, dtype=torch.float32)
+        try:
+            return super().step(closure)  # type: ignore[no-untyped-call]
+        finally:
+            timm.optim.muon.zeropower_via_newtonschulz = theirs
 
 
 def make_schedule(
