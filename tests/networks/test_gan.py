@@ -172,7 +172,10 @@ def test_pixels_are_not_rounded_to_half_precision() -> None:
 def test_the_verdict_depends_on_the_class() -> None:
     network, images = Discriminator(10, width=8).eval(), torch.randn(4, 1, 28, 28)
     first = network(images, torch.zeros(4, dtype=torch.long))
-    assert not torch.allclose(first, network(images, torch.ones(4, dtype=torch.long)))
+    second = network(images, torch.ones(4, dtype=torch.long))
+    assert not torch.allclose(first, second)
+    both = network(images, torch.tensor([[0, 1]] * 4))
+    torch.testing.assert_close(both, torch.stack([first, second], dim=1))
 
 
 @pytest.mark.parametrize(
@@ -194,3 +197,5 @@ def test_labels_are_given_where_there_are_classes_and_nowhere_else() -> None:
         Generator()(torch.randn(2, 64))
     with pytest.raises(ValueError, match="of 0 classes takes no labels"):
         Generator(0)(torch.randn(2, 64), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match="discriminator of 10 classes takes labels"):
+        Discriminator(10, width=8)(torch.randn(2, 1, 28, 28))

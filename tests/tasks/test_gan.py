@@ -156,6 +156,25 @@ def test_schedules_of_both_step_with_the_generator() -> None:
     assert generator == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
 
 
+def test_muon_steps_the_filters_and_adam_what_classes_and_latents_enter_by() -> None:
+    task = small(optimizer="muon", momentum=0.5, one_stage=True, ema_decay=None)
+    task.network = networks.GAN(10, 1, 8, 16, 8, 8, 1, self_modulation=True)
+    before = {name: p.detach().clone() for name, p in task.network.named_parameters()}
+    trainer = fit(task, steps=3)
+    names = {parameter: name for name, parameter in task.network.named_parameters()}
+    by_muon = set()
+    for optimizer in trainer.optimizers:
+        assert {group["momentum"] for group in optimizer.param_groups} == {0.5}
+        assert {tuple(group["betas"]) for group in optimizer.param_groups} == {(0.0, 0.9)}
+        by_muon |= {names[p] for p, state in optimizer.state.items() if "momentum_buffer" in state}
+    assert all(not torch.equal(before[name], p) for p, name in names.items())
+    assert by_muon == {
+        name
+        for name, parameter in task.network.named_parameters()
+        if parameter.ndim == 4 and min(parameter.shape[:2]) > 1
+    }
+
+
 def test_gradients_are_clipped() -> None:
     task = small(gradient_clip=1e-3, ema_decay=None)
     norms: list[float] = []
@@ -219,6 +238,53 @@ def test_in_one_stage_each_network_has_the_gradient_of_its_own_loss(loss: str) -
     for ours, theirs in zip(steps("_both_steps"), turns, strict=True):
         # The discriminator's loss has a slope of 0.001 more.
         assert (ours - theirs).norm() < 3e-3 * theirs.norm()
+
+
+@pytest.mark.filterwarnings("ignore:epoch .* the discriminator has won")
+@pytest.mark.parametrize("loss", ["hinge", "relativistic"])
+@pytest.mark.parametrize("one_stage", [False, True])
+def test_a_discriminator_learns_to_refuse_real_images_of_another_class(
+    loss: str, one_stage: bool
+) -> None:
+    def margin(mismatch: float) -> float:
+        # The generator rests: what is told apart is the discriminator's doing alone.
+        options = {"lr": 1e-6, "discriminator_lr": 2e-3, "one_stage": one_stage}
+        task = small(loss=loss, mismatch=mismatch, ema_decay=None, **options)
+        fit(task, steps=40)
+        images, labels = next(iter(task.trainer.datamodule.val_dataloader()))
+        with torch.no_grad():
+            verdicts = task.network.discriminator.eval()(
+                task._real(images), torch.stack([labels, (labels + 3) % 10], dim=1)
+            )
+        return float((verdicts[:, 0] - verdicts[:, 1]).mean())
+
+    assert margin(1.0) > 0.5
+    assert margin(0.0) < 0
+
+
+def test_another_class_is_any_but_the_images_own() -> None:
+    task = small(mismatch=1.0)
+    labels = torch.arange(10).repeat_interleave(200)
+    others = task._other_classes(labels)
+    for label in range(10):
+        assert set(others[labels == label].tolist()) == set(range(10)) - {label}
+
+
+def test_the_mismatched_pairs_are_weighed_and_the_generator_does_not_see_them() -> None:
+    real, made = torch.rand(16, 1, 8, 8) * 2 - 1, torch.rand(16, 1, 8, 8) * 2 - 1
+    labels = torch.arange(16) % 10
+    losses = []
+    for mismatch in (0.0, 1.0, 3.0):
+        task = small(mismatch=mismatch)
+        task.network.discriminator.eval()
+        task._noise = torch.Generator().manual_seed(1)
+        shown = made.clone().requires_grad_()
+        loss, verdicts = task._discriminator_loss(real, shown, labels)
+        slope = torch.autograd.grad(loss, shown)[0]
+        losses.append((loss.item(), torch.stack(verdicts).detach(), slope))
+    assert losses[2][0] - losses[0][0] == pytest.approx(3 * (losses[1][0] - losses[0][0]), rel=1e-4)
+    assert losses[1][0] > losses[0][0]
+    torch.testing.assert_close(losses[0][1:], losses[2][1:])
 
 
 def test_one_stage_needs_verdicts_that_are_each_images_own() -> None:
@@ -347,6 +413,7 @@ def test_two_processes_agree_bit_for_bit(tmp_path: Path) -> None:
         ({"loss": "wasserstein"}, "choose hinge or relativistic"),
         ({"r1": -1.0}, "model.r1 cannot be negative"),
         ({"gradient_clip": 0.0}, "model.gradient_clip is above 0"),
+        ({"mismatch": -1.0}, "model.mismatch is -1.0: it cannot be negative"),
         ({"temperature": -0.5}, "model.temperature is -0.5: it cannot be negative"),
     ],
 )

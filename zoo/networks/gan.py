@@ -151,6 +151,13 @@ class Generator(Network):
             if isinstance(module, ClassBatchNorm):
                 module.reset_affine()  # Xavier's modulation would begin at 0.7 and more
 
+    def fallback_parameters(self) -> set[str]:
+        """Matrices that an optimiser for matrices leaves to its fallback, as patterns of names.
+
+        They are what latents and classes enter by, and what the pixels leave by.
+        """
+        return {"first.weight", "*.affine.weight", "*.modulation.weight", "last.weight"}
+
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents (B, Z) → images (B, C, H, W) in (-1, 1).
 
@@ -255,8 +262,23 @@ class Discriminator(Network):
             if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
                 spectral_norm(layer)
 
+    def fallback_parameters(self) -> set[str]:
+        """Matrices that an optimiser for matrices leaves to its fallback, as patterns of names."""
+        return {"linear.*", "embed.*"}
+
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] and int64 labels (B,) → (B,)."""
+        """Images (B, C, H, W) in [-1, 1] and int64 labels (B,) → (B,).
+
+        Labels (B, M) ask of each image what it is as one of M classes: (B, M).
+
+        Raises:
+            ValueError: labels are missing, or there are no classes.
+        """
+        if (labels is None) != (self.num_classes == 0):
+            raise ValueError(
+                f"a discriminator of {self.num_classes} classes takes "
+                f"{'labels' if self.num_classes else 'no labels'}"
+            )
         x = images * self.input_scale
         if self.detail_scale:
             # Repeated edges: zeros beyond them would be an edge of their own.
@@ -264,9 +286,11 @@ class Discriminator(Network):
             x = torch.cat([x, (images - mean) * self.detail_scale], dim=1)
         features = self.blocks(x).relu().sum((2, 3))
         verdict = self.linear(features)[:, 0]
-        if self.embed is None:
+        if self.embed is None or labels is None:
             return verdict
-        return verdict + (self.embed(labels) * features).sum(1)
+        if labels.ndim == 2:
+            verdict, features = verdict[:, None], features[:, None]
+        return verdict + (self.embed(labels) * features).sum(-1)
 
 
 class GAN(Network):

@@ -38,7 +38,7 @@ class GAN(Task):
 
     Args:
         network: with ``generator``, ``discriminator``, ``latent_size`` and ``num_classes``.
-        optimizer: of both: ``adam``, ``adamw``, or another of timm's.
+        optimizer: of both: ``adam``, ``adamw``, ``muon``, or another of timm's.
         lr: the generator's peak learning rate.
         discriminator_lr: the discriminator's; the generator's where none is given.
         discriminator_steps: updates of the discriminator to one of the generator.
@@ -48,8 +48,14 @@ class GAN(Task):
             the same made images (Fang et al., "Training Generative Adversarial Networks in One
             Stage", CVPR 2021, section 3): a quarter less to compute than in turns. The generator
             follows the discriminator as it was before its own step.
+        mismatch: weight of real images beside a class that is not theirs, which the discriminator
+            is to refuse as it does made ones (Reed et al., "Generative Adversarial Text to Image
+            Synthesis", ICML 2016, section 4.2): else no pair teaches it that a class is wrong.
+            Costs next to nothing; 0 for none.
         r1: weight of the squared gradient of the verdict at real images (Mescheder et al. 2018,
             section 4.1); 0 for none.
+        momentum: of ``sgd`` and ``muon``; of the others' ``betas`` the first is 0 unless
+            ``optimizer_args`` has them.
         optimizer_args: further arguments of both optimisers.
         schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down to zero, or
             ``constant``.
@@ -85,13 +91,15 @@ class GAN(Task):
         channels_last: bool = False,
         temperature: float = 1.0,
         one_stage: bool = False,
+        momentum: float = 0.9,
+        mismatch: float = 0.0,
     ) -> None:
         super().__init__(
             network,
             optimizer,
             lr,
             0.0,
-            0.9,
+            momentum,
             optimizer_args,
             schedule,
             warmup,
@@ -105,6 +113,10 @@ class GAN(Task):
             raise UserError(f"model.loss is {loss!r}: choose hinge or relativistic")
         if r1 < 0 or (gradient_clip is not None and gradient_clip <= 0):
             raise UserError("model.r1 cannot be negative, and model.gradient_clip is above 0")
+        if mismatch < 0 or (mismatch and self.network.num_classes < 2):
+            raise UserError(
+                f"model.mismatch is {mismatch}: it cannot be negative, and needs two classes"
+            )
         if temperature < 0:
             raise UserError(f"model.temperature is {temperature}: it cannot be negative")
         if one_stage:
@@ -113,7 +125,7 @@ class GAN(Task):
         self.discriminator_lr = lr if discriminator_lr is None else discriminator_lr
         self.discriminator_steps, self.loss, self.r1 = discriminator_steps, loss, r1
         self.gradient_clip, self.temperature = gradient_clip, temperature
-        self.one_stage = one_stage
+        self.one_stage, self.mismatch = one_stage, mismatch
         self.remember(locals())
         self.loss_discriminator, self.loss_generator = MeanMetric(), MeanMetric()
         self.verdict_real, self.verdict_made = MeanMetric(), MeanMetric()
@@ -247,9 +259,15 @@ class GAN(Task):
         images: Tensor = self(self.draw(len(labels)), self._labels(labels))
         return images
 
-    def _verdicts(self, real: Tensor, made: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One forward of both: spectral norm steps once, and under DDP there is one forward."""
-        both = self._labels(torch.cat([labels, labels]))
+    def _verdicts(
+        self, real: Tensor, made: Tensor, labels: Tensor, others: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One forward of both: spectral norm steps once, and under DDP there is one forward.
+
+        Verdicts (B,) on the real images and on the made, or (B, 2) with those as of ``others``.
+        """
+        asked = labels if others is None else torch.stack([labels, others], dim=1)
+        both = self._labels(torch.cat([asked, asked]))
         verdicts: Tensor = self.network.discriminator(torch.cat([real, made]), both)
         first, second = verdicts.float().chunk(2)
         return first, second
@@ -259,21 +277,36 @@ class GAN(Task):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """With the verdicts on real and made images that it is of."""
         images = images.detach().requires_grad_(bool(self.r1))
-        real, fake = self._verdicts(images, made, labels)
-        loss = self._discriminators(real, fake)
+        others = self._other_classes(labels) if self.mismatch else None
+        real, fake = self._verdicts(images, made, labels, others)
+        if others is None:
+            loss = self._discriminators(real, fake)
+        else:
+            (real, wrong), fake = real.unbind(1), fake[:, 0]
+            loss = self._discriminators(real, fake) + self.mismatch * self._refusal(real, wrong)
         if self.r1:
             (slope,) = torch.autograd.grad(real.sum(), images, create_graph=True)
             loss = loss + 0.5 * self.r1 * slope.float().square().sum((1, 2, 3)).mean()
         return loss, (real, fake)
 
+    def _other_classes(self, labels: Tensor) -> Tensor:
+        """A class for each label (B,), any but its own."""
+        classes = self.network.num_classes
+        away = torch.randint(1, classes, labels.shape, generator=self._noise)
+        return (labels + away.to(labels.device)) % classes
+
     def _discriminators(self, real: Tensor, fake: Tensor) -> Tensor:
-        if self.loss == "relativistic":
-            loss = F.softplus(fake - real).mean()
-        else:
-            loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+        loss = self._refusal(real, fake)
+        if self.loss == "hinge":
+            loss = loss + F.relu(1 - real).mean()
         if self.one_stage:  # where the loss is flat there would be no gradient to pass on
             loss = loss + SLOPE * (fake - real).mean()
         return loss
+
+    def _refusal(self, real: Tensor, wrong: Tensor) -> Tensor:
+        if self.loss == "relativistic":
+            return F.softplus(wrong - real).mean()
+        return F.relu(1 + wrong).mean()
 
     def _generators(self, real: Tensor, fake: Tensor) -> Tensor:
         if self.loss == "relativistic":
@@ -292,7 +325,7 @@ class GAN(Task):
 
     def _optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
         extra = {"betas": [0.0, 0.9], **(self.optimizer_args or {})}
-        return make_optimizer(network, self.optimizer, lr, 0.0, 0.9, extra)
+        return make_optimizer(network, self.optimizer, lr, 0.0, self.momentum, extra)
 
     def configure_optimizers(self) -> Any:
         networks = (self.network.generator, self.network.discriminator)
