@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ZOO = Path(__file__).parent.parent / "zoo"
-GROUND = {"errors", "modes", "seeds", "pictures", "recipes"}
+GROUND = {"errors", "devices", "modes", "seeds", "pictures", "recipes"}
 VERSION = {"__version__"}
 ABOVE = {
     "networks": {"networks"},
