@@ -10,7 +10,7 @@ import torch
 def imitates_bfloat16(kind: str) -> bool:
     """Whether a device has bfloat16 by conversion to float32 and back, far slower than float32.
 
-    A processor with AVX2 at most takes 8 to 12 times as long for a forward and backward of a
+    A processor with AVX2 at most takes 9 to 13 times as long for a forward and backward of a
     recipe's network as in float32 (tests/benchmarks/precision.py).
 
     Args:

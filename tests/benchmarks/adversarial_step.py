@@ -12,7 +12,7 @@ import torch
 from turns import compare, print_peaks
 
 from zoo.cli import build
-from zoo.devices import lacks_bf16
+from zoo.devices import imitates_bfloat16
 from zoo.tasks import GAN
 
 ROUNDS = 15
@@ -49,7 +49,7 @@ def stepper(one_stage: bool, half: bool) -> Callable[[], None]:
 
 
 def main() -> None:
-    half = not lacks_bf16({"accelerator": "cpu"})
+    half = not imitates_bfloat16("cpu")
     ways = {"in turns": stepper(False, half), "in one stage": stepper(True, half)}
     compare(f"a step on {BATCH} images, {'bfloat16' if half else 'float32'}", ways, ROUNDS)
     print_peaks(ways)

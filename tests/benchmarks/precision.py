@@ -17,7 +17,7 @@ from turns import compare
 
 from zoo import recipes
 from zoo.cli import build
-from zoo.devices import lacks_bf16
+from zoo.devices import imitates_bfloat16
 from zoo.tasks.optim import Float32Muon
 
 ROUNDS = 3
@@ -44,7 +44,7 @@ def optimizer_step(task: Any, kind: type[timm.optim.Muon]) -> Callable[[], None]
 
 
 def main() -> None:
-    print(f"float32 in place of bf16-mixed here: {lacks_bf16({'accelerator': 'cpu'})}")
+    print(f"float32 in place of bf16-mixed here: {imitates_bfloat16('cpu')}")
     for name in recipes.names():
         trainer = recipes.resolve(name)["trainer"]
         if trainer.get("precision") != "bf16-mixed" or name.endswith("imagefolder"):

@@ -262,6 +262,11 @@ def test_a_discriminator_learns_to_refuse_real_images_of_another_class(
     assert margin(0.0) < 0
 
 
+def test_mismatch_needs_classes() -> None:
+    with pytest.raises(UserError, match=r"model\.mismatch is 1\.0: .* needs two classes"):
+        GAN(networks.GAN(0, 1, 8, 16, 8, 8, 1), mismatch=1.0)
+
+
 def test_another_class_is_any_but_the_images_own() -> None:
     task = small(mismatch=1.0)
     labels = torch.arange(10).repeat_interleave(200)

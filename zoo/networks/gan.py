@@ -168,11 +168,7 @@ class Generator(Network):
         Raises:
             ValueError: labels are missing, or there are no classes.
         """
-        if (labels is None) != (self.num_classes == 0):
-            raise ValueError(
-                f"a generator of {self.num_classes} classes takes "
-                f"{'labels' if self.num_classes else 'no labels'}"
-            )
+        _check_labels(labels, "generator", self.num_classes)
         x = self.first(latents).view(len(latents), -1, self.side, self.side)
         for block in self.blocks:
             x = block(x, labels, latents)
@@ -263,8 +259,8 @@ class Discriminator(Network):
                 spectral_norm(layer)
 
     def fallback_parameters(self) -> set[str]:
-        """Matrices that an optimiser for matrices leaves to its fallback, as patterns of names."""
-        return {"linear.*", "embed.*"}
+        """The matrix that an optimiser for matrices leaves to its fallback: the classes' table."""
+        return {"embed.*"}
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] and int64 labels (B,) → (B,).
@@ -274,11 +270,7 @@ class Discriminator(Network):
         Raises:
             ValueError: labels are missing, or there are no classes.
         """
-        if (labels is None) != (self.num_classes == 0):
-            raise ValueError(
-                f"a discriminator of {self.num_classes} classes takes "
-                f"{'labels' if self.num_classes else 'no labels'}"
-            )
+        _check_labels(labels, "discriminator", self.num_classes)
         x = images * self.input_scale
         if self.detail_scale:
             # Repeated edges: zeros beyond them would be an edge of their own.
@@ -291,6 +283,13 @@ class Discriminator(Network):
         if labels.ndim == 2:
             verdict, features = verdict[:, None], features[:, None]
         return verdict + (self.embed(labels) * features).sum(-1)
+
+
+def _check_labels(labels: Tensor | None, who: str, num_classes: int) -> None:
+    if (labels is None) != (num_classes == 0):
+        raise ValueError(
+            f"a {who} of {num_classes} classes takes {'labels' if num_classes else 'no labels'}"
+        )
 
 
 class GAN(Network):

@@ -51,7 +51,7 @@ class GAN(Task):
         mismatch: weight of real images beside a class that is not theirs, which the discriminator
             is to refuse as it does made ones (Reed et al., "Generative Adversarial Text to Image
             Synthesis", ICML 2016, section 4.2): else no pair teaches it that a class is wrong.
-            Costs next to nothing; 0 for none.
+            No image goes through the network again for it; 0 for none.
         r1: weight of the squared gradient of the verdict at real images (Mescheder et al. 2018,
             section 4.1); 0 for none.
         momentum: of ``sgd`` and ``muon``; of the others' ``betas`` the first is 0 unless
