@@ -39,11 +39,8 @@ def stepper(one_stage: bool, half: bool) -> Callable[[], None]:
 
     def run() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            if one_stage:
-                task._both_steps(images, labels, *optimizers)
-            else:
-                task._discriminator_step(images, labels, optimizers[1])
-                task._generator_step(images, labels, optimizers[0])
+            part = task._part(images, labels)
+            task._learn([part] if one_stage else [part, task._part(images, labels)], *optimizers)
 
     return run
 

@@ -18,7 +18,8 @@ import zoo
 from zoo import networks
 from zoo.data import Digits
 from zoo.errors import UserError
-from zoo.tasks import GAN
+from zoo.tasks import GAN, graphs
+from zoo.tasks.gan import Part
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = (
@@ -227,7 +228,7 @@ def test_in_one_stage_each_network_has_the_gradient_of_its_own_loss(loss: str) -
         found.clear()
         for name in names:
             task._noise = torch.Generator().manual_seed(5)  # the same made images every time
-            getattr(task, name)(real, labels, *[None] * (1 + task.one_stage))
+            getattr(task, name)(task._part(real, labels), *[None] * (1 + task.one_stage))
         return [*found]
 
     made = task(task.draw(32, torch.Generator().manual_seed(5)), labels).detach()
@@ -282,14 +283,58 @@ def test_the_mismatched_pairs_are_weighed_and_the_generator_does_not_see_them() 
     for mismatch in (0.0, 1.0, 3.0):
         task = small(mismatch=mismatch)
         task.network.discriminator.eval()
-        task._noise = torch.Generator().manual_seed(1)
         shown = made.clone().requires_grad_()
-        loss, verdicts = task._discriminator_loss(real, shown, labels)
+        part = Part(real, labels, torch.empty(0), (labels + 1) % 10)
+        loss, verdicts = task._discriminator_loss(part, shown)
         slope = torch.autograd.grad(loss, shown)[0]
         losses.append((loss.item(), torch.stack(verdicts).detach(), slope))
     assert losses[2][0] - losses[0][0] == pytest.approx(3 * (losses[1][0] - losses[0][0]), rel=1e-4)
     assert losses[1][0] > losses[0][0]
     torch.testing.assert_close(losses[0][1:], losses[2][1:])
+
+
+@pytest.mark.parametrize("one_stage", [False, True])
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_recorded_steps_are_the_steps_as_written(
+    one_stage: bool, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the recording, which is CUDA's: it runs the step on the kept tensors."""
+    replays: list[int] = []
+
+    def record(step, inputs):
+        outputs: list[torch.Tensor] = []
+
+        def replay():
+            replays.append(len(replays))
+            outputs[:] = step(*inputs)
+            return outputs
+
+        return replay
+
+    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "make_capturable", lambda optimizer, device: None)
+    options = {"optimizer": optimizer, "one_stage": one_stage, "mismatch": 0.3}
+    options |= {"schedule": "linear", "discriminator_steps": 1 if one_stage else 2}
+    runs = []
+    for recorded in (False, True):
+        task = small(**options)
+        if recorded:
+            monkeypatch.setattr(GAN, "_records", lambda self: True)
+        trainer = fit(task, steps=8)
+        assert trainer.global_step == 8
+        assert task._graph is None
+        runs.append((task.state_dict(), trainer.callback_metrics))
+    assert len(replays) == 8 - graphs.WARMUP
+    torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0)
+
+
+def test_a_recorded_loss_that_is_no_number_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "make_capturable", lambda optimizer, device: None)
+    monkeypatch.setattr(GAN, "_records", lambda self: True)
+    task = small()
+    torch.nn.init.constant_(task.network.generator.first.bias, float("nan"))
+    with pytest.raises(UserError, match=r"no number at step 1, .* the last checkpoint is intact"):
+        fit(task)
 
 
 def test_one_stage_needs_verdicts_that_are_each_images_own() -> None:
@@ -317,8 +362,9 @@ def test_r1_is_the_mean_squared_slope_at_real_images() -> None:
     for one in (task, plain):
         one.network.discriminator = Slope()
     made = torch.randn(4, 1, 8, 8)
-    with_r1, _ = task._discriminator_loss(images, made, labels)
-    without, _ = plain._discriminator_loss(images, made, labels)
+    part = Part(images, labels, torch.empty(0), labels)
+    with_r1, _ = task._discriminator_loss(part, made)
+    without, _ = plain._discriminator_loss(part, made)
     assert (with_r1 - without).item() == pytest.approx(0.5 * 2.0 * 9 * 64, rel=1e-4)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -17,11 +17,21 @@ from zoo.errors import UserError
 from zoo.modes import evaluating
 from zoo.seeds import step_seed
 from zoo.tasks.base import Task
+from zoo.tasks.graphs import StepGraph, make_portable
 from zoo.tasks.optim import Schedule, make_optimizer, make_schedule
 
 COLLAPSED = 0.2  # spread of the samples, as a part of the real images', below which it is said
 SATURATED = 0.02  # discriminator loss, below which it has won
 SLOPE = 1e-3  # what a discriminator's loss has at least, if one backward must serve both networks
+
+
+class Part(NamedTuple):
+    """What one update learns from."""
+
+    real: Tensor  # (B, C, H, W) in [-1, 1]
+    labels: Tensor  # (B,)
+    latents: Tensor  # (B, Z), of the images to be made
+    others: Tensor  # (B,), a class that each image is not of; its own where none is asked for
 
 
 class GAN(Task):
@@ -67,6 +77,9 @@ class GAN(Task):
         temperature: of ``sample`` and ``interpolate`` where they are given none: the standard
             deviation of the latents they draw. Below the 1 of training, samples are more typical
             and less varied (Brock et al., ICLR 2019, section 3.1, cut the tails for the same).
+        cuda_graph: on a single CUDA device, record a step and replay it (``graphs.StepGraph``): a
+            small network's is mostly launching. Nothing else changes, except that a loss that is
+            no number has reached the weights when the run stops. Elsewhere it does nothing.
     """
 
     network: Any  # has generator, discriminator, latent_size and num_classes
@@ -93,6 +106,7 @@ class GAN(Task):
         one_stage: bool = False,
         momentum: float = 0.9,
         mismatch: float = 0.0,
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__(
             network,
@@ -125,11 +139,12 @@ class GAN(Task):
         self.discriminator_lr = lr if discriminator_lr is None else discriminator_lr
         self.discriminator_steps, self.loss, self.r1 = discriminator_steps, loss, r1
         self.gradient_clip, self.temperature = gradient_clip, temperature
-        self.one_stage, self.mismatch = one_stage, mismatch
+        self.one_stage, self.mismatch, self.cuda_graph = one_stage, mismatch, cuda_graph
         self.remember(locals())
         self.loss_discriminator, self.loss_generator = MeanMetric(), MeanMetric()
         self.verdict_real, self.verdict_made = MeanMetric(), MeanMetric()
         self._noise: torch.Generator | None = None
+        self._graph: StepGraph | None = None
         self._spread: dict[str, list[Tensor]] = {"real": [], "made": []}
 
     # -- images ----------------------------------------------------------------------------------
@@ -189,59 +204,125 @@ class GAN(Task):
         # The discriminator's is stepped past Lightning, which would count its steps too.
         counted: Any = self.optimizers()
         uncounted: Any = self.optimizers(use_pl_optimizer=False)
+        # All that is random is drawn before anything is computed.
         self._noise = torch.Generator().manual_seed(step_seed(self.trainer, stream=1))
-        parts = list(
+        shares = list(
             zip(
                 self._real(images).tensor_split(self.discriminator_steps),
                 labels.tensor_split(self.discriminator_steps),
                 strict=True,
             )
         )
-        for part in parts if not self.one_stage else parts[:-1]:
-            self._discriminator_step(*part, uncounted[1])
-        if self.one_stage:
-            self._both_steps(*parts[-1], counted[0], uncounted[1])
+        parts = [
+            self._part(*share) for share in (shares if self.one_stage else [*shares, shares[-1]])
+        ]
+        if self._graph is None:
+            losses: Sequence[Tensor] = self._learn(parts, counted[0], uncounted[1])
         else:
-            self._generator_step(*parts[-1], counted[0])
+            losses = self._replayed(parts, counted[0])
+        self.loss_discriminator.update(losses[0])
+        self.loss_generator.update(losses[1])
         schedulers: Any = self.lr_schedulers()
         for scheduler in schedulers:
             scheduler.step()
         for name in ("loss_discriminator", "loss_generator"):
             self.report(f"train/{name}", getattr(self, name), on_step=False, on_epoch=True)
 
-    def _discriminator_step(self, real: Tensor, labels: Tensor, optimizer: Any) -> None:
-        with torch.no_grad():
-            made = self._made(labels)
-        loss, _ = self._discriminator_loss(real, made, labels)
-        self._step(self.check_finite(loss), self.network.discriminator, optimizer)
-        self.loss_discriminator.update(loss.detach())
+    def _part(self, real: Tensor, labels: Tensor) -> Part:
+        latents = self.draw(len(labels))
+        return Part(real, labels, latents, self._other_classes(labels) if self.mismatch else labels)
 
-    def _generator_step(self, real: Tensor, labels: Tensor, optimizer: Any) -> None:
+    def _learn(
+        self, parts: Sequence[Part], generators: Any, discriminators: Any
+    ) -> tuple[Tensor, Tensor]:
+        """A step: the losses (S,) of the discriminator's updates, and the generator's."""
+        *before, last = parts
+        losses = [self._discriminator_step(part, discriminators) for part in before]
+        if self.one_stage:
+            loss, by_generator = self._both_steps(last, generators, discriminators)
+            losses.append(loss)
+        else:
+            by_generator = self._generator_step(last, generators)
+        return torch.stack(losses), by_generator
+
+    def _replayed(self, parts: Sequence[Part], counted: Any) -> Sequence[Tensor]:
+        assert self._graph is not None
+        losses = self._graph(*(tensor for part in parts for tensor in part))
+        counted.step()  # without a gradient left it moves nothing, and Lightning counts a step
+        if not all(bool(torch.isfinite(loss).all()) for loss in losses):
+            raise UserError(
+                f"a training loss is no number at step {self.global_step}, and the weights have "
+                "taken it; the last checkpoint is intact: lower model.lr "
+                f"({self.lr}), or train in trainer.precision 32-true"
+            )
+        return losses
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._graph = None
+        if not self._records():
+            return
+        optimizers: Any = self.optimizers(use_pl_optimizer=False)
+
+        def step(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+            size = len(Part._fields)
+            parts = [Part(*tensors[at : at + size]) for at in range(0, len(tensors), size)]
+            return self._learn(parts, *optimizers)
+
+        self._graph = StepGraph(step, optimizers, self.device)
+
+    def _records(self) -> bool:
+        return self.cuda_graph and self.device.type == "cuda" and self.trainer.world_size == 1
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self._graph = None  # it holds memory, and no copy can be made of it
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        make_portable(checkpoint.get("optimizer_states", []))
+
+    def check_finite(self, loss: Tensor) -> Tensor:
+        if self._graph is not None:  # what is recorded cannot ask; it is asked after the step
+            return loss
+        return super().check_finite(loss)
+
+    def _discriminator_step(self, part: Part, optimizer: Any) -> Tensor:
+        with torch.no_grad():
+            made = self._made(part)
+        loss, _ = self._discriminator_loss(part, made)
+        self._step(self.check_finite(loss), self.network.discriminator, optimizer)
+        return loss.detach()
+
+    def _generator_step(self, part: Part, optimizer: Any) -> Tensor:
         self.network.discriminator.requires_grad_(False)
         try:
-            made = self._made(labels)
+            made = self._made(part)
             if self.loss == "hinge":  # has no use for the verdicts on real images
-                fake = self.network.discriminator(made, self._labels(labels)).float()
+                fake = self.network.discriminator(made, self._labels(part.labels)).float()
                 loss = self._generators(fake, fake)
             else:
-                loss = self._generators(*self._verdicts(real, made, labels))
+                loss = self._generators(*self._verdicts(part.real, made, part.labels))
             self._step(self.check_finite(loss), self.network.generator, optimizer)
         finally:
             self.network.discriminator.requires_grad_(True)
-        self.loss_generator.update(loss.detach())
+        return loss.detach()
 
     def _both_steps(
-        self, real: Tensor, labels: Tensor, generators: Any, discriminators: Any
-    ) -> None:
+        self, part: Part, generators: Any, discriminators: Any
+    ) -> tuple[Tensor, Tensor]:
         """One forward and one backward of the discriminator for both networks.
 
         No image's verdict depends on another image. So what either loss says of a made image's
         pixels is one gradient, that of its verdict, times a number, that loss's slope in the
         verdict; the discriminator's backward has the one, and its number is exchanged.
+
+        Returns:
+            The discriminator's loss and the generator's.
         """
-        made = self._made(labels)
+        made = self._made(part)
         shown = made.detach().requires_grad_()
-        loss, verdicts = self._discriminator_loss(real, shown, labels)
+        loss, verdicts = self._discriminator_loss(part, shown)
         first, second = (verdict.detach().requires_grad_() for verdict in verdicts)
         by_generator = self.check_finite(self._generators(first, second))
         slopes = [
@@ -249,14 +330,13 @@ class GAN(Task):
             for each in (by_generator, self._discriminators(first, second))
         ]
         self._step(self.check_finite(loss), self.network.discriminator, discriminators)
-        self.loss_discriminator.update(loss.detach())
         assert shown.grad is not None
         pull = shown.grad * (slopes[0] / slopes[1]).view(-1, *[1] * (made.ndim - 1))
         self._step((made * pull).sum(), self.network.generator, generators)
-        self.loss_generator.update(by_generator.detach())
+        return loss.detach(), by_generator.detach()
 
-    def _made(self, labels: Tensor) -> Tensor:
-        images: Tensor = self(self.draw(len(labels)), self._labels(labels))
+    def _made(self, part: Part) -> Tensor:
+        images: Tensor = self(part.latents, self._labels(part.labels))
         return images
 
     def _verdicts(
@@ -272,13 +352,11 @@ class GAN(Task):
         first, second = verdicts.float().chunk(2)
         return first, second
 
-    def _discriminator_loss(
-        self, images: Tensor, made: Tensor, labels: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _discriminator_loss(self, part: Part, made: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """With the verdicts on real and made images that it is of."""
-        images = images.detach().requires_grad_(bool(self.r1))
-        others = self._other_classes(labels) if self.mismatch else None
-        real, fake = self._verdicts(images, made, labels, others)
+        images = part.real.detach().requires_grad_(bool(self.r1))
+        others = part.others if self.mismatch else None
+        real, fake = self._verdicts(images, made, part.labels, others)
         if others is None:
             loss = self._discriminators(real, fake)
         else:
