@@ -142,6 +142,32 @@ def test_self_modulation_starts_small_and_reaches_every_block(classes: int) -> N
     assert len(extra) == 8
 
 
+@pytest.mark.parametrize("self_modulation", [True, False])
+def test_a_class_has_latents_of_its_own(self_modulation: bool) -> None:
+    torch.manual_seed(0)
+    options = {"self_modulation": self_modulation, "class_latents": True}
+    generator = Generator(3, 1, 8, 16, 8, 1, **options).eval()
+    latents, labels = torch.randn(2, 16), torch.tensor([0, 2])
+    # In the beginning a class is no more than a name,
+    first, second = (generator(latents, torch.full((2,), label)) for label in (0, 1))
+    torch.testing.assert_close(first, second)
+    # and what one of them learns moves no other.
+    before = generator(latents, labels).detach()
+    with torch.no_grad():
+        for layer in [generator.first, *(m.modulation for m in norms(generator) if m.modulation)]:
+            layer.weight[:, 32:] += 0.5
+    after = generator(latents, labels).detach()
+    torch.testing.assert_close(before[0], after[0])
+    assert (before[1] - after[1]).abs().max() > 0.01
+    torch.testing.assert_close(generator(latents, torch.eye(3)[labels]), after)
+    with pytest.raises(ValueError, match="class_latents needs classes"):
+        Generator(0, 1, 8, 16, 8, 1, **options)
+
+
+def norms(network: nn.Module) -> list[ClassBatchNorm]:
+    return [module for module in network.modules() if isinstance(module, ClassBatchNorm)]
+
+
 def test_the_last_block_may_have_more_features() -> None:
     network = Discriminator(width=8, feature_size=24)
     assert [block.shortcut.out_channels for block in network.blocks] == [8, 16, 24]

@@ -33,11 +33,15 @@ class ClassBatchNorm(nn.Module):
     theirs has a hidden layer.
     """
 
-    def __init__(self, channels: int, num_classes: int, latent_size: int = 0) -> None:
+    def __init__(
+        self, channels: int, num_classes: int, latent_size: int = 0, class_latents: bool = False
+    ) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=not num_classes)
         self.affine = nn.Embedding(num_classes, 2 * channels) if num_classes else None
-        self.modulation = nn.Linear(latent_size, 2 * channels) if latent_size else None
+        self.latent_size = latent_size
+        entering = latent_size * (num_classes if class_latents else 1)
+        self.modulation = nn.Linear(entering, 2 * channels) if latent_size else None
         self.reset_affine()
 
     def reset_affine(self) -> None:
@@ -48,7 +52,11 @@ class ClassBatchNorm(nn.Module):
                 scale.fill_(1)
                 shift.zero_()
             if self.modulation is not None:
-                nn.init.normal_(self.modulation.weight, std=0.16 / self.modulation.in_features**0.5)
+                weight = self.modulation.weight
+                each = nn.init.normal_(
+                    weight[:, : self.latent_size], std=0.16 / self.latent_size**0.5
+                )
+                weight.copy_(each.repeat(1, weight.shape[1] // self.latent_size))
                 nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, labels: Tensor | None, latents: Tensor | None = None) -> Tensor:
@@ -57,7 +65,7 @@ class ClassBatchNorm(nn.Module):
         Args:
             x: (B, C, H, W).
             labels: (B,), or shares of each class (B, K).
-            latents: (B, Z), where they move the scale and shift.
+            latents: (B, Z), or (B, K * Z) of ``latents_by_class``, where they move both.
         """
         x = self.norm(x)
         affine: Tensor | None = None
@@ -83,12 +91,17 @@ class GeneratorBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, channels: int, num_classes: int, latent_size: int = 0
+        self,
+        in_channels: int,
+        channels: int,
+        num_classes: int,
+        latent_size: int = 0,
+        class_latents: bool = False,
     ) -> None:
         super().__init__()
-        self.norm1 = ClassBatchNorm(in_channels, num_classes, latent_size)
+        self.norm1 = ClassBatchNorm(in_channels, num_classes, latent_size, class_latents)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.norm2 = ClassBatchNorm(channels, num_classes, latent_size)
+        self.norm2 = ClassBatchNorm(channels, num_classes, latent_size, class_latents)
         self.conv2 = UpsampledConv2d(channels, channels)
         self.shortcut = nn.Conv2d(in_channels, channels, 1)
 
@@ -98,6 +111,18 @@ class GeneratorBlock(nn.Module):
         out = self.conv2(self.norm2(out, labels, latents).relu())
         # A 1 × 1 convolution and nearest upsampling commute: the small map is the cheaper one.
         return out + F.interpolate(self.shortcut(x), scale_factor=2.0)
+
+
+def latents_by_class(latents: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Latents (B, Z) at the place of their class, and zeros at the others': (B, K * Z).
+
+    Args:
+        latents: normal noise.
+        labels: (B,), or shares of each class (B, K).
+        num_classes: K.
+    """
+    shares = labels if labels.ndim == 2 else F.one_hot(labels, num_classes)
+    return (shares.to(latents.dtype)[:, :, None] * latents[:, None]).flatten(1)
 
 
 class Generator(Network):
@@ -111,9 +136,14 @@ class Generator(Network):
         width: channels of the last block; each block before has twice as many.
         blocks: how often the resolution is doubled.
         self_modulation: the latents enter every block's BatchNorm too; see ``ClassBatchNorm``.
+        class_latents: wherever latents enter, they do so by a matrix of their class's own: what
+            varies within a class is not what varies within another. Where a table of scales and
+            shifts alone tells the classes apart, all of them vary by the same features. In the
+            beginning the matrices are alike.
 
     Raises:
-        ValueError: a size below one, or an image that cannot be halved so often.
+        ValueError: a size below one, an image that cannot be halved so often, or latents of classes
+            that there are not.
     """
 
     def __init__(
@@ -125,6 +155,7 @@ class Generator(Network):
         width: int = 64,
         blocks: int = 2,
         self_modulation: bool = False,
+        class_latents: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(
@@ -134,14 +165,19 @@ class Generator(Network):
             width=width,
             blocks=blocks,
         )
+        if class_latents and not num_classes:
+            raise ValueError("class_latents needs classes, and num_classes is 0")
         if image_size % 2**blocks:
             raise ValueError(f"image_size {image_size} cannot be halved {blocks} times")
         self.num_classes, self.latent_size = num_classes, latent_size
+        self.class_latents = class_latents
         self.side = image_size // 2**blocks
         widths = [width * 2 ** (blocks - 1 - index) for index in range(blocks)]
-        self.first = nn.Linear(latent_size, widths[0] * self.side**2)
+        entering = latent_size * (num_classes if class_latents else 1)
+        self.first = nn.Linear(entering, widths[0] * self.side**2)
+        moving = latent_size if self_modulation else 0
         self.blocks = nn.ModuleList(
-            GeneratorBlock(before, after, num_classes, latent_size if self_modulation else 0)
+            GeneratorBlock(before, after, num_classes, moving, class_latents)
             for before, after in zip([widths[0], *widths], widths, strict=False)
         )
         self.norm = nn.BatchNorm2d(width)
@@ -150,6 +186,11 @@ class Generator(Network):
         for module in self.modules():
             if isinstance(module, ClassBatchNorm):
                 module.reset_affine()  # Xavier's modulation would begin at 0.7 and more
+        if class_latents:
+            with torch.no_grad():
+                each = self.first.weight[:, :latent_size]
+                nn.init.xavier_normal_(each)
+                self.first.weight.copy_(each.repeat(1, num_classes))
 
     def fallback_parameters(self) -> set[str]:
         """Matrices that an optimiser for matrices leaves to its fallback, as patterns of names.
@@ -169,6 +210,8 @@ class Generator(Network):
             ValueError: labels are missing, or there are no classes.
         """
         _check_labels(labels, "generator", self.num_classes)
+        if self.class_latents and labels is not None:
+            latents = latents_by_class(latents, labels, self.num_classes)
         x = self.first(latents).view(len(latents), -1, self.side, self.side)
         for block in self.blocks:
             x = block(x, labels, latents)
@@ -297,7 +340,7 @@ class GAN(Network):
 
     Args:
         num_classes, in_channels, image_size: of the images.
-        latent_size, generator_width, self_modulation: of ``Generator``.
+        latent_size, generator_width, self_modulation, class_latents: of ``Generator``.
         discriminator_width: of ``Discriminator``.
         blocks: how often the resolution is doubled, and halved.
         input_scale, detail_scale, feature_size: of ``Discriminator``.
@@ -316,6 +359,7 @@ class GAN(Network):
         detail_scale: float = 0.0,
         feature_size: int | None = None,
         self_modulation: bool = False,
+        class_latents: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes, self.latent_size = num_classes, latent_size
@@ -327,6 +371,7 @@ class GAN(Network):
             generator_width,
             blocks,
             self_modulation,
+            class_latents,
         )
         self.discriminator = Discriminator(
             num_classes,
