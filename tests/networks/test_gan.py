@@ -151,10 +151,14 @@ def test_a_class_has_latents_of_its_own(self_modulation: bool) -> None:
     # In the beginning a class is no more than a name,
     first, second = (generator(latents, torch.full((2,), label)) for label in (0, 1))
     torch.testing.assert_close(first, second)
+    torch.manual_seed(0)
+    plain = Generator(3, 1, 8, 16, 8, 1, self_modulation=self_modulation).eval()
+    torch.testing.assert_close(first, plain(latents, torch.zeros(2, dtype=torch.long)))
+    assert len(generator._entries()) == (3 if self_modulation else 1)
     # and what one of them learns moves no other.
     before = generator(latents, labels).detach()
     with torch.no_grad():
-        for layer in [generator.first, *(m.modulation for m in norms(generator) if m.modulation)]:
+        for layer in generator._entries():
             layer.weight[:, 32:] += 0.5
     after = generator(latents, labels).detach()
     torch.testing.assert_close(before[0], after[0])
@@ -162,10 +166,6 @@ def test_a_class_has_latents_of_its_own(self_modulation: bool) -> None:
     torch.testing.assert_close(generator(latents, torch.eye(3)[labels]), after)
     with pytest.raises(ValueError, match="class_latents needs classes"):
         Generator(0, 1, 8, 16, 8, 1, **options)
-
-
-def norms(network: nn.Module) -> list[ClassBatchNorm]:
-    return [module for module in network.modules() if isinstance(module, ClassBatchNorm)]
 
 
 def test_the_last_block_may_have_more_features() -> None:

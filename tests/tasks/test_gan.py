@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -293,48 +294,65 @@ def test_the_mismatched_pairs_are_weighed_and_the_generator_does_not_see_them() 
     torch.testing.assert_close(losses[0][1:], losses[2][1:])
 
 
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch, recorded_on_the_cpu: list[int]) -> list[int]:
+    """Every GAN records; its optimisers keep on the CPU what is there."""
+    monkeypatch.setattr(graphs, "make_capturable", lambda optimizer, device: None)
+    monkeypatch.setattr(GAN, "_records", lambda self: self.cuda_graph)
+    return recorded_on_the_cpu
+
+
 @pytest.mark.parametrize("one_stage", [False, True])
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_recorded_steps_are_the_steps_as_written(
-    one_stage: bool, optimizer: str, monkeypatch: pytest.MonkeyPatch
+    one_stage: bool, optimizer: str, records: list[int]
 ) -> None:
-    """With a stand-in for the recording, which is CUDA's: it runs the step on the kept tensors."""
-    replays: list[int] = []
-
-    def record(step, inputs):
-        outputs: list[torch.Tensor] = []
-
-        def replay():
-            replays.append(len(replays))
-            outputs[:] = step(*inputs)
-            return outputs
-
-        return replay
-
-    monkeypatch.setattr(graphs, "record", record)
-    monkeypatch.setattr(graphs, "make_capturable", lambda optimizer, device: None)
     options = {"optimizer": optimizer, "one_stage": one_stage, "mismatch": 0.3}
     options |= {"schedule": "linear", "discriminator_steps": 1 if one_stage else 2}
     runs = []
     for recorded in (False, True):
-        task = small(**options)
-        if recorded:
-            monkeypatch.setattr(GAN, "_records", lambda self: True)
+        task = small(cuda_graph=recorded, **options)
         trainer = fit(task, steps=8)
         assert trainer.global_step == 8
         assert task._graph is None
+        assert len(records) == (8 - graphs.WARMUP if recorded else 0)
         runs.append((task.state_dict(), trainer.callback_metrics))
-    assert len(replays) == 8 - graphs.WARMUP
     torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0)
 
 
-def test_a_recorded_loss_that_is_no_number_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "make_capturable", lambda optimizer, device: None)
-    monkeypatch.setattr(GAN, "_records", lambda self: True)
-    task = small()
+@pytest.mark.usefixtures("records")
+def test_a_recorded_loss_that_is_no_number_stops_the_run() -> None:
+    task = small(cuda_graph=True)
     torch.nn.init.constant_(task.network.generator.first.bias, float("nan"))
-    with pytest.raises(UserError, match=r"no number at step 1, .* the last checkpoint is intact"):
+    with pytest.raises(UserError, match=r"at step 1: the weights have taken it and the last check"):
         fit(task)
+
+
+@pytest.mark.parametrize(
+    ("cuda_graph", "device", "processes", "expected"),
+    [
+        (True, "cuda:0", 1, True),
+        (False, "cuda:0", 1, False),
+        (True, "cpu", 1, False),
+        (True, "cuda:0", 2, False),
+    ],
+)
+def test_only_a_single_cuda_device_records(
+    cuda_graph: bool, device: str, processes: int, expected: bool
+) -> None:
+    task = small(cuda_graph=cuda_graph)
+    task._device = torch.device(device)
+    task._trainer = SimpleNamespace(world_size=processes)
+    assert task._records() is expected
+
+
+def test_a_recorded_runs_checkpoint_has_no_tensor_for_a_learning_rate() -> None:
+    group = {"lr": torch.tensor(0.5), "capturable": True}
+    checkpoint = {"optimizer_states": [{"param_groups": [group]}]}
+    small(cuda_graph=True).on_save_checkpoint(checkpoint)
+    kept = checkpoint["optimizer_states"][0]["param_groups"]
+    assert kept == [{"lr": 0.5, "capturable": False}]
+    assert not isinstance(kept[0]["lr"], torch.Tensor)
 
 
 def test_one_stage_needs_verdicts_that_are_each_images_own() -> None:

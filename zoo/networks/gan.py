@@ -33,15 +33,11 @@ class ClassBatchNorm(nn.Module):
     theirs has a hidden layer.
     """
 
-    def __init__(
-        self, channels: int, num_classes: int, latent_size: int = 0, class_latents: bool = False
-    ) -> None:
+    def __init__(self, channels: int, num_classes: int, latent_size: int = 0) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=not num_classes)
         self.affine = nn.Embedding(num_classes, 2 * channels) if num_classes else None
-        self.latent_size = latent_size
-        entering = latent_size * (num_classes if class_latents else 1)
-        self.modulation = nn.Linear(entering, 2 * channels) if latent_size else None
+        self.modulation = nn.Linear(latent_size, 2 * channels) if latent_size else None
         self.reset_affine()
 
     def reset_affine(self) -> None:
@@ -52,11 +48,7 @@ class ClassBatchNorm(nn.Module):
                 scale.fill_(1)
                 shift.zero_()
             if self.modulation is not None:
-                weight = self.modulation.weight
-                each = nn.init.normal_(
-                    weight[:, : self.latent_size], std=0.16 / self.latent_size**0.5
-                )
-                weight.copy_(each.repeat(1, weight.shape[1] // self.latent_size))
+                nn.init.normal_(self.modulation.weight, std=0.16 / self.modulation.in_features**0.5)
                 nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, labels: Tensor | None, latents: Tensor | None = None) -> Tensor:
@@ -91,17 +83,12 @@ class GeneratorBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        num_classes: int,
-        latent_size: int = 0,
-        class_latents: bool = False,
+        self, in_channels: int, channels: int, num_classes: int, latent_size: int = 0
     ) -> None:
         super().__init__()
-        self.norm1 = ClassBatchNorm(in_channels, num_classes, latent_size, class_latents)
+        self.norm1 = ClassBatchNorm(in_channels, num_classes, latent_size)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.norm2 = ClassBatchNorm(channels, num_classes, latent_size, class_latents)
+        self.norm2 = ClassBatchNorm(channels, num_classes, latent_size)
         self.conv2 = UpsampledConv2d(channels, channels)
         self.shortcut = nn.Conv2d(in_channels, channels, 1)
 
@@ -173,11 +160,9 @@ class Generator(Network):
         self.class_latents = class_latents
         self.side = image_size // 2**blocks
         widths = [width * 2 ** (blocks - 1 - index) for index in range(blocks)]
-        entering = latent_size * (num_classes if class_latents else 1)
-        self.first = nn.Linear(entering, widths[0] * self.side**2)
-        moving = latent_size if self_modulation else 0
+        self.first = nn.Linear(latent_size, widths[0] * self.side**2)
         self.blocks = nn.ModuleList(
-            GeneratorBlock(before, after, num_classes, moving, class_latents)
+            GeneratorBlock(before, after, num_classes, latent_size if self_modulation else 0)
             for before, after in zip([widths[0], *widths], widths, strict=False)
         )
         self.norm = nn.BatchNorm2d(width)
@@ -187,10 +172,15 @@ class Generator(Network):
             if isinstance(module, ClassBatchNorm):
                 module.reset_affine()  # Xavier's modulation would begin at 0.7 and more
         if class_latents:
-            with torch.no_grad():
-                each = self.first.weight[:, :latent_size]
-                nn.init.xavier_normal_(each)
-                self.first.weight.copy_(each.repeat(1, num_classes))
+            # Only now: a class's matrix sees as many latents as one for all of them would.
+            for layer in self._entries():
+                layer.weight = nn.Parameter(layer.weight.detach().repeat(1, num_classes))
+                layer.in_features *= num_classes
+
+    def _entries(self) -> list[nn.Linear]:
+        """The layers that latents enter by."""
+        norms = [module for module in self.modules() if isinstance(module, ClassBatchNorm)]
+        return [self.first, *(norm.modulation for norm in norms if norm.modulation is not None)]
 
     def fallback_parameters(self) -> set[str]:
         """Matrices that an optimiser for matrices leaves to its fallback, as patterns of names.

@@ -114,12 +114,13 @@ class Task(LightningModule):
         """Logs a metric; one of stand-in data is named for them, ``digits/val/accuracy``."""
         self.log(metric_prefix(self.data) + name, value, **options)
 
-    def check_finite(self, loss: Tensor) -> Tensor:
-        """Stops the run before a loss that is no number reaches the weights."""
+    def check_finite(self, loss: Tensor, applied: bool = False) -> Tensor:
+        """Stops the run before a loss that is no number reaches the weights, or once it has."""
         if not torch.isfinite(loss):
+            fate = "have taken it" if applied else "were not changed by it"
             raise UserError(
-                f"the training loss is {loss.item()} at step {self.global_step}: the weights were "
-                "not changed by it and the last checkpoint is intact; lower model.lr "
+                f"the training loss is {loss.item()} at step {self.global_step}: the weights "
+                f"{fate} and the last checkpoint is intact; lower model.lr "
                 f"({self.lr}), warm up longer, or train in trainer.precision 32-true"
             )
         return loss

@@ -249,12 +249,7 @@ class GAN(Task):
         assert self._graph is not None
         losses = self._graph(*(tensor for part in parts for tensor in part))
         counted.step()  # without a gradient left it moves nothing, and Lightning counts a step
-        if not all(bool(torch.isfinite(loss).all()) for loss in losses):
-            raise UserError(
-                f"a training loss is no number at step {self.global_step}, and the weights have "
-                "taken it; the last checkpoint is intact: lower model.lr "
-                f"({self.lr}), or train in trainer.precision 32-true"
-            )
+        super().check_finite(losses[0].sum() + losses[1], applied=True)
         return losses
 
     def on_train_start(self) -> None:
@@ -282,10 +277,10 @@ class GAN(Task):
         super().on_save_checkpoint(checkpoint)
         make_portable(checkpoint.get("optimizer_states", []))
 
-    def check_finite(self, loss: Tensor) -> Tensor:
+    def check_finite(self, loss: Tensor, applied: bool = False) -> Tensor:
         if self._graph is not None:  # what is recorded cannot ask; it is asked after the step
             return loss
-        return super().check_finite(loss)
+        return super().check_finite(loss, applied)
 
     def _discriminator_step(self, part: Part, optimizer: Any) -> Tensor:
         with torch.no_grad():

@@ -43,28 +43,25 @@ class StepGraph:
         for optimizer in self.optimizers:
             make_capturable(optimizer, device)
         self.taken = 0
-        self.inputs: list[Tensor] | None = None
-        self.replay: Callable[[], Sequence[Tensor]] | None = None
+        self.recorded: tuple[list[Tensor], Callable[[], Sequence[Tensor]]] | None = None
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """What the step returns; where it was replayed, valid until the next call."""
         self.taken += 1
-        if self.taken <= WARMUP or (self.inputs is not None and not _alike(self.inputs, inputs)):
-            outputs = _beside(self.step, inputs)
+        if self.recorded is None and self.taken > WARMUP:
+            kept = [each.clone() for each in inputs]
+            self.recorded = kept, record(self.step, kept)
+        if self.recorded is None or not _alike(self.recorded[0], inputs):
+            outputs = beside(self.step, inputs)
         else:
-            if self.replay is None or self.inputs is None:
-                self.inputs = [each.clone() for each in inputs]
-                self._forget_gradients()  # the recorded ones live in the graph's own memory
-                self.replay = record(self.step, self.inputs)
-            for kept, given in zip(self.inputs, inputs, strict=True):
-                kept.copy_(given)
-            outputs = self.replay()
-        self._forget_gradients()  # the step has used them
-        return outputs
-
-    def _forget_gradients(self) -> None:
+            kept, replay = self.recorded
+            for own, given in zip(kept, inputs, strict=True):
+                own.copy_(given)
+            outputs = replay()
+        # The step has used them; those of a recorded one live in the graph's own memory.
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+        return outputs
 
 
 def record(step: Step, inputs: Sequence[Tensor]) -> Callable[[], Sequence[Tensor]]:
@@ -90,15 +87,13 @@ def record(step: Step, inputs: Sequence[Tensor]) -> Callable[[], Sequence[Tensor
     return replay
 
 
-def _beside(step: Step, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+def beside(step: Step, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
     """The step on a stream of its own, as recording will have it."""
-    if inputs[0].device.type != "cuda":
-        return step(*inputs)
-    current, beside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    beside.wait_stream(current)
-    with torch.cuda.stream(beside):
+    current, own = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    own.wait_stream(current)
+    with torch.cuda.stream(own):
         outputs = step(*inputs)
-    current.wait_stream(beside)
+    current.wait_stream(own)
     return outputs
 
 
