@@ -168,6 +168,32 @@ def test_a_class_has_latents_of_its_own(self_modulation: bool) -> None:
         Generator(0, 1, 8, 16, 8, 1, **options)
 
 
+def test_coarse_blocks_work_at_the_first_resolution() -> None:
+    torch.manual_seed(0)
+    generator = Generator(3, 1, 8, 16, 8, 1, self_modulation=True, coarse_blocks=2).eval()
+    seen = []
+    for block in generator.blocks:
+        block.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+    latents, labels = torch.randn(2, 16), torch.tensor([0, 2])
+    images = generator(latents, labels)
+    assert images.shape == (2, 1, 8, 8)
+    assert [out.shape[-1] for _, out in seen] == [4, 4, 8]
+    # Residual: where a block's last convolution gives nothing, what enters leaves.
+    with torch.no_grad():
+        for parameter in generator.blocks[0].conv2.parameters():
+            parameter.zero_()
+    seen.clear()
+    changed = generator(latents, labels)
+    assert torch.equal(*seen[0])
+    assert not torch.equal(*seen[1])
+    assert not torch.allclose(images, changed)
+    # Classes and latents enter these blocks as they do the others.
+    class_wide = Generator(3, 1, 8, 16, 8, 1, True, class_latents=True, coarse_blocks=2)
+    assert len(class_wide._entries()) == 1 + 2 * 3
+    with pytest.raises(ValueError, match="coarse_blocks is -1: it cannot be negative"):
+        Generator(coarse_blocks=-1)
+
+
 def test_the_last_block_may_have_more_features() -> None:
     network = Discriminator(width=8, feature_size=24)
     assert [block.shortcut.out_channels for block in network.blocks] == [8, 16, 24]

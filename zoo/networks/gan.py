@@ -79,23 +79,35 @@ class GeneratorBlock(nn.Module):
     """BN, ReLU, convolution, BN, ReLU, upsampling, convolution, added to the upsampled input.
 
     Miyato et al. upsample before the first convolution; here it follows, and the convolution works
-    on a quarter of the positions.
+    on a quarter of the positions. A block that does not ``double`` the resolution has neither
+    upsampling nor, in its shortcut, a convolution: it gives as many channels as it is given.
     """
 
     def __init__(
-        self, in_channels: int, channels: int, num_classes: int, latent_size: int = 0
+        self,
+        in_channels: int,
+        channels: int,
+        num_classes: int,
+        latent_size: int = 0,
+        double: bool = True,
     ) -> None:
         super().__init__()
         self.norm1 = ClassBatchNorm(in_channels, num_classes, latent_size)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.norm2 = ClassBatchNorm(channels, num_classes, latent_size)
-        self.conv2 = UpsampledConv2d(channels, channels)
-        self.shortcut = nn.Conv2d(in_channels, channels, 1)
+        self.conv2 = (
+            UpsampledConv2d(channels, channels)
+            if double
+            else nn.Conv2d(channels, channels, 3, padding=1)
+        )
+        self.shortcut = nn.Conv2d(in_channels, channels, 1) if double else None
 
     def forward(self, x: Tensor, labels: Tensor | None, latents: Tensor | None = None) -> Tensor:
-        """(B, in_channels, H, W) → (B, channels, 2 H, 2 W)."""
+        """(B, in_channels, H, W) → (B, channels, 2 H, 2 W), or the same size."""
         out = self.conv1(self.norm1(x, labels, latents).relu())
         out = self.conv2(self.norm2(out, labels, latents).relu())
+        if self.shortcut is None:
+            return out + x
         # A 1 × 1 convolution and nearest upsampling commute: the small map is the cheaper one.
         return out + F.interpolate(self.shortcut(x), scale_factor=2.0)
 
@@ -127,10 +139,12 @@ class Generator(Network):
             varies within a class is not what varies within another. Where a table of scales and
             shifts alone tells the classes apart, all of them vary by the same features. In the
             beginning the matrices are alike.
+        coarse_blocks: residual blocks at the first resolution, before it is doubled, where an
+            image's shape is laid out and a convolution is cheapest.
 
     Raises:
-        ValueError: a size below one, an image that cannot be halved so often, or latents of classes
-            that there are not.
+        ValueError: a size below one, a number of ``coarse_blocks`` below 0, an image that cannot be
+            halved so often, or latents of classes that there are not.
     """
 
     def __init__(
@@ -143,6 +157,7 @@ class Generator(Network):
         blocks: int = 2,
         self_modulation: bool = False,
         class_latents: bool = False,
+        coarse_blocks: int = 0,
     ) -> None:
         super().__init__()
         check_sizes(
@@ -154,6 +169,8 @@ class Generator(Network):
         )
         if class_latents and not num_classes:
             raise ValueError("class_latents needs classes, and num_classes is 0")
+        if coarse_blocks < 0:
+            raise ValueError(f"coarse_blocks is {coarse_blocks}: it cannot be negative")
         if image_size % 2**blocks:
             raise ValueError(f"image_size {image_size} cannot be halved {blocks} times")
         self.num_classes, self.latent_size = num_classes, latent_size
@@ -161,10 +178,16 @@ class Generator(Network):
         self.side = image_size // 2**blocks
         widths = [width * 2 ** (blocks - 1 - index) for index in range(blocks)]
         self.first = nn.Linear(latent_size, widths[0] * self.side**2)
-        self.blocks = nn.ModuleList(
-            GeneratorBlock(before, after, num_classes, latent_size if self_modulation else 0)
+        modulating = latent_size if self_modulation else 0
+        coarse = [
+            GeneratorBlock(widths[0], widths[0], num_classes, modulating, double=False)
+            for _ in range(coarse_blocks)
+        ]
+        doubling = [
+            GeneratorBlock(before, after, num_classes, modulating)
             for before, after in zip([widths[0], *widths], widths, strict=False)
-        )
+        ]
+        self.blocks = nn.ModuleList([*coarse, *doubling])
         self.norm = nn.BatchNorm2d(width)
         self.last = nn.Conv2d(width, in_channels, 3, padding=1)
         init_xavier(self)
@@ -330,7 +353,8 @@ class GAN(Network):
 
     Args:
         num_classes, in_channels, image_size: of the images.
-        latent_size, generator_width, self_modulation, class_latents: of ``Generator``.
+        latent_size, generator_width, self_modulation, class_latents, coarse_blocks: of
+            ``Generator``.
         discriminator_width: of ``Discriminator``.
         blocks: how often the resolution is doubled, and halved.
         input_scale, detail_scale, feature_size: of ``Discriminator``.
@@ -350,6 +374,7 @@ class GAN(Network):
         feature_size: int | None = None,
         self_modulation: bool = False,
         class_latents: bool = False,
+        coarse_blocks: int = 0,
     ) -> None:
         super().__init__()
         self.num_classes, self.latent_size = num_classes, latent_size
@@ -362,6 +387,7 @@ class GAN(Network):
             blocks,
             self_modulation,
             class_latents,
+            coarse_blocks,
         )
         self.discriminator = Discriminator(
             num_classes,
