@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from zoo.data.augment import cutout, erase, shift_and_flip
+from zoo.data.augment import cutout, erase, move, shift_and_flip
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -34,6 +34,19 @@ def test_every_image_is_a_shift_and_perhaps_a_mirror_of_itself() -> None:
         assert len(matches) == 1
         chosen.add(matches[0])
     assert len(chosen) > 20  # each image has a draw of its own
+
+
+def test_each_image_moves_by_its_own_offsets_and_its_gradient_with_it() -> None:
+    before = torch.randn(5, 2, 6, 7, dtype=torch.float64, generator=generator())
+    offsets = torch.tensor([[1, -2, 0, 3, 9], [0, 2, -3, 1, 0]])
+    after = move(before, offsets, fill=-1.0)
+    for one, result, (down, right) in zip(before, after, offsets.T.tolist(), strict=True):
+        for row in range(6):
+            for column in range(7):
+                inside = 0 <= row - down < 6 and 0 <= column - right < 7
+                expected = one[:, row - down, column - right] if inside else -torch.ones(2)
+                assert torch.equal(result[:, row, column], expected.double())
+    assert torch.autograd.gradcheck(lambda x: move(x, offsets), before.requires_grad_())
 
 
 def test_half_of_the_images_are_mirrored() -> None:

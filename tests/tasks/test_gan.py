@@ -35,6 +35,11 @@ def small(**options) -> GAN:
     return GAN(network, **{"lr": 1e-3, "schedule": "constant", **options})
 
 
+def unmoved(real: torch.Tensor, labels: torch.Tensor, others: torch.Tensor) -> Part:
+    nowhere = torch.zeros(2, len(labels), dtype=torch.int64)
+    return Part(real, labels, torch.empty(0), others, nowhere, nowhere)
+
+
 def fit(task: GAN, steps: int = 6, **options) -> Trainer:
     trainer = Trainer(
         max_steps=steps,
@@ -207,8 +212,10 @@ def test_every_loss_trains_both(loss: str, r1: float, one_stage: bool) -> None:
 
 
 @pytest.mark.parametrize("loss", ["hinge", "relativistic"])
-def test_in_one_stage_each_network_has_the_gradient_of_its_own_loss(loss: str) -> None:
-    task = small(loss=loss, one_stage=True, ema_decay=None, optimizer="sgd", lr=1e-9)
+@pytest.mark.parametrize("shift", [0, 2])
+def test_in_one_stage_each_network_has_the_gradient_of_its_own_loss(loss: str, shift: int) -> None:
+    options = {"loss": loss, "shift": shift, "one_stage": True, "ema_decay": None}
+    task = small(optimizer="sgd", lr=1e-9, **options)
     torch.manual_seed(3)
     for parameter in task.network.discriminator.parameters():
         torch.nn.init.normal_(parameter, std=0.2)  # verdicts on both sides of the hinge
@@ -285,13 +292,55 @@ def test_the_mismatched_pairs_are_weighed_and_the_generator_does_not_see_them() 
         task = small(mismatch=mismatch)
         task.network.discriminator.eval()
         shown = made.clone().requires_grad_()
-        part = Part(real, labels, torch.empty(0), (labels + 1) % 10)
+        part = unmoved(real, labels, (labels + 1) % 10)
         loss, verdicts = task._discriminator_loss(part, shown)
         slope = torch.autograd.grad(loss, shown)[0]
         losses.append((loss.item(), torch.stack(verdicts).detach(), slope))
     assert losses[2][0] - losses[0][0] == pytest.approx(3 * (losses[1][0] - losses[0][0]), rel=1e-4)
     assert losses[1][0] > losses[0][0]
     torch.testing.assert_close(losses[0][1:], losses[2][1:])
+
+
+@pytest.mark.parametrize("loss", ["hinge", "relativistic"])
+@pytest.mark.parametrize("one_stage", [False, True])
+def test_the_discriminator_sees_all_images_moved_in_training_and_none_in_validation(
+    loss: str, one_stage: bool
+) -> None:
+    seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+
+    class White(nn.Module):
+        def forward(self, latents, labels):
+            return latents.new_ones(len(latents), 1, 8, 8) * self.one
+
+    task = small(loss=loss, one_stage=one_stage, shift=2, ema_decay=None)
+    white = White()
+    white.one = nn.Parameter(torch.ones(1))
+    task.network.generator = white
+    task._real = lambda images: torch.ones_like(images)
+    task.network.discriminator.register_forward_pre_hook(
+        lambda module, inputs: seen[module.training].append(inputs[0].detach())
+    )
+    # A verdict in validation is of an image as it is; spread needs images that differ.
+    task.on_validation_epoch_end = lambda: None
+    fit(task, steps=4, limit_val_batches=1)
+    assert all((images == 1).all() for images in seen[False])
+    assert len(seen[False]) > 0
+    for images in seen[True]:  # one image in 25 is where it was
+        assert (images == -1).flatten(1).any(1).float().mean() > 0.75
+    images = torch.cat(seen[True])
+    # Black comes in from one side or the other, by 0 to 2 lines and as many columns.
+    black = (images == -1)[:, 0]
+    rows, columns = black.all(2), black.all(1)
+    assert torch.equal(black, rows[:, :, None] | columns[:, None, :])
+    for lines in (rows, columns):
+        ends = torch.stack([lines[:, 0], lines[:, -1]])
+        assert set(lines.sum(1).tolist()) == {0, 1, 2}
+        assert not ends.all(0).any()
+        assert not lines[:, 2:-2].any()
+        assert ends.float().mean(1).min() > 0.25  # 2 of 5 to each side
+    # Real and made images of a step are moved each by its own.
+    both = [part for part in seen[True] if len(part) > 32]
+    assert not any(torch.equal(*(part == -1).chunk(2)) for part in both)
 
 
 @pytest.fixture
@@ -307,7 +356,7 @@ def records(monkeypatch: pytest.MonkeyPatch, recorded_on_the_cpu: list[int]) -> 
 def test_recorded_steps_are_the_steps_as_written(
     one_stage: bool, optimizer: str, records: list[int]
 ) -> None:
-    options = {"optimizer": optimizer, "one_stage": one_stage, "mismatch": 0.3}
+    options = {"optimizer": optimizer, "one_stage": one_stage, "mismatch": 0.3, "shift": 1}
     options |= {"schedule": "linear", "discriminator_steps": 1 if one_stage else 2}
     runs = []
     for recorded in (False, True):
@@ -380,7 +429,7 @@ def test_r1_is_the_mean_squared_slope_at_real_images() -> None:
     for one in (task, plain):
         one.network.discriminator = Slope()
     made = torch.randn(4, 1, 8, 8)
-    part = Part(images, labels, torch.empty(0), labels)
+    part = unmoved(images, labels, labels)
     with_r1, _ = task._discriminator_loss(part, made)
     without, _ = plain._discriminator_loss(part, made)
     assert (with_r1 - without).item() == pytest.approx(0.5 * 2.0 * 9 * 64, rel=1e-4)
@@ -482,6 +531,7 @@ def test_two_processes_agree_bit_for_bit(tmp_path: Path) -> None:
         ({"loss": "wasserstein"}, "choose hinge or relativistic"),
         ({"r1": -1.0}, "model.r1 cannot be negative"),
         ({"gradient_clip": 0.0}, "model.gradient_clip is above 0"),
+        ({"shift": -1}, "model.shift is -1: it cannot be negative"),
         ({"mismatch": -1.0}, "model.mismatch is -1.0: it cannot be negative"),
         ({"temperature": -0.5}, "model.temperature is -0.5: it cannot be negative"),
     ],

@@ -44,6 +44,29 @@ def shift_and_flip(
     return images
 
 
+def move(images: Tensor, offsets: Tensor, fill: float = 0.0) -> Tensor:
+    """Moves each image by offsets of its own, as ``shift_and_flip`` does, for a gradient to pass.
+
+    Args:
+        images: (B, C, H, W).
+        offsets: whole pixels (2, B), down and to the right.
+        fill: what comes in.
+
+    Returns:
+        (B, C, H, W), the same type.
+    """
+    height, width = images.shape[2:]
+    down, right = offsets[:, :, None]
+    row = torch.arange(height, device=images.device) - down
+    column = torch.arange(width, device=images.device) - right
+    inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None]
+    # A gather by pixels: the gradient of a view of every window would be as large as all of them.
+    index = row.clamp(0, height - 1)[:, :, None] * width + column.clamp(0, width - 1)[:, None]
+    flat = images.flatten(2)
+    moved = flat.gather(2, index.flatten(1)[:, None].expand(flat.shape)).view(images.shape)
+    return torch.where(inside[:, None], moved, fill)
+
+
 def cutout(
     images: Tensor, size: int, probability: float = 1.0, generator: torch.Generator | None = None
 ) -> Tensor:
