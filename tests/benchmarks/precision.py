@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import timm.optim
 import torch
 from turns import compare
 
 from zoo import recipes
 from zoo.cli import build
 from zoo.devices import imitates_bfloat16
-from zoo.tasks.optim import Float32Muon
+from zoo.tasks.optim import Muon
 
 ROUNDS = 3
 BATCH = 32
@@ -33,9 +32,10 @@ def step(task: Any, inputs: tuple[torch.Tensor, ...], fast: bool) -> Callable[[]
     return run
 
 
-def optimizer_step(task: Any, kind: type[timm.optim.Muon]) -> Callable[[], None]:
+def optimizer_step(task: Any, dtype: torch.dtype) -> Callable[[], None]:
     optimizer = task.make_optimizer()
-    optimizer.__class__ = kind
+    assert type(optimizer) is Muon
+    optimizer.dtype = dtype
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.randn_like(parameter)
@@ -58,8 +58,8 @@ def main() -> None:
         compare(f"{name}, a batch of {BATCH}", ways, ROUNDS)
         if task.optimizer == "muon":
             ways = {
-                "float32": optimizer_step(task, Float32Muon),
-                "bfloat16": optimizer_step(task, timm.optim.Muon),
+                "float32": optimizer_step(task, torch.float32),
+                "bfloat16": optimizer_step(task, torch.bfloat16),
             }
             compare(f"{name}, a step of Muon", ways, ROUNDS)
 

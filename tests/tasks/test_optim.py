@@ -8,7 +8,8 @@ from torch import nn
 import zoo
 from zoo.errors import UserError
 from zoo.networks import ResNet
-from zoo.tasks.optim import Float32Muon, make_optimizer, make_schedule
+from zoo.tasks import optim
+from zoo.tasks.optim import Muon, make_optimizer, make_schedule
 
 
 def network() -> ResNet:
@@ -108,9 +109,57 @@ def test_muon_iterates_in_float32_where_bfloat16_would_be_imitated(monkeypatch) 
     theirs = timm.optim.muon.zeropower_via_newtonschulz
     ours, exact = update(True)
     usual, rounded = update(False)
-    assert type(ours) is Float32Muon
-    assert type(usual) is timm.optim.Muon
+    assert (ours.dtype, usual.dtype) == (torch.float32, torch.bfloat16)
     exact, rounded = exact / (0.2 * 32**0.5), rounded / (0.2 * 32**0.5)  # Muon's scale of a matrix
     assert not torch.equal(exact.bfloat16().float(), exact)
     torch.testing.assert_close(rounded, exact, atol=0.02, rtol=0.1)
     assert timm.optim.muon.zeropower_via_newtonschulz is theirs
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_muons_fallback_steps_as_timms_does_by_a_fused_kernel(monkeypatch, weight_decay) -> None:
+    fused: list[int] = []
+    kernel = optim.adamw
+    monkeypatch.setattr(
+        optim,
+        "adamw",
+        lambda parameters, *args, **options: (
+            fused.append(len(parameters)) or kernel(parameters, *args, **options)
+        ),
+    )
+
+    timms = timm.optim.muon.adamw
+
+    def run(kind: type[timm.optim.Muon]) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(7, 12), nn.Linear(12, 8), nn.LayerNorm(8))
+        model.fallback_parameters = lambda: {"0.*"}
+        options = {"betas": [0.0, 0.9], "fallback_lr_scale": 0.3}
+        optimizer = make_optimizer(model, "muon", 0.1, weight_decay, 0.5, options)
+        optimizer.__class__ = kind
+        for _ in range(4):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    theirs = run(timm.optim.Muon)
+    assert not fused
+    ours = run(Muon)
+    assert sum(fused) == 4 * 4  # the table, a bias and a norm's two, four times
+    torch.testing.assert_close(ours[1], theirs[1], atol=0.02, rtol=0.1)  # in what precision it is
+    for one, other in zip(ours[:1] + ours[2:], theirs[:1] + theirs[2:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert timm.optim.muon.adamw is timms
+
+
+def test_muons_fallback_is_timms_on_another_device() -> None:
+    asked: list[dict] = []
+    tensors = [torch.zeros(3, device="meta")]
+    optim._fused_adamw(
+        lambda *states, **options: asked.append(options),
+        *(tensors, tensors, tensors, tensors, [], [torch.zeros(())]),
+        lr=0.1,
+        caution=False,
+    )
+    assert asked == [{"lr": 0.1, "caution": False}]
