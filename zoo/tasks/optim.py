@@ -84,7 +84,7 @@ class Muon(timm.optim.Muon):
 
     Its fallback AdamW passes over memory a dozen times a step where torch's fused one passes once:
     on two cores a quarter of the time, for tables of millions. And its Newton-Schulz iterations
-    are in bfloat16, which takes 12 to 43 times as long as float32 where it is only imitated
+    are in bfloat16, which takes 9 to 46 times as long as float32 where it is only imitated
     (tests/benchmarks/precision.py).
 
     Attributes:
