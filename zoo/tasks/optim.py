@@ -82,10 +82,9 @@ def make_optimizer(
 class Muon(timm.optim.Muon):
     """timm's Muon, with two of its pieces exchanged for faster ones to the same end.
 
-    Its fallback AdamW passes over memory a dozen times a step where torch's fused one passes once:
-    on two cores a quarter of the time, for tables of millions. And its Newton-Schulz iterations
-    are in bfloat16, which takes 9 to 46 times as long as float32 where it is only imitated
-    (tests/benchmarks/precision.py).
+    On a CPU its fallback AdamW passes over memory many times a step, and torch's fused one once.
+    And its Newton-Schulz iterations are in bfloat16, which takes 9 to 46 times as long as float32
+    where it is only imitated (tests/benchmarks/precision.py).
 
     Attributes:
         dtype: of the Newton-Schulz iterations.
