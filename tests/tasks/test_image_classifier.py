@@ -110,8 +110,9 @@ def test_the_average_has_running_statistics_of_its_own(tmp_path: Path) -> None:
     )
 
 
-def test_renewal_augments_each_batch_anew(tmp_path: Path) -> None:
-    """One draw for all would keep one batch's mixture of images for good."""
+@pytest.mark.parametrize(("limit", "batches"), [(1.0, 9), (2, 2)])
+def test_renewal_augments_each_batch_anew(tmp_path: Path, limit: int | float, batches: int) -> None:
+    """One draw for all would keep one batch's mixture of images for good; no more than an epoch."""
     seeds: list[int] = []
 
     class Watched(Digits):
@@ -122,9 +123,9 @@ def test_renewal_augments_each_batch_anew(tmp_path: Path) -> None:
 
     task = ImageClassifier(network(), optimizer="muon", lr=0.05, weight_decay=0, ema_decay=0.9)
     state = torch.initial_seed()
-    trainer(tmp_path, max_epochs=1).fit(task, datamodule=Watched())
-    assert len(seeds) > 9 + 9  # of the epoch, and of the renewals
-    assert len(set(seeds)) == 9 + 9  # the two renewals draw alike
+    trainer(tmp_path, max_epochs=1, limit_train_batches=limit).fit(task, datamodule=Watched())
+    assert len(seeds) == 3 * batches  # of the epoch, and of the renewals before and after its end
+    assert len(set(seeds)) == 2 * batches  # the two renewals draw alike
     assert torch.initial_seed() == state
 
 

@@ -31,7 +31,8 @@ class EMA(WeightAveraging):
     Args:
         decay: of the average; smaller in the beginning, min(decay, (1 + n) / (10 + n)) after n
             steps, so that the average soon forgets where it started.
-        batches: of the training set, for the final statistics.
+        batches: of the training set, for the final statistics; at most as many as an epoch of this
+            fit has (``limit_train_batches``).
         validation_batches: the same, for those of every validation before.
     """
 
@@ -105,6 +106,7 @@ class EMA(WeightAveraging):
             with trainer.precision_plugin.forward_context():
                 module.statistics_forward(batch)  # type: ignore[operator]
 
+        batches = int(min(batches, trainer.num_training_batches))  # which may be infinite
         devices = [module.device] if module.device.type == "cuda" else []
         stage, trainer.state.stage = trainer.state.stage, RunningStage.TRAINING  # augments
         try:
