@@ -13,6 +13,8 @@ import pytest
 
 from zoo import checkpoints, recipes
 
+pytestmark = pytest.mark.xdist_group("packaging")
+
 ROOT = Path(__file__).parent.parent
 
 
