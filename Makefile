@@ -14,7 +14,7 @@ fit: ## the main job: train a ResNet on FashionMNIST
 	$(PYTHON) -m zoo fit --recipe resnet_fmnist
 
 test: ## the everyday tests
-	$(PYTHON) -m pytest -m "not slow" -n 2 --dist loadgroup
+	$(PYTHON) -m pytest -m "not slow" -n 2
 
 slow: ## the long ones
 	$(PYTHON) -m pytest -m slow

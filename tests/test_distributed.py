@@ -16,8 +16,6 @@ from torchvision.io import write_png
 import zoo
 from zoo.data import Digits, ImageFolder
 
-pytestmark = pytest.mark.xdist_group("distributed")
-
 ROOT = Path(__file__).parent.parent
 
 

@@ -13,8 +13,6 @@ import pytest
 
 from zoo import checkpoints, recipes
 
-pytestmark = pytest.mark.xdist_group("packaging")
-
 ROOT = Path(__file__).parent.parent
 
 

@@ -30,10 +30,10 @@ def commands() -> list[list[str]]:
 def test_the_two_commands_are_what_ci_and_strangers_run() -> None:
     first, last = blocks("bash")[0], blocks("bash")[-1]
     assert "pip install -e . && python -m zoo fit --recipe resnet_fmnist" in first
-    assert "pip install -e '.[test]' && pytest -m \"not slow\" -n 2 --dist loadgroup" in last
+    assert "pip install -e '.[test]' && pytest -m \"not slow\" -n 2" in last
     ci = (ROOT / ".ci/run").read_text()
     assert "pip install --quiet -e '.[test]'" in ci
-    assert 'pytest -m "not slow" -n 2 --dist loadgroup' in ci
+    assert 'pytest -m "not slow" -n 2' in ci
 
 
 @needs_fashion_mnist

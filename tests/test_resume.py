@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.xdist_group("resume")
-
 ROOT = Path(__file__).parent.parent
 FIT = (
     *(sys.executable, "-m", "zoo", "fit", "--recipe", "resnet_digits", "--test_after_fit", "false"),
