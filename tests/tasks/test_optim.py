@@ -69,6 +69,36 @@ def test_unknown_names_and_arguments_are_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "extra", "message"),
+    [
+        ("muon", {"adjust_lr_fn": "nonsense"}, 'Invalid scaling function "nonsense"'),
+        ("muon", {"ns_steps": "many"}, "'str' and 'int'"),
+        ("muon", {"ns_coefficients": "best"}, "Unknown coefficients preset 'best'"),
+        ("adamp", {"betas": [0.9, "x"]}, "'x'.*'str' and 'int'"),
+    ],
+)
+def test_values_that_only_a_step_reads_are_told_before_the_first(
+    name: str, extra: dict, message: str
+) -> None:
+    with pytest.raises(UserError, match=rf"model\.optimizer_args .*{message}"):
+        make_optimizer(network(), name, 0.1, 0, 0.9, extra)
+
+
+def test_trying_values_out_draws_no_number_and_asks_for_no_second_derivative() -> None:
+    class Drawing(torch.optim.SGD):
+        def step(self, closure=None):
+            torch.rand(3)
+
+    state = torch.get_rng_state()
+    optim._rehearse(lambda module: Drawing(module.parameters(), lr=0.1), {})
+    assert torch.equal(torch.get_rng_state(), state)
+    model = network()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    make_optimizer(model, "adahessian", 0.1, 0, 0.9, {"eps": 1e-8})
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
     ("schedule", "expected"),
     [
         ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),

@@ -51,9 +51,10 @@ def make_optimizer(
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("every parameter of the network is frozen: there is nothing to train")
     tables: set[str] = getattr(network, "fallback_parameters", set)()
-    try:
-        optimizer = timm.optim.create_optimizer_v2(
-            network,
+
+    def create(module: nn.Module) -> torch.optim.Optimizer:
+        return timm.optim.create_optimizer_v2(
+            module,
             opt=name,
             lr=lr,
             weight_decay=weight_decay,
@@ -61,6 +62,9 @@ def make_optimizer(
             filter_bias_and_bn=True,
             **{"fallback_list": sorted(tables), "fallback_no_weight_decay": True, **(extra or {})},
         )
+
+    try:
+        optimizer = create(network)
     except (ValueError, KeyError, AssertionError) as error:
         known = [str(optimizer) for optimizer in timm.optim.list_optimizers()]
         if name in known and isinstance(error, ValueError):
@@ -71,12 +75,33 @@ def make_optimizer(
         raise UserError(f"model.optimizer: no optimiser named {name!r}{hint}") from None
     except TypeError as error:
         raise UserError(f"model.optimizer_args: {error}") from None
+    if extra:
+        _rehearse(create, extra)
     device = next(network.parameters()).device.type
     if type(optimizer) is timm.optim.Muon:
         optimizer.__class__ = Muon  # timm's factory knows its own classes only
     if isinstance(optimizer, Muon) and imitates_bfloat16(device):
         optimizer.dtype = torch.float32
     return optimizer
+
+
+def _rehearse(create: Callable[[nn.Module], torch.optim.Optimizer], extra: dict[str, Any]) -> None:
+    """A step of a small module: some values are read by nothing before an optimiser's first step.
+
+    Raises:
+        UserError: such a value is of no use.
+    """
+    small = nn.Module()
+    small.weight, small.bias = nn.Parameter(torch.ones(8, 8)), nn.Parameter(torch.ones(8))
+    for parameter in small.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        with torch.random.fork_rng(devices=[]):  # some draw numbers, and a seed is a seed
+            create(small).step()
+    except RuntimeError:
+        pass  # of what a step asks for beside values: adahessian's second derivatives
+    except (ValueError, KeyError, AssertionError, TypeError) as error:
+        raise UserError(f"model.optimizer_args {extra}: {error}") from None
 
 
 class Muon(timm.optim.Muon):
