@@ -60,6 +60,31 @@ def test_real_images_pass_for_real() -> None:
     assert len(judged["classifier"]["sha256"]) == 64
 
 
+class NoisyImages(RealImages):
+    """Of each class the more noise, the further a temperature is from the one it needs."""
+
+    def __init__(self, data: FashionMNIST, needed: list[float]) -> None:
+        super().__init__(data)
+        self.needed = torch.tensor(needed)
+
+    def sample(self, labels: torch.Tensor, seed: int, temperature: float) -> torch.Tensor:
+        images = super().sample(labels, seed)
+        away = (temperature - self.needed[labels]).abs()[:, None, None, None]
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+        return (images + away * noise).clamp(0, 1)
+
+
+@needs_fashion_mnist
+def test_each_class_is_given_the_temperature_that_it_needs() -> None:
+    data = FashionMNIST(fallback=None)
+    data.plain = lambda split: _few(data, split)
+    needed = [1.0, 1.2, 0.8, 1.0, 0.8, 1.2, 1.0, 1.0, 0.8, 1.2]
+    chosen = quality.temperatures(
+        NoisyImages(data, needed), data, "resnet_fmnist", (0.8, 1.0, 1.2), count=100
+    )
+    assert chosen == needed
+
+
 def _few(data: FashionMNIST, split: str):
     images, labels = data._set(split)
     yield images[:2000], labels[:2000]

@@ -305,8 +305,8 @@ class GANCard(Card):
         by_class = judged["agreement_by_class"]
         worst = min(by_class, key=by_class.__getitem__)
         return [
-            f"{judged['samples']:,} samples of the averaged generator (seed 0, temperature "
-            f"{judged['temperature']:g}), as many of each class, in the eyes of "
+            f"{judged['samples']:,} samples of the averaged generator (seed 0, "
+            f"{_temperature(judged)}), as many of each class, in the eyes of "
             f"`{judged['classifier']['name']}` (sha256 `{judged['classifier']['sha256'][:12]}…`), "
             "which never saw them:",
             "",
@@ -342,6 +342,16 @@ class GANCard(Card):
 
     def amount(self) -> str:
         return f"training images: {self.samples['train']:,}; steps are the generator's"
+
+
+def _temperature(judged: dict[str, Any]) -> str:
+    value = judged["temperature"]
+    if isinstance(value, list):
+        numbers = ", ".join(f"{number:g}" for number in value)
+        said = f"temperatures of the classes in their order {numbers}"
+    else:
+        said = f"temperature {value:g}"
+    return said + (", chosen by training images" if judged.get("chosen") else "")
 
 
 def cell(column: str, value: float | None) -> str:

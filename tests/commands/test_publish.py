@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
 import zoo
-from zoo import checkpoints
+from tests.conftest import needs_fashion_mnist
+from zoo import checkpoints, quality
 from zoo.cards import CARDS
 from zoo.commands.publish import MEASURES
+from zoo.data import FashionMNIST
 
 SHORT = (
     "fit",
@@ -73,6 +76,46 @@ def test_a_run_becomes_a_checkpoint(zoo_cli) -> None:
     refused = zoo_cli("verify", str(folder))
     assert refused.code == 2
     assert "truncated or altered" in refused.err
+
+
+@needs_fashion_mnist
+def test_a_gans_temperatures_are_chosen_before_it_is_judged(zoo_cli, monkeypatch) -> None:
+    done = zoo_cli(
+        *("fit", "--recipe", "gan_fmnist", "--data.fallback", "null", "--trainer.max_epochs", "1"),
+        *("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
+        *("--model.network.generator_width", "8", "--model.network.discriminator_width", "8"),
+    )
+    assert done.code == 0, done.err
+    own = [1.0, 1.1] * 5
+    # All images and ten thousand samples at seven temperatures take minutes: here are a few, and
+    # tests/test_quality.py has the choice itself.
+    judge, plain = quality.judge, FashionMNIST.plain
+    monkeypatch.setattr(quality, "temperatures", lambda task, data, classifier: list(own))
+    monkeypatch.setattr(quality, "judge", lambda *given: judge(*given, count=500))
+    monkeypatch.setattr(FashionMNIST, "plain", lambda *given: islice(plain(*given), 2))
+    run = "runs/gan_fmnist/version_0"
+    result = zoo_cli("publish", run, "--name", "gan_fmnist", "--to", "out", "--temperatures")
+    assert result.code == 0, result.err
+    config = json.loads(Path("out/gan_fmnist/config.json").read_text())
+    assert config["task"]["args"]["temperature"] == config["judged"]["temperature"] == own
+    assert config["recipe"]["model"]["init_args"]["temperature"] == own
+    assert zoo.load("out/gan_fmnist").temperature == own
+    card = Path("out/gan_fmnist/README.md").read_text()
+    assert "order 1, 1.1, 1, 1.1, 1, 1.1, 1, 1.1, 1, 1.1, chosen by training images" in card
+
+
+def test_temperatures_are_a_gans_and_need_a_judge(zoo_cli) -> None:
+    assert zoo_cli(*SHORT).code == 0
+    run = ("publish", "runs/resnet_digits/version_0", "--name", "x", "--to", "out")
+    result = zoo_cli(*run, "--temperatures")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "--temperatures is for a GAN, and the run is of ImageClassifier" in result.err
+    gan = ("fit", "--recipe", "gan_digits", "--trainer.max_epochs", "1")
+    assert zoo_cli(*gan, "--model.network.generator_width", "8").code == 0
+    result = zoo_cli("publish", "runs/gan_digits/version_0", "--name", "x", "--to", "out")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "no shipped classifier judges images of Digits" in result.err
+    assert not Path("out").exists()
 
 
 def test_what_is_no_finished_run_is_refused(zoo_cli) -> None:

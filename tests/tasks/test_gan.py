@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import zoo
-from zoo import networks
+from zoo import checkpoints, networks
 from zoo.data import Digits
 from zoo.errors import UserError
 from zoo.tasks import GAN, graphs
@@ -127,6 +127,49 @@ def test_the_temperature_is_the_deviation_of_the_latents() -> None:
         task.sample([1, 2], temperature=-0.1)
     with pytest.raises(UserError, match=r"temperature is -0\.1: it cannot be negative"):
         task.interpolate(1, 2, temperature=-0.1)
+
+
+def test_each_class_may_have_a_temperature_of_its_own(tmp_path: Path) -> None:
+    own = [0.5 + 0.1 * label for label in range(10)]
+    task = small(temperature=own).eval()
+    task.data = Digits().describe()
+    latents = torch.randn(3, 16, generator=torch.Generator().manual_seed(4))
+    scales = torch.tensor([[own[7]], [own[0]], [own[7]]])
+    made = task.sample([7, 0, 7], seed=4)
+    torch.testing.assert_close(made, task.sample([7, 0, 7], latents=scales * latents))
+    for given in ([2.0] * 10, 2.0):  # what is given goes before
+        other = task.sample([7, 0, 7], seed=4, temperature=given)
+        torch.testing.assert_close(other, task.sample([7, 0, 7], latents=2 * latents))
+    way = task.interpolate(0, 7, steps=3, seed=4)
+    for place, label in ((0, 0), (-1, 7)):
+        end = task.interpolate(0, 7, steps=3, seed=4, temperature=own[label])
+        torch.testing.assert_close(way[place], end[place])
+        assert not torch.allclose(way[1], end[1])
+
+    task.temperature = own[::-1]
+    assert task.hparams["temperature"] == own[::-1]
+    checkpoints.save(task, tmp_path / "kept", {})
+    again = zoo.load(tmp_path / "kept")
+    assert again.temperature == own[::-1]
+    assert torch.equal(again.sample([7], seed=0), task.sample([7], seed=0))
+    few = r"temperature has 2 numbers for 10 classes: give one for all, or one each"
+    with pytest.raises(UserError, match=few):
+        task.temperature = [1.0, 1.0]
+    with pytest.raises(UserError, match=few):
+        task.sample([1], temperature=[1.0, 1.0])
+    with pytest.raises(UserError, match=r"temperature is -1\.0: it cannot be negative"):
+        task.temperature = [1.0] * 9 + [-1.0]
+    assert task.temperature == own[::-1]
+
+
+def test_temperatures_of_classes_come_from_the_command_line(zoo_cli) -> None:
+    done = zoo_cli(*SHORT, "--model.temperature", "[1,1,1,1,1,1,1,1,1,2]")
+    assert done.code == 0, done.err
+    model = zoo.load("runs/gan_digits/version_0/checkpoints/last.ckpt")
+    assert model.temperature == [1.0] * 9 + [2.0]
+    few = zoo_cli(*SHORT, "--model.temperature", "[1, 2]")
+    assert (few.code, few.err.count("\n")) == (2, 1)
+    assert "model.temperature has 2 numbers for 10 classes" in few.err
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -534,6 +577,7 @@ def test_two_processes_agree_bit_for_bit(tmp_path: Path) -> None:
         ({"shift": -1}, "model.shift is -1: it cannot be negative"),
         ({"mismatch": -1.0}, "model.mismatch is -1.0: it cannot be negative"),
         ({"temperature": -0.5}, "model.temperature is -0.5: it cannot be negative"),
+        ({"temperature": [1.0] * 9}, "model.temperature has 9 numbers for 10 classes"),
     ],
 )
 def test_bad_options_are_refused(options: dict, message: str) -> None:

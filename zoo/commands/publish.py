@@ -44,15 +44,26 @@ def main(arguments: list[str]) -> int:
         help="runs of the same recipe with other seeds: the card states mean and spread over all",
     )
     parser.add_argument(
+        "--temperatures",
+        action="store_true",
+        help="of a GAN: first choose each class's temperature, by training images",
+    )
+    parser.add_argument(
         "--to", type=Path, default=None, help="the folder of checkpoints; the project's by default"
     )
     options = parser.parse_args(arguments)
-    folder = publish(options.run, options.name, options.seeds, options.to)
+    folder = publish(options.run, options.name, options.seeds, options.to, options.temperatures)
     print(f"published: {folder}")
     return 0
 
 
-def publish(run: Path, name: str, seeds: list[Path], to: Path | None = None) -> Path:
+def publish(
+    run: Path,
+    name: str,
+    seeds: list[Path],
+    to: Path | None = None,
+    temperatures: bool = False,
+) -> Path:
     """Measures the final weights of a run and writes ``TO/NAME``, whole or not at all.
 
     Args:
@@ -60,9 +71,11 @@ def publish(run: Path, name: str, seeds: list[Path], to: Path | None = None) -> 
         name: of the checkpoint.
         seeds: further runs of the same recipe, for the card's mean.
         to: the folder of checkpoints.
+        temperatures: choose a GAN's (``zoo.quality.temperatures``) in place of the run's.
 
     Raises:
-        UserError: the run is not finished, trained on stand-in data, or could have.
+        UserError: the run is not finished, trained on stand-in data, or could have; or it makes no
+            images that a shipped classifier could judge, and is to.
     """
     from zoo import checkpoints
     from zoo.cards import card
@@ -82,7 +95,12 @@ def publish(run: Path, name: str, seeds: list[Path], to: Path | None = None) -> 
     file = run / "checkpoints" / "last.ckpt"
     content = read_checkpoint(file)
     task = checkpoints.load(file)
-    measured = _measure(task, recipe)
+    data = _data_of(recipe)
+    if temperatures:
+        _choose_temperatures(task, data, recipe)
+    measured = _measure(task, data)
+    if temperatures:
+        measured["judged"]["chosen"] = True
     root = to or recipes.shipped_folder("checkpoints")
     fresh = root / f".{name}.part"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -149,15 +167,34 @@ def _essence(recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _measure(task: Any, recipe: dict[str, Any]) -> dict[str, Any]:
-    """What a card states of the weights, in the precision they are loaded in (float32)."""
-    from lightning.pytorch import Trainer
-
+def _data_of(recipe: dict[str, Any]) -> Any:
     from zoo import data
 
     section = recipe["data"]
     module = getattr(data, section["class_path"].rsplit(".", 1)[-1])(**section["init_args"])
     module.prepare_data()
+    return module
+
+
+def _choose_temperatures(task: Any, data: Any, recipe: dict[str, Any]) -> None:
+    from zoo.quality import temperatures
+
+    if not hasattr(task, "temperature"):
+        raise UserError(f"--temperatures is for a GAN, and the run is of {type(task).__name__}")
+    task.temperature = temperatures(task, data, _judge_of(data))
+    recipe["model"]["init_args"]["temperature"] = task.temperature
+
+
+def _judge_of(data: Any) -> str:
+    if data.name not in JUDGES:
+        raise UserError(f"no shipped classifier judges images of {data.name}: not published")
+    return JUDGES[data.name]
+
+
+def _measure(task: Any, module: Any) -> dict[str, Any]:
+    """What a card states of the weights, in the precision they are loaded in (float32)."""
+    from lightning.pytorch import Trainer
+
     samples = module.sizes()
     if not module.has_test and task.headline.startswith("test/"):
         raise UserError(f"{module.name} has no test images: there is nothing to state")
@@ -197,7 +234,7 @@ def _measure_gan(task: Any, data: Any, stated: dict[str, Any]) -> dict[str, Any]
     from zoo.proof import audited
     from zoo.quality import judge
 
-    judged = judge(task, data, JUDGES[data.name])
+    judged = judge(task, data, _judge_of(data))
     metrics = {**stated["metrics"], "agreement": round(judged["agreement"], 6)}
     proof = {"audit": audited(task, data)}
     return {**stated, "metrics": metrics, "judged": judged, "proof": proof}

@@ -82,8 +82,9 @@ class GAN(Task):
             trainer's own clipping does not work with two optimisers.
         channels_last: memory format of the filters; faster for convolutions.
         temperature: of ``sample`` and ``interpolate`` where they are given none: the standard
-            deviation of the latents they draw. Below the 1 of training, samples are more typical
-            and less varied (Brock et al., ICLR 2019, section 3.1, cut the tails for the same).
+            deviation of the latents they draw, one number or one for each class. Below the 1 of
+            training, samples are more typical and less varied (Brock et al., ICLR 2019, section
+            3.1, cut the tails for the same). ``zoo.quality.temperatures`` chooses a list.
         cuda_graph: on a single CUDA device, record a step and replay it (``graphs.StepGraph``): a
             small network's is mostly launching. Nothing else changes, except that a loss that is
             no number has reached the weights when the run stops. Elsewhere it does nothing.
@@ -109,7 +110,7 @@ class GAN(Task):
         ema_decay: float | None = 0.999,
         gradient_clip: float | None = None,
         channels_last: bool = False,
-        temperature: float = 1.0,
+        temperature: float | list[float] = 1.0,
         one_stage: bool = False,
         momentum: float = 0.9,
         mismatch: float = 0.0,
@@ -141,14 +142,13 @@ class GAN(Task):
             )
         if shift < 0:
             raise UserError(f"model.shift is {shift}: it cannot be negative")
-        if temperature < 0:
-            raise UserError(f"model.temperature is {temperature}: it cannot be negative")
+        _check_temperature("model.temperature", temperature, self.network.num_classes)
         if one_stage:
             _check_uncoupled(network)
         self.automatic_optimization = False
         self.discriminator_lr = lr if discriminator_lr is None else discriminator_lr
         self.discriminator_steps, self.loss, self.r1 = discriminator_steps, loss, r1
-        self.gradient_clip, self.temperature = gradient_clip, temperature
+        self.gradient_clip, self._temperature = gradient_clip, temperature
         self.one_stage, self.mismatch, self.cuda_graph = one_stage, mismatch, cuda_graph
         self.shift = shift
         self.remember(locals())
@@ -476,12 +476,22 @@ class GAN(Task):
 
     # -- samples ---------------------------------------------------------------------------------
 
+    @property
+    def temperature(self) -> float | list[float]:
+        """Of samples where none is given; may be set, and is saved with the weights."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float | list[float]) -> None:
+        _check_temperature("temperature", value, self.network.num_classes)
+        self._temperature = self.hparams["temperature"] = value
+
     def sample(
         self,
         labels: Sequence[int | str] | Tensor | int,
         seed: int | None = None,
         latents: Tensor | None = None,
-        temperature: float | None = None,
+        temperature: float | list[float] | None = None,
     ) -> Tensor:
         """Makes images.
 
@@ -490,13 +500,14 @@ class GAN(Task):
                 how many images.
             seed: the same seed makes the same images.
             latents: (B, Z), in place of drawn ones.
-            temperature: standard deviation of drawn latents; the task's own where none is given.
+            temperature: standard deviation of drawn latents, or one for each of the task's
+                classes; the task's own where none is given.
 
         Returns:
             Images (B, C, H, W) in [0, 1].
 
         Raises:
-            UserError: no such class, or a negative temperature.
+            UserError: no such class, a negative temperature, or a list of another length.
         """
         if isinstance(labels, int):
             given, count = None, labels
@@ -508,13 +519,16 @@ class GAN(Task):
             numbers = [self._class(label) for label in labels]
             given, count = torch.tensor(numbers, device=self.device), len(numbers)
         if latents is None:
-            latents = self._latents(count, seed) * self._temperature(temperature)
+            latents = self._latents(count, seed) * self._deviations(temperature, given)
         return self._make(latents, given)
 
-    def _temperature(self, given: float | None) -> float:
-        if given is not None and given < 0:
-            raise UserError(f"temperature is {given}: it cannot be negative")
-        return self.temperature if given is None else given
+    def _deviations(self, given: float | list[float] | None, labels: Tensor | None) -> Tensor:
+        """Of the latents of each label: (B, 1), or (1, 1) where all have the same."""
+        if given is None:
+            given = self.temperature
+        _check_temperature("temperature", given, self.network.num_classes)
+        deviations = torch.tensor(given, dtype=torch.float32, device=self.device).view(-1, 1)
+        return deviations if labels is None or len(deviations) == 1 else deviations[labels]
 
     def _latents(self, count: int, seed: int | None) -> Tensor:
         generator = torch.Generator()
@@ -545,16 +559,16 @@ class GAN(Task):
         second: int | str,
         steps: int = 8,
         seed: int | None = None,
-        temperature: float | None = None,
+        temperature: float | list[float] | None = None,
     ) -> Tensor:
         """Images (steps, C, H, W) on the way between two samples, of one class or of two.
 
         Latents turn at an even pace, which keeps their length (Shoemake 1985's spherical
-        interpolation); between two classes the class's own scales and shifts are mixed. Classes,
-        ``seed`` and ``temperature`` as in ``sample``.
+        interpolation); between two classes their own scales and shifts are mixed, and their
+        temperatures. Classes, ``seed`` and ``temperature`` as in ``sample``.
 
         Raises:
-            UserError: no such class, or a negative temperature.
+            UserError: as of ``sample``.
         """
         start, end = self._latents(2, seed)
         cosine = torch.dot(start, end) / (start.norm() * end.norm())
@@ -565,7 +579,8 @@ class GAN(Task):
         )
         ends = torch.tensor([self._class(first), self._class(second)], device=self.device)
         both = F.one_hot(ends, self.network.num_classes).float()
-        latents = latents * self._temperature(temperature)
+        deviations = self._deviations(temperature, ends)
+        latents = latents * ((1 - share) * deviations[0] + share * deviations[-1])
         return self._make(latents, (1 - share) * both[0] + share * both[1])
 
     def keep_sample(self, folder: Path, epoch: int) -> None:
@@ -590,3 +605,13 @@ def _check_uncoupled(network: Any) -> None:
                 f"model.one_stage: the discriminator's {name} ties the verdicts on a batch's "
                 "images together, and one backward cannot serve both networks"
             )
+
+
+def _check_temperature(name: str, value: float | list[float], classes: int) -> None:
+    for number in value if isinstance(value, list) else [value]:
+        if not number >= 0:
+            raise UserError(f"{name} is {number}: it cannot be negative")
+    if isinstance(value, list) and len(value) != classes:
+        raise UserError(
+            f"{name} has {len(value)} numbers for {classes} classes: give one for all, or one each"
+        )
