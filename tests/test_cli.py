@@ -257,6 +257,19 @@ def test_without_validation_there_is_no_best_but_a_last(zoo_cli) -> None:
     ]
 
 
+def test_a_fit_that_is_refused_leaves_nothing(zoo_cli) -> None:
+    # An optimiser is made within the fit, when the run's folder is there already.
+    refused = ("--model.optimizer_args.betta", "1")
+    result = zoo_cli("fit", *DIGITS, *refused)
+    assert (result.code, result.err.splitlines()[-1].count("betta")) == (2, 1)
+    assert not Path("runs").exists()
+    assert zoo_cli(*SHORT).code == 0
+    before = sorted(Path("runs").rglob("*"))
+    assert zoo_cli("fit", *DIGITS, *refused).code == 2
+    assert zoo_cli(*SHORT, *refused, "--ckpt_path", "last").code == 2
+    assert sorted(Path("runs").rglob("*")) == before
+
+
 def test_fast_dev_run_leaves_nothing(zoo_cli) -> None:
     result = zoo_cli("fit", *DIGITS, "--trainer.fast_dev_run", "2")
     assert result.code == 0, result.err

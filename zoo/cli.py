@@ -340,6 +340,9 @@ class ZooCLI(LightningCLI):
         self.started = time.perf_counter()
         try:
             super()._run_subcommand(subcommand)
+        except (UserError, MisconfigurationException):
+            self._remove_unbegun_run()
+            raise
         finally:
             if (
                 self.options.wandb != "off"
@@ -347,6 +350,19 @@ class ZooCLI(LightningCLI):
                 import wandb
 
                 wandb.finish()
+
+    def _remove_unbegun_run(self) -> None:
+        """What is refused as late as in the fit, an optimiser's argument say, leaves no folder."""
+        folder = getattr(self, "folder", None)
+        if folder is None or not self.trainer.is_global_zero or not folder.is_dir():
+            return
+        if [file.name for file in folder.iterdir()] != ["config.yaml"]:
+            return
+        (folder / "config.yaml").unlink()
+        for empty in (folder, *folder.parents[:2]):  # runs/RECIPE/VERSION
+            if any(empty.iterdir()):
+                break
+            empty.rmdir()
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
