@@ -611,7 +611,7 @@ def _check_temperature(name: str, value: float | list[float], classes: int) -> N
     for number in value if isinstance(value, list) else [value]:
         if not number >= 0:
             raise UserError(f"{name} is {number}: it cannot be negative")
-    if isinstance(value, list) and len(value) != classes:
+    if isinstance(value, list) and (not classes or len(value) != classes):
         raise UserError(
             f"{name} has {len(value)} numbers for {classes} classes: give one for all, or one each"
         )
