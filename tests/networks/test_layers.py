@@ -10,6 +10,7 @@ from zoo.networks.layers import (
     DropConnect,
     Dropout,
     GaussianDropout,
+    PixelConv2d,
     PooledConv2d,
     RMSNorm,
     UpsampledConv2d,
@@ -141,6 +142,25 @@ def test_convolutions_joined_with_pooling_or_upsampling_are_what_they_replace(si
             strict=True,
         ):
             torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_a_convolution_to_pixels_is_a_convolution(colours: int, memory_format) -> None:
+    torch.manual_seed(0)
+    layer = PixelConv2d(5, colours).double()
+    x = torch.randn(2, 5, 4, 7, dtype=torch.float64).contiguous(memory_format=memory_format)
+    x.requires_grad_()
+    result = layer(x)
+    expected = F.conv2d(x, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(result, expected)
+    places = (x, layer.weight, layer.bias)
+    for got, wanted in zip(
+        torch.autograd.grad(result.square().sum(), places),
+        torch.autograd.grad(expected.square().sum(), places),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

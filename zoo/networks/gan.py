@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from zoo.networks.base import Network, check_sizes
 from zoo.networks.initialisers import init_xavier
-from zoo.networks.layers import PooledConv2d, UpsampledConv2d
+from zoo.networks.layers import PixelConv2d, PooledConv2d, UpsampledConv2d
 
 
 class ClassBatchNorm(nn.Module):
@@ -189,7 +189,7 @@ class Generator(Network):
         ]
         self.blocks = nn.ModuleList([*coarse, *doubling])
         self.norm = nn.BatchNorm2d(width)
-        self.last = nn.Conv2d(width, in_channels, 3, padding=1)
+        self.last = PixelConv2d(width, in_channels)
         init_xavier(self)
         for module in self.modules():
             if isinstance(module, ClassBatchNorm):

@@ -69,6 +69,27 @@ class UpsampledConv2d(nn.Conv2d):
         return F.conv_transpose2d(input, weight, self.bias, stride=2, padding=1)
 
 
+class PixelConv2d(nn.Conv2d):
+    """A 3 × 3 convolution from many channels to an image's few.
+
+    On a CPU and in channels_last it is one product, what each position adds to the nine around it,
+    and their sum: kernels for convolutions are made for more channels to come out.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H, W)."""
+        last = input.is_contiguous(memory_format=torch.channels_last)
+        if input.device.type != "cpu" or not last or self.bias is None:
+            return super().forward(input)
+        filters = self.weight.flip(2, 3).transpose(0, 1).flatten(1)  # (C, 9 · out_channels)
+        added = input.permute(0, 2, 3, 1).flatten(1, 2) @ filters  # (B, H · W, 9 · out_channels)
+        summed = F.fold(added.transpose(1, 2), input.shape[2:], 3, padding=1)
+        return summed + self.bias[:, None, None]
+
+
 def _four_places(weight: Tensor) -> Tensor:
     """The sum of filters (O, C, 3, 3) at the four corners of 4 × 4: (O, C, 4, 4)."""
     rows = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
