@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import zoo
 from tests.conftest import needs_fashion_mnist
 from zoo.__main__ import COMMANDS
 from zoo.checkpoints import read_config
@@ -52,6 +53,14 @@ def test_every_command_works_in_the_order_it_is_shown(zoo_cli) -> None:
 def test_commands_in_passing_exist() -> None:
     for command in re.findall(r"python -m zoo (\w+)", README):
         assert command in COMMANDS
+
+
+def test_names_in_passing_exist() -> None:
+    names = set(re.findall(r"\bzoo\.([a-z_]+)\.(\w+)", README))
+    assert ("quality", "judge") in names
+    for room, name in names:
+        # Not zoo.ROOM, which any import of that module has set.
+        assert hasattr(zoo.__getattr__(room), name), f"zoo.{room}.{name}"
 
 
 def test_the_recipe_runs(zoo_cli) -> None:

@@ -23,7 +23,16 @@ _HOME = {
     "unfreeze": "zoo.networks.freezing",
     "variance_shift": "zoo.diagnostics.variance_shift",
 }
-_ROOMS = ("checkpoints", "data", "diagnostics", "networks", "recipes", "tasks", "testing")
+_ROOMS = (
+    "checkpoints",
+    "data",
+    "diagnostics",
+    "networks",
+    "quality",
+    "recipes",
+    "tasks",
+    "testing",
+)
 
 __all__ = [
     "AuditCallback",

@@ -351,7 +351,7 @@ def _temperature(judged: dict[str, Any]) -> str:
         said = f"temperatures of the classes in their order {numbers}"
     else:
         said = f"temperature {value:g}"
-    return said + (", chosen by training images" if judged.get("chosen") else "")
+    return said + (", chosen by training images in the same eyes" if judged.get("chosen") else "")
 
 
 def cell(column: str, value: float | None) -> str:

@@ -126,10 +126,8 @@ def temperatures(
     while least < before:
         before = least
         for label in classes:
-            others = [
-                [*chosen[:label], candidate, *chosen[label + 1 :]] for candidate in candidates
-            ]
-            chosen = min([chosen, *others], key=reached)
+            ways = [[*chosen[:label], candidate, *chosen[label + 1 :]] for candidate in candidates]
+            chosen = min(ways, key=reached)
         least = reached(chosen)
     return chosen
 

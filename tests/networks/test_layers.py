@@ -122,6 +122,18 @@ def test_dropout_by_random_bits_is_seen_by_the_audit_with_its_kind() -> None:
     assert report.seen == {"element-wise dropout": 1}
 
 
+def assert_same_both_ways(layer: nn.Conv2d, x: torch.Tensor, expected: torch.Tensor) -> None:
+    result = layer(x)
+    torch.testing.assert_close(result, expected)
+    places = (x, layer.weight, layer.bias)
+    for got, wanted in zip(
+        torch.autograd.grad(result.square().sum(), places),
+        torch.autograd.grad(expected.square().sum(), places),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
 @pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 2)])
 def test_convolutions_joined_with_pooling_or_upsampling_are_what_they_replace(size) -> None:
     torch.manual_seed(0)
@@ -133,15 +145,7 @@ def test_convolutions_joined_with_pooling_or_upsampling_are_what_they_replace(si
         plain = F.conv2d(x, pooled.weight, pooled.bias, padding=1)
         pairs.append((pooled, F.avg_pool2d(plain, 2)))
     for layer, expected in pairs:
-        result = layer(x)
-        torch.testing.assert_close(result, expected)
-        places = (x, layer.weight, layer.bias)
-        for got, wanted in zip(
-            torch.autograd.grad(result.square().sum(), places),
-            torch.autograd.grad(expected.square().sum(), places),
-            strict=True,
-        ):
-            torch.testing.assert_close(got, wanted)
+        assert_same_both_ways(layer, x, expected)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -151,16 +155,7 @@ def test_a_convolution_to_pixels_is_a_convolution(colours: int, memory_format) -
     layer = PixelConv2d(5, colours).double()
     x = torch.randn(2, 5, 4, 7, dtype=torch.float64).contiguous(memory_format=memory_format)
     x.requires_grad_()
-    result = layer(x)
-    expected = F.conv2d(x, layer.weight, layer.bias, padding=1)
-    torch.testing.assert_close(result, expected)
-    places = (x, layer.weight, layer.bias)
-    for got, wanted in zip(
-        torch.autograd.grad(result.square().sum(), places),
-        torch.autograd.grad(expected.square().sum(), places),
-        strict=True,
-    ):
-        torch.testing.assert_close(got, wanted)
+    assert_same_both_ways(layer, x, F.conv2d(x, layer.weight, layer.bias, padding=1))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -37,7 +37,14 @@ def scale_channels(x: Tensor, gate: Tensor) -> Tensor:
     return x * spread.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-class PooledConv2d(nn.Conv2d):
+class _Conv3x3(nn.Conv2d):
+    """What the convolutions below are by their parameters: 3 × 3, padded, with a bias."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+
+class PooledConv2d(_Conv3x3):
     """A 3 × 3 convolution and 2 × 2 average pooling behind it, as one convolution of stride 2.
 
     Both are linear, so the mean of the filter at four places, 4 × 4 large, gives the same in 16
@@ -45,23 +52,17 @@ class PooledConv2d(nn.Conv2d):
     are those of the 3 × 3 convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
-
     def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H / 2, W / 2)."""
         return F.conv2d(input, _four_places(self.weight) / 4, self.bias, stride=2, padding=1)
 
 
-class UpsampledConv2d(nn.Conv2d):
+class UpsampledConv2d(_Conv3x3):
     """Nearest upsampling by two and a 3 × 3 convolution behind it, as one transposed convolution.
 
     Each output sees four inputs, some of them more than once: four products where the two of them
     take nine. Otherwise as ``PooledConv2d``.
     """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, 2 H, 2 W)."""
@@ -69,21 +70,19 @@ class UpsampledConv2d(nn.Conv2d):
         return F.conv_transpose2d(input, weight, self.bias, stride=2, padding=1)
 
 
-class PixelConv2d(nn.Conv2d):
+class PixelConv2d(_Conv3x3):
     """A 3 × 3 convolution from many channels to an image's few.
 
     On a CPU and in channels_last it is one product, what each position adds to the nine around it,
     and their sum: kernels for convolutions are made for more channels to come out.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
-
     def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H, W)."""
         last = input.is_contiguous(memory_format=torch.channels_last)
-        if input.device.type != "cpu" or not last or self.bias is None:
+        if input.device.type != "cpu" or not last:
             return super().forward(input)
+        assert self.bias is not None
         filters = self.weight.flip(2, 3).transpose(0, 1).flatten(1)  # (C, 9 · out_channels)
         added = input.permute(0, 2, 3, 1).flatten(1, 2) @ filters  # (B, H · W, 9 · out_channels)
         summed = F.fold(added.transpose(1, 2), input.shape[2:], 3, padding=1)
