@@ -2,8 +2,7 @@
 
 Forward and backward of each recipe's network under autocast, as ``bf16-mixed`` trains, against the
 same in float32; a ratio below 1 is a processor that only imitates bfloat16, for which the command
-line takes float32 instead (``zoo.devices.lacks_bf16``). Then the same of an optimiser's step, for
-recipes with Muon.
+line takes float32 instead (``zoo.devices.lacks_bf16``).
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from turns import compare
 from zoo import recipes
 from zoo.cli import build
 from zoo.devices import imitates_bfloat16
-from zoo.tasks.optim import Muon
 
 ROUNDS = 3
 BATCH = 32
@@ -30,17 +28,6 @@ def step(task: Any, inputs: tuple[torch.Tensor, ...], fast: bool) -> Callable[[]
         output.float().square().mean().backward()
 
     return run
-
-
-def optimizer_step(task: Any, dtype: torch.dtype) -> Callable[[], None]:
-    optimizer = task.make_optimizer()
-    assert type(optimizer) is Muon
-    optimizer.dtype = dtype
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.randn_like(parameter)
-    step: Callable[[], None] = optimizer.step
-    return step
 
 
 def main() -> None:
@@ -56,12 +43,6 @@ def main() -> None:
         )
         ways = {"float32": step(task, inputs, False), "bfloat16": step(task, inputs, True)}
         compare(f"{name}, a batch of {BATCH}", ways, ROUNDS)
-        if task.optimizer == "muon":
-            ways = {
-                "float32": optimizer_step(task, torch.float32),
-                "bfloat16": optimizer_step(task, torch.bfloat16),
-            }
-            compare(f"{name}, a step of Muon", ways, ROUNDS)
 
 
 if __name__ == "__main__":
