@@ -198,7 +198,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
     values = torch.linalg.svdvals(result)
     assert values.min() > 0.7
     assert values.max() < 1.3
-    # Nearest: what is left of the polar decomposition is symmetric, and positive.
+    # Nearest is the polar factor, which their mean inner product with it compares them to.
     left, _, right = torch.linalg.svd(matrices.bfloat16().float(), full_matrices=False)
     assert ((left @ right) * result).sum((1, 2)).div(24).min() > 0.9
 

@@ -109,9 +109,9 @@ class Muon(timm.optim.Muon):
     """timm's Muon, with pieces of it exchanged for faster ones to the same end.
 
     On a CPU it steps all matrices of a shape together, in float32 (``_muon``), and its fallback
-    AdamW by torch's fused kernel, which passes over memory once (tests/benchmarks/
-    optimizer_step.py). What is left to timm iterates in bfloat16, but in float32 where bfloat16 is
-    only imitated and takes many times as long.
+    AdamW by torch's fused kernel, which passes over memory once. How much that gains is measured by
+    tests/benchmarks/optimizer_step.py. What is left to timm iterates in bfloat16, but in float32
+    where bfloat16 is only imitated.
 
     Attributes:
         dtype: of the Newton-Schulz iterations that are left to timm.
