@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from zoo.data import Batches
@@ -88,3 +89,42 @@ def test_two_processes_train_on_disjoint_halves_with_as_many_steps() -> None:
 def test_two_processes_evaluate_every_sample_exactly_once() -> None:
     shares = [seen(Batches(INPUTS, TARGETS, 10, rank=rank, world=2)) for rank in (0, 1)]
     assert sorted(flat(shares[0] + shares[1])) == list(range(N))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_samples_come_as_often_as_their_weights_say(world: int) -> None:
+    """To within one, of an epoch as long as without, and at random within that."""
+    weights = torch.tensor([0.0, 0.25, 1.0, 2.5]).repeat(N)[:N]
+    expected = weights * (N / weights.sum())
+    total = torch.zeros(N)
+    for epoch in range(40):
+        counts = torch.zeros(N)
+        for rank in range(world):
+            batches = Batches(
+                INPUTS, TARGETS, 1, shuffle=True, rank=rank, world=world, weights=weights
+            )
+            batches.set_epoch(epoch)
+            counts += torch.bincount(torch.tensor(flat(seen(batches))), minlength=N)
+        assert counts.sum() == N // world * world
+        assert (counts <= expected.ceil()).all()
+        assert (counts < expected.floor()).sum() <= world - 1  # what fills no global batch is left
+        total += counts
+    assert total[weights == 0].sum() == 0
+    for weight in (0.25, 1.0, 2.5):
+        mean = total[weights == weight].mean() / 40
+        assert mean == pytest.approx(expected[weights == weight][0].item(), rel=0.06)
+
+
+def test_weighted_samples_are_drawn_anew_each_epoch_and_in_random_order() -> None:
+    batches = Batches(INPUTS, TARGETS, 10, shuffle=True, weights=torch.rand(N) + 0.1)
+    first = flat(seen(batches))
+    assert flat(seen(batches)) == first
+    batches.set_epoch(1)
+    assert sorted(flat(seen(batches))) != sorted(first)
+    # Draws of one sample would lie side by side if what is drawn were not shuffled again.
+    places: dict[int, list[int]] = {}
+    for place, index in enumerate(first):
+        places.setdefault(index, []).append(place)
+    gaps = [at[1] - at[0] for at in places.values() if len(at) > 1]
+    assert len(gaps) > 5
+    assert sum(gaps) / len(gaps) > 10

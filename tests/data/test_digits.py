@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoo.data import Digits
+from zoo.data import Digits, FashionMNIST
+from zoo.errors import UserError
 
 
 def test_the_split_is_fixed_and_disjoint() -> None:
@@ -33,3 +34,38 @@ def test_the_recorded_statistics_are_those_of_the_training_images(size: int) -> 
 
 def test_digits_are_never_mirrored() -> None:
     assert Digits().flip is False
+
+
+def test_classes_are_drawn_as_their_sampling_weights_say() -> None:
+    weights = [2.0, 0.0, *[1.0] * 8]
+    data = Digits(sampling_weights=weights, drop_last=False)
+    data.setup("fit")
+    drawn = torch.cat([labels for _, labels in data.train_dataloader()])
+    held = torch.bincount(data._train[1])
+    expected = torch.tensor(weights) * held
+    expected *= len(drawn) / expected.sum()
+    assert len(drawn) == 1257
+    assert (torch.bincount(drawn, minlength=10) - expected).abs().max() < 15
+    # What is measured is measured on all images as they are.
+    validated = torch.cat([labels for _, labels in data.val_dataloader()])
+    assert torch.equal(validated, data._validation[1])
+
+
+def test_a_stand_in_has_no_sampling_weights_of_another_sets_classes() -> None:
+    data = FashionMNIST(sampling_weights=[2.0, *[1.0] * 9], fallback="digits")
+    assert data.make_stand_in().sampling_weights is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ([1.0, 2.0], "data.sampling_weights has 2 numbers for 10 classes"),
+        ([-1.0, *[1.0] * 9], "numbers from 0 up"),
+        ([float("nan"), *[1.0] * 9], "numbers from 0 up"),
+        ([float("inf"), *[1.0] * 9], "numbers from 0 up"),
+        ([0.0] * 10, "not 0 for every class"),
+    ],
+)
+def test_sampling_weights_that_cannot_be_are_told(weights: list[float], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Digits(sampling_weights=weights)

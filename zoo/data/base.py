@@ -74,7 +74,8 @@ class ImageData(LabelledImages):
     A subclass names itself, its classes and its statistics, and implements ``fetch`` and
     ``read``. A batch is ``(images, labels)``: uint8 (B, C, H, W) from the loader, float
     (B, C, H, W) with zero mean and unit variance after ``on_after_batch_transfer``, and int64
-    (B,). Training images are shifted, flipped, cut out and erased; others never are.
+    (B,). Training images are shifted, flipped, cut out and erased; others never are. With
+    ``sampling_weights`` an epoch holds each class as often as its number says, and is as long.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class ImageData(LabelledImages):
         erase_probability: float,
         drop_last: bool,
         fallback: str | None = None,
+        sampling_weights: list[float] | None = None,
     ) -> None:
         super().__init__(fallback)
         if batch_size < 1:
@@ -99,11 +101,13 @@ class ImageData(LabelledImages):
                 raise UserError(f"data.{name}_probability is {value}: it must lie between 0 and 1")
         if min(shift, cutout_size) < 0:
             raise UserError("data.shift and data.cutout_size are pixels: they cannot be negative")
+        if sampling_weights is not None:
+            _check_sampling_weights(sampling_weights, len(self.classes))
         self.batch_size, self.validation_size = batch_size, validation_size
         self.shift, self.flip = shift, flip
         self.cutout_size, self.cutout_probability = cutout_size, cutout_probability
         self.erase_probability = erase_probability
-        self.drop_last = drop_last
+        self.drop_last, self.sampling_weights = drop_last, sampling_weights
         self._train: tuple[Tensor, Tensor] | None = None
         self._validation: tuple[Tensor, Tensor] | None = None
         self._test: tuple[Tensor, Tensor] | None = None
@@ -182,7 +186,13 @@ class ImageData(LabelledImages):
             seed=seed % 2**31,
             rank=rank,
             world=world,
+            weights=self._weights(data[1]) if train else None,
         )
+
+    def _weights(self, labels: Tensor) -> Tensor | None:
+        """Of each image: its class's."""
+        given = self.used.sampling_weights
+        return None if given is None else torch.tensor(given)[labels]
 
     def train_dataloader(self) -> Batches:
         batches = self._batches(self._train, train=True)
@@ -217,3 +227,14 @@ class ImageData(LabelledImages):
             generator = torch.Generator(images.device).manual_seed(step_seed(self.trainer))
             images = self.augment(images, generator)
         return self.normalise(images), labels
+
+
+def _check_sampling_weights(weights: list[float], classes: int) -> None:
+    if len(weights) != classes:
+        raise UserError(
+            f"data.sampling_weights has {len(weights)} numbers for {classes} classes: give one each"
+        )
+    if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
+        raise UserError(
+            f"data.sampling_weights is {weights}: numbers from 0 up, and not 0 for every class"
+        )

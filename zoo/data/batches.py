@@ -28,6 +28,9 @@ class Batches:
             the last, incomplete global batch is always left out.
         seed: of the order.
         rank, world: this process and how many there are.
+        weights: (N,), of each sample when shuffling: an epoch is as long as without, and holds a
+            sample as often as its share of their sum says, to within one (systematic resampling:
+            Carpenter et al., "Improved particle filter for nonlinear problems", 1999, section 3).
     """
 
     batch_sampler = None  # Lightning asks
@@ -43,10 +46,11 @@ class Batches:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        weights: Tensor | None = None,
     ) -> None:
         self.inputs, self.targets = inputs, targets
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.weights = rank, world, weights
         self.drop_last = drop_last or (shuffle and world > 1)
         self.epoch = 0
         self.position = 0  # batches of this epoch already handed out
@@ -75,7 +79,10 @@ class Batches:
     def _order(self) -> Tensor:
         if not self.shuffle:
             return torch.arange(self.rank, len(self.inputs), self.world)
-        order = torch.randperm(len(self.inputs), generator=self._generator())
+        generator = self._generator()
+        order = torch.randperm(len(self.inputs), generator=generator)
+        if self.weights is not None:
+            order = order[_resample(self.weights[order], generator)]
         if self.world == 1:
             return order
         whole = len(self) * self.batch_size * self.world
@@ -105,3 +112,14 @@ class Batches:
         twin = copy.copy(self)
         twin.position, twin._resume = 0, False
         return twin
+
+
+def _resample(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """As many numbers of samples, in random order, each as often as its weight says."""
+    count = len(weights)
+    double = torch.float64  # in single precision as many as there are would not add up
+    ends = weights.to(double).cumsum(0)
+    first = torch.rand(1, dtype=double, generator=generator)
+    places = (torch.arange(count) + first) * (ends[-1] / count)
+    chosen = torch.searchsorted(ends, places, right=True)
+    return chosen[torch.randperm(count, generator=generator)]

@@ -29,6 +29,8 @@ class CIFAR10(ImageData):
         cutout_probability: that an image gets one.
         erase_probability: that a random rectangle of a training image becomes noise.
         drop_last: leave out the last, incomplete training batch.
+        sampling_weights: how often training images of each class are drawn, relative to one
+            another (1 for all of them draws each image once an epoch).
 
     Raises:
         UserError: a file is truncated or altered, or the data are not to be had.
@@ -62,6 +64,7 @@ class CIFAR10(ImageData):
         cutout_probability: float = 0.5,
         erase_probability: float = 0.0,
         drop_last: bool = True,
+        sampling_weights: list[float] | None = None,
     ) -> None:
         super().__init__(
             batch_size,
@@ -72,6 +75,7 @@ class CIFAR10(ImageData):
             cutout_probability,
             erase_probability,
             drop_last,
+            sampling_weights=sampling_weights,
         )
         self._checked = False
 

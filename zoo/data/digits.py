@@ -27,6 +27,8 @@ class Digits(ImageData):
         erase_probability: that a random rectangle of a training image becomes noise.
         drop_last: leave out the last, incomplete training batch.
         image_size: pixels; other than 8, images are resized bilinearly.
+        sampling_weights: how often training images of each class are drawn, relative to one
+            another (1 for all of them draws each image once an epoch).
     """
 
     name = "Digits"
@@ -44,6 +46,7 @@ class Digits(ImageData):
         erase_probability: float = 0.0,
         drop_last: bool = True,
         image_size: int = 8,
+        sampling_weights: list[float] | None = None,
     ) -> None:
         # No flip: a mirrored digit is another one, or none.
         super().__init__(
@@ -55,6 +58,7 @@ class Digits(ImageData):
             cutout_probability,
             erase_probability,
             drop_last,
+            sampling_weights=sampling_weights,
         )
         self.image_size = image_size
         self.input_shape = (1, image_size, image_size)

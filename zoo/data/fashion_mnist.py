@@ -36,6 +36,8 @@ class FashionMNIST(ImageData):
         cutout_probability: that an image gets one.
         erase_probability: that a random rectangle of a training image becomes noise.
         drop_last: leave out the last, incomplete training batch.
+        sampling_weights: how often training images of each class are drawn, relative to one
+            another (1 for all of them draws each image once an epoch).
         fallback: ``digits`` trains on scikit-learn's digits where FashionMNIST is not to be had,
             and says so; ``null`` makes that an error.
 
@@ -71,6 +73,7 @@ class FashionMNIST(ImageData):
         erase_probability: float = 0.0,
         drop_last: bool = True,
         fallback: Literal["digits"] | None = None,
+        sampling_weights: list[float] | None = None,
     ) -> None:
         super().__init__(
             batch_size,
@@ -82,6 +85,7 @@ class FashionMNIST(ImageData):
             erase_probability,
             drop_last,
             fallback,
+            sampling_weights,
         )
         self._checked = False
 

@@ -39,21 +39,26 @@ class EMA(WeightAveraging):
     def __init__(
         self, decay: float = 0.998, batches: int = 32, validation_batches: int = 8
     ) -> None:
-        def step(
-            average: tuple[Tensor, ...] | list[Tensor],
-            current: tuple[Tensor, ...] | list[Tensor],
-            _: Tensor | int,
-        ) -> None:
-            # The count is kept here too: reading torch's would wait for the device at every step.
-            count = self._latest_update_step
-            rate = min(decay, (1 + count) / (10 + count))
-            if average[0].is_floating_point():
-                torch._foreach_lerp_(average, current, 1 - rate)
-            else:
-                torch._foreach_copy_(average, current)
+        super().__init__(use_buffers=True)
+        self.decay, self.batches, self.validation_batches = decay, batches, validation_batches
+        self._averaged: list[tuple[Tensor, Tensor]] = []
+        self._followed: list[tuple[Tensor, Tensor]] = []
 
-        super().__init__(use_buffers=True, multi_avg_fn=step)
-        self.batches, self.validation_batches = batches, validation_batches
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        assert self._average_model is not None
+        # It was made before the module was moved to its device.
+        self._average_model.to(pl_module.device)
+        # Paired once: to walk the modules takes longer than to average a small network.
+        averaged = pl_module.averaged()  # type: ignore[operator]
+        inside = None if averaged is None else {id(tensor) for tensor in tensors_of(averaged)}
+        self._averaged, self._followed = [], []
+        for kept, live in zip(
+            tensors_of(self._average_model.module), tensors_of(pl_module), strict=True
+        ):
+            mean = live.is_floating_point() and (inside is None or id(live) in inside)
+            pairs = self._averaged if mean else self._followed
+            pairs.append((kept, live))
 
     def on_train_batch_end(
         self,
@@ -63,22 +68,20 @@ class EMA(WeightAveraging):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        assert self._average_model is not None
-        averaged = pl_module.averaged()  # type: ignore[operator]
-        if averaged is None:
+        count = self._latest_update_step
+        if trainer.global_step <= count:  # gradients are being accumulated
             return
-        inside = {id(tensor) for tensor in tensors_of(averaged)}
-        pairs = [
-            (kept, live)
-            for kept, live in zip(
-                tensors_of(self._average_model.module), tensors_of(pl_module), strict=True
-            )
-            if id(live) not in inside
-        ]
-        if pairs:
-            with torch.no_grad():
-                torch._foreach_copy_([kept for kept, _ in pairs], [live for _, live in pairs])
+        assert self._average_model is not None
+        # The first step's weights are the average's first.
+        rate = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+        with torch.no_grad():
+            kept, live = zip(*self._averaged, strict=True)
+            torch._foreach_lerp_(kept, live, 1 - rate)
+            if self._followed:
+                kept, live = zip(*self._followed, strict=True)
+                torch._foreach_copy_(kept, live)
+        self._average_model.n_averaged += 1
+        self._latest_update_step = trainer.global_step
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_epoch_start(trainer, pl_module)  # the average is now in pl_module
