@@ -16,7 +16,7 @@ from zoo.devices import imitates_bfloat16
 from zoo.tasks import GAN
 
 ROUNDS = 15
-BATCH = 64
+BATCH = 128
 
 
 def stepper(one_stage: bool, half: bool) -> Callable[[], None]:

@@ -18,11 +18,11 @@ from zoo.networks.layers import PixelConv2d, PooledConv2d, UpsampledConv2d
 
 ROUNDS = 15
 SHAPES = {
-    "pooled behind, discriminator's first block": (PooledConv2d, (128, 32, 28, 28)),
-    "pooled behind, discriminator's second block": (PooledConv2d, (128, 64, 14, 14)),
-    "upsampled before, generator's first block": (UpsampledConv2d, (64, 96, 7, 7)),
-    "upsampled before, generator's second block": (UpsampledConv2d, (64, 48, 14, 14)),
-    "to pixels, generator's last": (PixelConv2d, (64, 48, 28, 28)),
+    "pooled behind, discriminator's first block": (PooledConv2d, (256, 32, 28, 28)),
+    "pooled behind, discriminator's second block": (PooledConv2d, (256, 64, 14, 14)),
+    "upsampled before, generator's first block": (UpsampledConv2d, (128, 64, 7, 7)),
+    "upsampled before, generator's second block": (UpsampledConv2d, (128, 32, 14, 14)),
+    "to pixels, generator's last": (PixelConv2d, (128, 32, 28, 28)),
 }
 
 
