@@ -11,12 +11,13 @@ from collections.abc import Callable
 import torch
 from turns import compare, print_peaks
 
+from zoo import recipes
 from zoo.cli import build
 from zoo.devices import imitates_bfloat16
 from zoo.tasks import GAN
 
 ROUNDS = 15
-BATCH = 128
+BATCH = recipes.resolve("gan_fmnist")["data"]["init_args"]["batch_size"]
 
 
 def stepper(one_stage: bool, half: bool) -> Callable[[], None]:
