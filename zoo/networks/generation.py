@@ -26,14 +26,15 @@ class Cache:
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Adds (B, G, T, d) of new tokens and returns those of all tokens."""
         kept: list[Tensor] = []
-        stop = self.seen + keys.shape[2]
+        added = keys.shape[2]
+        stop = self.seen + added
         for store, new in ((self.keys, keys), (self.values, values)):
             whole = store[layer]
             if whole is None:  # room for a whole context, made once
                 whole = new.new_empty(*new.shape[:2], self.length, new.shape[3])
                 store[layer] = whole
-            whole[:, :, self.seen : stop] = new
-            kept.append(whole[:, :, :stop])
+            whole.narrow(2, self.seen, added).copy_(new)
+            kept.append(whole.narrow(2, 0, stop))
         return kept[0], kept[1]
 
 
