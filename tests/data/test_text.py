@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from tests.conftest import needs_shakespeare
 from zoo.data import PythonTopics, Shakespeare, TextFile
-from zoo.data.text import IGNORED, decode, encode
+from zoo.data.text import IGNORED, Starts, decode, encode
 from zoo.errors import UserError
 
 
@@ -66,6 +66,46 @@ def test_several_processes_share_the_sweep_and_draw_other_windows(text: Path) ->
     assert sorted(starts) == list(range(0, 99, 8))
     assert not torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[1], drawn[2])
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_pass_draws_each_part_of_the_text_once_and_goes_on_in_the_next_epoch(processes) -> None:
+    # 12 windows a pass; an epoch takes 6, in batches of all processes together.
+    loaders = [
+        Starts(100, 8, 6 // (2 * processes), 2, seed=3, rank=rank, world=processes)
+        for rank in range(processes)
+    ]
+    epochs = []
+    for epoch in range(8):
+        drawn = []
+        for loader in loaders:
+            loader.set_epoch(epoch)
+            drawn += [start for batch, _ in loader for start in batch.tolist()]
+        epochs.append(drawn)
+    passes = [sorted(epochs[i] + epochs[i + 1]) for i in range(0, 8, 2)]
+    for starts in passes:
+        assert starts == list(range(starts[0], starts[0] + 12 * 8, 8))
+        assert starts[-1] < 100
+    assert len({starts[0] for starts in passes}) > 1  # offsets differ
+    assert epochs[0] != sorted(epochs[0])
+
+
+def test_with_replacement_windows_start_anywhere(text: Path) -> None:
+    torch.manual_seed(1)
+    loader = data(text, epoch_steps=300, replacement=True).train_dataloader()
+    drawn = torch.cat([batch for batch, _ in loader])
+    assert len(drawn) == 1200
+    # Of 892 places 1 - 1/e^(1200/892) are drawn at least once: 659, and 11 as a standard deviation.
+    assert 600 < len(drawn.unique()) < 720
+
+
+def test_a_text_of_one_window_is_drawn_again_and_again(tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("abcdefghij" * 2 + "abc", encoding="utf-8")  # 12 characters to train on
+    loader = data(short, context_length=10, validation=0.45, epoch_steps=3).train_dataloader()
+    drawn = [start for batch, _ in loader for start in batch.tolist()]
+    assert len(drawn) == 12
+    assert set(drawn) == {0, 1}
 
 
 def test_an_epoch_is_resumed_with_the_batch_that_would_have_come_next(text: Path) -> None:

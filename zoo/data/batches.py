@@ -72,14 +72,14 @@ class Batches:
             samples = len(range(self.rank, samples, self.world))
         return samples // per_batch if self.drop_last else -(-samples // per_batch)
 
-    def _generator(self) -> torch.Generator:
-        # A large odd factor keeps the streams of (seed, epoch) and (seed + 1, epoch - 1) apart.
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+    def _generator(self, number: int) -> torch.Generator:
+        # A large odd factor keeps the streams of (seed, number) and (seed + 1, number - 1) apart.
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
 
     def _order(self) -> Tensor:
         if not self.shuffle:
             return torch.arange(self.rank, len(self.inputs), self.world)
-        generator = self._generator()
+        generator = self._generator(self.epoch)
         order = torch.randperm(len(self.inputs), generator=generator)
         if self.weights is not None:
             order = order[_resample(self.weights[order], generator)]

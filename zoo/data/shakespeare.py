@@ -35,6 +35,8 @@ class Shakespeare(Text):
             settings.
         fallback: ``python`` trains on the English text of Python's own manual where Shakespeare is
             not to be had, and says so; ``null`` makes that an error.
+        replacement: training windows start anywhere, each drawn independently, as nanoGPT draws
+            them; else they are drawn pass by pass through the text (``zoo.data.text.Starts``).
 
     Raises:
         UserError: the file is altered; or it is not to be had, without fallback.
@@ -50,8 +52,11 @@ class Shakespeare(Text):
         epoch_steps: int | None = None,
         choosing: bool = False,
         fallback: Literal["python"] | None = None,
+        replacement: bool = False,
     ) -> None:
-        super().__init__(context_length, batch_size, epoch_steps, 0.1, choosing, fallback)
+        super().__init__(
+            context_length, batch_size, epoch_steps, 0.1, choosing, replacement, fallback
+        )
         self._checked = False
 
     @property
@@ -74,7 +79,9 @@ class Shakespeare(Text):
     def make_stand_in(self) -> Text:
         if self.fallback != "python":
             raise UserError(f"data.fallback is {self.fallback!r}: choose python or null")
-        return PythonTopics(self.context_length, self.batch_size, self.epoch_steps, self.choosing)
+        return PythonTopics(
+            self.context_length, self.batch_size, self.epoch_steps, self.choosing, self.replacement
+        )
 
 
 class PythonTopics(Text):
@@ -84,7 +91,8 @@ class PythonTopics(Text):
     with the version of Python.
 
     Args:
-        context_length, batch_size, epoch_steps, choosing: as ``Shakespeare`` has them.
+        context_length, batch_size, epoch_steps, choosing, replacement: as ``Shakespeare`` has
+            them.
     """
 
     name = "PythonTopics"
@@ -96,8 +104,9 @@ class PythonTopics(Text):
         batch_size: int = 32,
         epoch_steps: int | None = None,
         choosing: bool = False,
+        replacement: bool = False,
     ) -> None:
-        super().__init__(context_length, batch_size, epoch_steps, 0.1, choosing)
+        super().__init__(context_length, batch_size, epoch_steps, 0.1, choosing, replacement)
 
     def fetch(self) -> None:
         """Nothing to do: it comes with Python."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -21,41 +22,73 @@ VALIDATES_ON = ("val", "val", "train")
 
 
 class Starts(Batches):
-    """Batches of random window starts, as many an epoch as asked; resumable as all batches are.
+    """Batches of window starts, as many an epoch as asked; resumable as all batches are.
+
+    Windows are drawn pass by pass through the text: those of a pass lie end to end from an offset
+    drawn anew and come in random order, so that it predicts each character once, but for less than
+    two windows at the ends. As many with replacement leave 37 % of the text out. A pass goes on
+    from one epoch into the next.
 
     Args:
         starts: how many places a window may start at.
+        length: characters of a window.
         batch_size: windows a batch and process.
         steps: batches an epoch and process.
-        seed: of the draws, which are with replacement.
+        replacement: windows start anywhere, whatever was drawn before.
+        seed: of the draws.
         rank, world: this process and how many there are.
     """
 
     def __init__(
-        self, starts: int, batch_size: int, steps: int, *, seed: int, rank: int = 0, world: int = 1
+        self,
+        starts: int,
+        length: int,
+        batch_size: int,
+        steps: int,
+        *,
+        replacement: bool = False,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         places = torch.arange(starts)
         super().__init__(
             places, places, batch_size, shuffle=True, seed=seed, rank=rank, world=world
         )
-        self.steps = steps
+        self.length, self.steps, self.replacement = length, steps, replacement
 
     def __len__(self) -> int:
         return self.steps
 
     def _order(self) -> Tensor:
         shape = (self.steps, self.world, self.batch_size)
-        drawn = torch.randint(len(self.inputs), shape, generator=self._generator())
+        if self.replacement:
+            generator = self._generator(self.epoch)
+            drawn = torch.randint(len(self.inputs), shape, generator=generator)
+        else:
+            drawn = self._passes(self.epoch * math.prod(shape), math.prod(shape)).view(shape)
         return drawn[:, self.rank].flatten()
+
+    def _passes(self, first: int, count: int) -> Tensor:
+        """So many windows of all passes one behind the other, from the ``first`` on."""
+        starts = len(self.inputs)
+        windows = max(1, starts // self.length)  # of a pass
+        offsets = starts - (windows - 1) * self.length
+        drawn = []
+        for number in range(first // windows, (first + count - 1) // windows + 1):
+            generator = self._generator(number)
+            offset = torch.randint(offsets, (1,), generator=generator)
+            drawn.append(offset + self.length * torch.randperm(windows, generator=generator))
+        return torch.cat(drawn)[first % windows :][:count]
 
 
 class Text(DataModule):
     """One text, character by character: the first part to train on, the end to validate on.
 
     A batch is ``(tokens, targets)`` after ``on_after_batch_transfer``, both int64 (B, T): the
-    targets are the tokens one place on, ``IGNORED`` beyond the end of the text. Training windows
-    start anywhere; validation goes through the held-out end window by window, so that each
-    character but the first is predicted exactly once.
+    targets are the tokens one place on, ``IGNORED`` beyond the end of the text. Training goes pass
+    by pass through windows of it (``Starts``); validation goes through the held-out end window by
+    window, so that each character but the first is predicted exactly once.
 
     A subclass has a vocabulary and implements ``read`` beside what every data module does.
     """
@@ -69,6 +102,7 @@ class Text(DataModule):
         epoch_steps: int | None,
         validation: float,
         choosing: bool,
+        replacement: bool,
         fallback: str | None = None,
     ) -> None:
         super().__init__(fallback)
@@ -80,6 +114,7 @@ class Text(DataModule):
             raise UserError(f"data.validation is {validation}: a fraction, above 0, below a half")
         self.context_length, self.batch_size = context_length, batch_size
         self.epoch_steps, self.validation, self.choosing = epoch_steps, validation, choosing
+        self.replacement = replacement
         self._tokens: dict[str, Tensor] = {}
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
@@ -146,7 +181,16 @@ class Text(DataModule):
         if steps is None:  # as many characters as the text has
             seen = self.context_length * self.batch_size * world
             steps = max(1, starts // seen)
-        return Starts(starts, self.batch_size, steps, seed=seed % 2**31, rank=rank, world=world)
+        return Starts(
+            starts,
+            self.context_length,
+            self.batch_size,
+            steps,
+            replacement=self.replacement,
+            seed=seed % 2**31,
+            rank=rank,
+            world=world,
+        )
 
     def val_dataloader(self) -> list[Batches]:
         loaders = [self._sweep("val")]  # in the order of VALIDATES_ON
@@ -227,6 +271,8 @@ class TextFile(Text):
         validation: the fraction at the end that is held out.
         choosing: leaves the held-out end alone and validates on as much before it, for choosing
             settings.
+        replacement: training windows start anywhere, each drawn independently; else they are drawn
+            pass by pass through the text (``Starts``).
 
     Raises:
         UserError: no such file, or bytes that are no UTF-8.
@@ -240,8 +286,9 @@ class TextFile(Text):
         epoch_steps: int | None = None,
         validation: float = 0.1,
         choosing: bool = False,
+        replacement: bool = False,
     ) -> None:
-        super().__init__(context_length, batch_size, epoch_steps, validation, choosing)
+        super().__init__(context_length, batch_size, epoch_steps, validation, choosing, replacement)
         self.path = Path(path)
         self.name = self.path.name
         self._text: str | None = None
