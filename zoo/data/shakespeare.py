@@ -55,7 +55,7 @@ class Shakespeare(Text):
         replacement: bool = False,
     ) -> None:
         super().__init__(
-            context_length, batch_size, epoch_steps, 0.1, choosing, replacement, fallback
+            context_length, batch_size, epoch_steps, 0.1, choosing, fallback, replacement
         )
         self._checked = False
 
@@ -80,7 +80,11 @@ class Shakespeare(Text):
         if self.fallback != "python":
             raise UserError(f"data.fallback is {self.fallback!r}: choose python or null")
         return PythonTopics(
-            self.context_length, self.batch_size, self.epoch_steps, self.choosing, self.replacement
+            self.context_length,
+            self.batch_size,
+            self.epoch_steps,
+            self.choosing,
+            self.replacement,
         )
 
 
@@ -106,7 +110,9 @@ class PythonTopics(Text):
         choosing: bool = False,
         replacement: bool = False,
     ) -> None:
-        super().__init__(context_length, batch_size, epoch_steps, 0.1, choosing, replacement)
+        super().__init__(
+            context_length, batch_size, epoch_steps, 0.1, choosing, replacement=replacement
+        )
 
     def fetch(self) -> None:
         """Nothing to do: it comes with Python."""

@@ -102,8 +102,8 @@ class Text(DataModule):
         epoch_steps: int | None,
         validation: float,
         choosing: bool,
-        replacement: bool,
         fallback: str | None = None,
+        replacement: bool = False,
     ) -> None:
         super().__init__(fallback)
         if min(context_length, batch_size) < 1:
@@ -288,7 +288,14 @@ class TextFile(Text):
         choosing: bool = False,
         replacement: bool = False,
     ) -> None:
-        super().__init__(context_length, batch_size, epoch_steps, validation, choosing, replacement)
+        super().__init__(
+            context_length,
+            batch_size,
+            epoch_steps,
+            validation,
+            choosing,
+            replacement=replacement,
+        )
         self.path = Path(path)
         self.name = self.path.name
         self._text: str | None = None
