@@ -168,15 +168,6 @@ class DropConnect(nn.Linear):
         return f"{super().extra_repr()}, rate={self.rate}"
 
 
-def inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """What RMSNorm multiplies each vector by: (…, D) → (mean(x²) + ε)^(-1/2), (…, 1)."""
-    precise = torch.promote_types(x.dtype, torch.float32)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
-    # In one call what would be three: of a single row each takes as long as what it computes.
-    mean = torch.addcmul(length.new_full((), eps), length, length, value=1 / x.shape[-1])
-    return mean.rsqrt().to(x.dtype)
-
-
 class _RMSNorm(torch.autograd.Function):
     """RMSNorm over the last dimension, in few passes over memory.
 
@@ -188,7 +179,10 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        scale = inverse_rms(x, eps)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
+        mean = torch.addcmul(length.new_full((), eps), length, length, value=1 / x.shape[-1])
+        scale = mean.rsqrt().to(x.dtype)
         return x * scale * weight.to(x.dtype), scale
 
     @staticmethod

@@ -69,7 +69,6 @@ class MLP(nn.Module):
         self, dim: int, hidden: int, bias: bool, approximate: str, mlp_drop: float, drop: float
     ) -> None:
         super().__init__()
-        self.hidden = hidden
         self.up = nn.Linear(dim, hidden, bias=bias)
         self.act = nn.GELU(approximate)
         self.mlp_drop = Dropout(mlp_drop)
@@ -94,7 +93,6 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int, bias: bool, mlp_drop: float, drop: float) -> None:
         super().__init__()
-        self.hidden = hidden
         self.gate = nn.Linear(dim, hidden, bias=bias)
         self.up = nn.Linear(dim, hidden, bias=bias)
         self.mlp_drop = Dropout(mlp_drop)
