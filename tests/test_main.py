@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from zoo.__main__ import COMMANDS
+from zoo.registry import COMMANDS
 
 
 def test_help_names_every_command(zoo_cli) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from zoo import checkpoints, recipes
+from zoo import recipes
+from zoo.checkpoints import store
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,7 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_recipe_and_checkpoint(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     assert {f"zoo/_recipes/{name}.yaml" for name in recipes.names()} <= held
-    assert {f"zoo/_checkpoints/{file}" for file in checkpoints.manifest()} <= held
+    assert {f"zoo/_checkpoints/{file}" for file in store.manifest()} <= held
     assert "zoo/_checkpoints/MANIFEST.json" in held
     assert not [name for name in held if name.startswith(("tests/", "recipes/", "runs/"))]
 

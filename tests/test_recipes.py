@@ -75,7 +75,7 @@ def test_what_a_longer_recipe_trained_stands_with_that_recipe(
         "headline": "val/loss",
         "metrics": {"val/loss": 1.5},
         "parameters": 7,
-        "run": {"command": "python -m zoo fit --recipe transformer_shakespeare_long --x 1"},
+        "run": {"recipe": "transformer_shakespeare_long"},
     }
     monkeypatch.setattr(recipes, "checkpoint_configs", lambda: {"transformer_shakespeare": card})
     entries = {entry.name: entry for entry in recipes.entries()}

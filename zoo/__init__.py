@@ -1,4 +1,4 @@
-"""Reference architectures whose regularisation is right, and can be seen to be.
+"""Reference architectures whose regularization is right, and can be seen to be.
 
 Names are imported on first use (PEP 562), so ``import zoo`` itself costs nothing.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from zoo.core.version import __version__
 
 # public name -> the module that defines it
 _HOME = {
@@ -17,7 +17,7 @@ _HOME = {
     "audit": "zoo.diagnostics.audit",
     "ensemble": "zoo.diagnostics.mc_dropout",
     "freeze": "zoo.networks.freezing",
-    "load": "zoo.checkpoints",
+    "load": "zoo.checkpoints.load",
     "mc_dropout": "zoo.diagnostics.mc_dropout",
     "recalibrate": "zoo.diagnostics.recalibrate",
     "unfreeze": "zoo.networks.freezing",
@@ -27,8 +27,8 @@ _ROOMS = (
     "checkpoints",
     "data",
     "diagnostics",
+    "evaluation",
     "networks",
-    "quality",
     "recipes",
     "tasks",
     "testing",
@@ -37,6 +37,7 @@ _ROOMS = (
 __all__ = [
     "AuditCallback",
     "UserError",
+    "__version__",
     "audit",
     "ensemble",
     "freeze",
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from zoo.checkpoints import load
+    from zoo.checkpoints.load import load
     from zoo.diagnostics.audit import audit
     from zoo.diagnostics.callback import AuditCallback
     from zoo.diagnostics.mc_dropout import ensemble, mc_dropout

@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
 
-from zoo import __version__
+from zoo import registry
+from zoo.core.text import nearest
+from zoo.core.version import __version__
 from zoo.errors import UserError
-from zoo.recipes import nearest
-
-# command -> (module with main(arguments) -> exit code, what it does)
-COMMANDS = {
-    "fit": ("zoo.cli", "train a recipe: python -m zoo fit --recipe resnet_fmnist"),
-    "validate": ("zoo.cli", "measure on the validation images"),
-    "test": ("zoo.cli", "measure on the test images"),
-    "predict": ("zoo.cli", "write class probabilities of the test images"),
-    "audit": ("zoo.commands.audit", "check where normalisation and dropout stand, in any model"),
-    "uncertainty": ("zoo.commands.uncertainty", "what trained weights do not know, and how well"),
-    "sample": ("zoo.commands.sample", "what a generative model makes: text, or a grid of images"),
-    "list": ("zoo.commands.list", "show the recipes, and which ship weights"),
-    "publish": ("zoo.commands.publish", "turn a finished run into a shipped checkpoint"),
-    "verify": ("zoo.commands.verify", "check shipped checkpoints: checksums, golden outputs"),
-}
 
 
 def usage() -> str:
     lines = [
-        f"zoo {__version__}: reference architectures whose regularisation is right",
+        f"zoo {__version__}: reference architectures whose regularization is right",
         "",
         "usage: python -m zoo COMMAND [options]",
         "",
     ]
-    lines += [f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items()]
-    lines += ["", "python -m zoo COMMAND --help tells a command's options."]
+    lines += [f"  {name:<12} {entry.help}" for name, entry in registry.COMMANDS.items()]
+    lines += ["", "python -m zoo COMMAND --help shows a command's options."]
     return "\n".join(lines)
 
 
@@ -48,13 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     command = arguments[0]
     try:
-        if command not in COMMANDS:
+        if command not in registry.COMMANDS:
             raise UserError(
-                f"no command named {command!r}{nearest(command, COMMANDS)} "
+                f"no command named {command!r}{nearest(command, registry.COMMANDS)} "
                 "(python -m zoo --help shows them all)"
             )
-        module = import_module(COMMANDS[command][0])
-        return int(module.main(arguments if module.__name__ == "zoo.cli" else arguments[1:]))
+        run = registry.load(registry.COMMANDS[command].run)
+        return int(run(arguments[1:]))
     except UserError as error:
         message = " ".join(str(error).split())
     except BrokenPipeError:  # `zoo list | head`

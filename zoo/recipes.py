@@ -10,16 +10,16 @@ A recipe is a YAML file with ``model``, ``data`` and ``trainer`` (LightningCLI's
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from zoo.core.renamed import renamed_recipe
+from zoo.core.text import nearest
 from zoo.errors import UserError
 
 OWN_KEYS = ("base", "about")
@@ -45,12 +45,6 @@ def shipped_folder(name: str) -> Path:
     if (package.parent / "pyproject.toml").is_file() and (package.parent / name).is_dir():
         return package.parent / name
     return package / f"_{name}"
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """``"; did you mean 'X'?"`` for the choice most like ``word``, or nothing."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def names() -> list[str]:
@@ -101,7 +95,8 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of model, data and trainer")
-    return content
+    recipe: dict[str, Any] = renamed_recipe(content)
+    return recipe
 
 
 def chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -201,9 +196,9 @@ def checkpoint_configs() -> dict[str, dict[str, Any]]:
 
 
 def trained_by(config: dict[str, Any]) -> str | None:
-    """The recipe that trained a checkpoint, from the command in its ``config.json``."""
-    words = config.get("run", {}).get("command", "").partition("--recipe ")[2].split()
-    return Path(words[0]).stem if words else None
+    """The recipe that trained a checkpoint, as its ``config.json`` records it."""
+    name: str | None = config.get("run", {}).get("recipe")
+    return name
 
 
 def weights_of(name: str) -> str | None:

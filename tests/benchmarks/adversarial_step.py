@@ -1,6 +1,6 @@
 """A training step of ``gan_fmnist``'s networks in one stage against one in turns, in turns.
 
-Optimisers and everything else of the task included; in bfloat16 as the recipe trains, or in float32
+Optimizers and everything else of the task included; in bfloat16 as the recipe trains, or in float32
 where bfloat16 would be imitated. The ratio is the time of a step in turns over one in one stage.
 """
 
@@ -12,8 +12,8 @@ import torch
 from turns import compare, print_peaks
 
 from zoo import recipes
-from zoo.cli import build
-from zoo.devices import imitates_bfloat16
+from zoo.cli.building import from_recipe
+from zoo.core.devices import imitates_bfloat16
 from zoo.tasks import GAN
 
 ROUNDS = 15
@@ -21,9 +21,9 @@ BATCH = recipes.resolve("gan_fmnist")["data"]["init_args"]["batch_size"]
 
 
 def stepper(one_stage: bool, half: bool) -> Callable[[], None]:
-    task, data = build("gan_fmnist", ["--model.one_stage", str(one_stage).lower()])
+    task, data = from_recipe("gan_fmnist", ["--model.one_stage", str(one_stage).lower()])
     assert isinstance(task, GAN)
-    task.data = data.describe()
+    task.data_info = data.describe()
     networks = (task.network.generator, task.network.discriminator)
     rates = (task.lr, task.discriminator_lr)
     optimizers = [task._optimizer(*pair) for pair in zip(networks, rates, strict=True)]

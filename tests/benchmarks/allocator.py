@@ -16,11 +16,12 @@ STEP = """
 import resource, statistics, sys, time
 import torch
 from torch.nn import functional as F
-from zoo.cli import build, keep_freed_memory
+from zoo.cli.building import from_recipe
+from zoo.core.memory import keep_freed_memory
 
 if sys.argv[1] == "with":
     keep_freed_memory()
-task, data = build("convnet_fmnist")
+task, data = from_recipe("convnet_fmnist")
 network, optimizer = task.network.train(), task.make_optimizer()
 images = torch.randn(256, 1, 28, 28).contiguous(memory_format=torch.channels_last)
 labels = torch.arange(256) % 10

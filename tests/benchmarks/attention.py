@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from turns import compare
 
-from zoo.networks.layers import attend
+from zoo.networks.fast import attend
 
 ROUNDS = 7
 SHAPES = {  # (B, H, T, d), causal

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from turns import compare
 
-from zoo.networks.layers import PixelConv2d, PooledConv2d, UpsampledConv2d
+from zoo.networks.fast import PixelConv2d, PooledConv2d, UpsampledConv2d
 
 ROUNDS = 15
 SHAPES = {

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from turns import compare
 
-from zoo.networks.layers import dropout
+from zoo.networks.fast import dropout
 
 ROUNDS = 9
 SHAPES = {

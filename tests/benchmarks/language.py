@@ -19,9 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 from turns import compare, print_peaks
 
-from zoo.cli import build
+from zoo.cli.building import from_recipe
 from zoo.networks import Transformer, generate
-from zoo.networks.layers import RMSNorm
+from zoo.networks.fast import RMSNorm
 
 VOCABULARY, WIDTH, DEPTH, HEADS = 65, 128, 4, 4
 LAST = 8  # characters, of a context
@@ -135,7 +135,7 @@ def compare_norms(width: int) -> None:
 def main() -> None:
     compare_training(12, 64)
     compare_training(16, 256)
-    task, _ = build("transformer_shakespeare_long")
+    task, _ = from_recipe("transformer_shakespeare_long")
     network = task.network.eval()
     compare_last(network, 1)
     compare_last(network, 16)

@@ -1,5 +1,5 @@
 """What Lightning's loop and our task add to a step, in milliseconds: a bare loop of the same
-network, optimiser and batches, in turns with ``Trainer.fit``. The network is tiny, so that the
+network, optimizer and batches, in turns with ``Trainer.fit``. The network is tiny, so that the
 loop is what is timed."""
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def bare() -> float:
     for epoch in range(EPOCHS):
         batches.set_epoch(epoch)
         for images, labels in batches:
-            images = data.normalise(data.augment(images, torch.Generator().manual_seed(epoch)))
+            images = data.normalize(data.augment(images, torch.Generator().manual_seed(epoch)))
             loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()

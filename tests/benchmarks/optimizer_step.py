@@ -15,14 +15,14 @@ import timm.optim.muon
 import torch
 from turns import compare, print_peaks
 
-from zoo.cli import build
+from zoo.cli.building import from_recipe
 from zoo.tasks.optim import Muon
 
 ROUNDS = 30
 
 
 def stepper(name: str, ours: bool) -> Callable[[], None]:
-    task, _ = build(name, [])
+    task, _ = from_recipe(name, [])
     optimizer = task.make_optimizer()  # of a GAN its generator's
     assert isinstance(optimizer, Muon)
     for group in optimizer.param_groups:

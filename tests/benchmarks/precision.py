@@ -2,7 +2,7 @@
 
 Forward and backward of each recipe's network under autocast, as ``bf16-mixed`` trains, against the
 same in float32; a ratio below 1 is a processor that only imitates bfloat16, for which the command
-line takes float32 instead (``zoo.devices.lacks_bf16``).
+line takes float32 instead (``zoo.core.devices.lacks_bf16``).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from turns import compare
 
 from zoo import recipes
-from zoo.cli import build
-from zoo.devices import imitates_bfloat16
+from zoo.cli.building import from_recipe
+from zoo.core.devices import imitates_bfloat16
 
 ROUNDS = 3
 BATCH = 32
@@ -36,7 +36,7 @@ def main() -> None:
         trainer = recipes.resolve(name)["trainer"]
         if trainer.get("precision") != "bf16-mixed" or name.endswith("imagefolder"):
             continue  # 224 × 224: minutes where bfloat16 is imitated, and nothing new
-        task, data = build(name, ["--data.batch_size", str(BATCH)])
+        task, data = from_recipe(name, ["--data.batch_size", str(BATCH)])
         inputs = tuple(
             part.repeat(BATCH // len(part), *[1] * (part.ndim - 1))
             for part in task.train().example_inputs(data)

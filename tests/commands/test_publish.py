@@ -10,10 +10,11 @@ import torch
 
 import zoo
 from tests.conftest import needs_fashion_mnist
-from zoo import checkpoints, quality
-from zoo.cards import CARDS
-from zoo.commands.publish import MEASURES
+from zoo import registry
+from zoo.checkpoints.card import Card
+from zoo.core.files import sha256
 from zoo.data import FashionMNIST
+from zoo.evaluation import generator
 
 SHORT = (
     "fit",
@@ -26,8 +27,12 @@ SHORT = (
 )
 
 
-def test_every_task_has_a_card_and_what_it_states() -> None:
-    assert set(checkpoints.TASKS) == set(CARDS) == set(MEASURES)
+@pytest.mark.parametrize("name", registry.TASKS)
+def test_every_name_of_a_tasks_entry_is_there(name: str) -> None:
+    entry = registry.TASKS[name]
+    assert registry.load(entry.task).__name__ == name
+    assert issubclass(registry.load(entry.card), Card)
+    assert callable(registry.load(entry.measure))
 
 
 def test_a_run_becomes_a_checkpoint(zoo_cli) -> None:
@@ -48,7 +53,7 @@ def test_a_run_becomes_a_checkpoint(zoo_cli) -> None:
     }
     assert {path.name for path in Path("out").iterdir()} == {"tiny", "MANIFEST.json"}
     manifest = json.loads(Path("out/MANIFEST.json").read_text())
-    assert manifest["tiny/model.safetensors"] == checkpoints.sha256(folder / "model.safetensors")
+    assert manifest["tiny/model.safetensors"] == sha256(folder / "model.safetensors")
 
     config = json.loads((folder / "config.json").read_text())
     facts = json.loads((runs / "version_0/run.json").read_text())
@@ -88,10 +93,10 @@ def test_a_gans_temperatures_are_chosen_before_it_is_judged(zoo_cli, monkeypatch
     assert done.code == 0, done.err
     own = [1.0, 1.1] * 5
     # All images and ten thousand samples at seven temperatures take minutes: here are a few, and
-    # tests/test_quality.py has the choice itself.
-    judge, plain = quality.judge, FashionMNIST.plain
-    monkeypatch.setattr(quality, "temperatures", lambda task, data, classifier: list(own))
-    monkeypatch.setattr(quality, "judge", lambda *given: judge(*given, count=500))
+    # tests/evaluation/test_generator.py has the choice itself.
+    judge, plain = generator.judge, FashionMNIST.plain
+    monkeypatch.setattr(generator, "temperatures", lambda task, data, classifier: list(own))
+    monkeypatch.setattr(generator, "judge", lambda *given: judge(*given, count=500))
     monkeypatch.setattr(FashionMNIST, "plain", lambda *given: islice(plain(*given), 2))
     run = "runs/gan_fmnist/version_0"
     result = zoo_cli("publish", run, "--name", "gan_fmnist", "--to", "out", "--temperatures")

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from zoo.checkpoints import folder_of, read_config
+from zoo.checkpoints.store import folder_of, read_config
 
 
 def test_shipped_weights_go_on_with_a_prompt_by_either_recipes_name(zoo_cli) -> None:

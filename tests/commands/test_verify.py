@@ -1,10 +1,10 @@
-from zoo import checkpoints
+from zoo.checkpoints import store
 
 
 def test_every_shipped_checkpoint_is_verified(zoo_cli) -> None:
     result = zoo_cli("verify")
     assert result.code == 0, result.err
-    assert len(result.out.strip().splitlines()) == len(checkpoints.names())
+    assert len(result.out.strip().splitlines()) == len(store.names())
     assert "checksums match" in result.out
 
 

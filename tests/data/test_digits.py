@@ -25,7 +25,7 @@ def test_the_recorded_statistics_are_those_of_the_training_images(size: int) -> 
     data.setup("fit")
     images, _ = next(iter(data._batches(data._train)))
     assert images.dtype == torch.uint8
-    everything = data.normalise(data._train[0])
+    everything = data.normalize(data._train[0])
     assert everything.shape[1:] == (1, size, size)
     assert everything.mean().abs() < 0.01
     # Interpolation smooths: a resized digit has less contrast than the one it was made from.

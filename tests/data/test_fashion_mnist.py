@@ -34,9 +34,9 @@ def test_labels_belong_to_images_and_statistics_to_the_training_set() -> None:
     assert torch.equal(images[:, 0], theirs.data)
     assert torch.equal(labels, theirs.targets)
     assert list(data.classes) == theirs.classes
-    normalised = data.normalise(data.read(train=True)[0])
-    assert normalised.mean().abs() < 1e-3
-    assert normalised.std() == pytest.approx(1, abs=1e-3)
+    normalized = data.normalize(data.read(train=True)[0])
+    assert normalized.mean().abs() < 1e-3
+    assert normalized.std() == pytest.approx(1, abs=1e-3)
 
 
 @needs_fashion_mnist

@@ -17,12 +17,12 @@ from zoo.data.image_folder import _decode
 from zoo.errors import UserError
 
 
-def paint(folder: Path, count: int, colour: tuple[int, int, int]) -> None:
-    """Images of several sizes and formats, all of one colour."""
+def paint(folder: Path, count: int, color: tuple[int, int, int]) -> None:
+    """Images of several sizes and formats, all of one color."""
     folder.mkdir(parents=True)
     for index in range(count):
         suffix = ("png", "jpg")[index % 2]
-        Image.new("RGB", (40 + 8 * index, 48), colour).save(folder / f"{index}.{suffix}")
+        Image.new("RGB", (40 + 8 * index, 48), color).save(folder / f"{index}.{suffix}")
 
 
 MINE = """
@@ -97,7 +97,7 @@ def test_validation_images_come_from_the_training_ones_where_they_have_no_folder
     assert {path.parts[-3] for path, _ in parts["test"]} == {"test"}
 
 
-def test_images_labels_and_normalisation(flat: Path) -> None:
+def test_images_labels_and_normalization(flat: Path) -> None:
     module = data(flat, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     for loader in (module.train_dataloader(), module.val_dataloader()):
         for batch in loader:
@@ -180,7 +180,7 @@ def test_an_unreadable_image_is_named(flat: Path, corrupt: str) -> None:
         ("resnet50_imagefolder", ["--model.network.width", "8"]),
         (
             "vit_small_imagefolder",
-            ["--model.network.dim", "24", "--model.network.image_size", "32"],
+            ["--model.network.embed_dim", "24", "--model.network.image_size", "32"],
         ),
     ],
 )
@@ -196,7 +196,7 @@ def test_recipes_train_on_it_and_the_classes_travel_with_the_weights(
     result = zoo_cli("fit", "--recipe", recipe, *options, *common)
     assert result.code == 0, result.err
     model = zoo.load(next(Path(f"runs/{recipe}").glob("*/checkpoints/last.ckpt")))
-    assert model.data["classes"] == ["blue", "red"]
+    assert model.data_info["classes"] == ["blue", "red"]
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 

@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import zoo
 from zoo.diagnostics.audit import audit
-from zoo.diagnostics.trace import MERGED, STRAIGHT, reach, record
+from zoo.diagnostics.trace.graph import MERGED, STRAIGHT, reach
+from zoo.diagnostics.trace.recorder import record
 
 # -- against ground truth --------------------------------------------------------------------------
 
@@ -363,13 +364,13 @@ def dropped_everywhere(self: Any, x: torch.Tensor) -> torch.Tensor:
     return self.norm(x + self.linear(x))
 
 
-def renormalised(self: Any, x: torch.Tensor) -> torch.Tensor:
+def renormalized(self: Any, x: torch.Tensor) -> torch.Tensor:
     return self.norm(self.linear(self.first(self.drop(x))))
 
 
 @pytest.mark.parametrize(
     ("forward", "severities"),
-    [(residual, ["warning"]), (dropped_everywhere, ["error"]), (renormalised, ["error"])],
+    [(residual, ["warning"]), (dropped_everywhere, ["error"]), (renormalized, ["error"])],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_levels(forward, severities) -> None:
@@ -382,7 +383,7 @@ def test_levels(forward, severities) -> None:
     )
     found = findings(model, torch.randn(6, 8))["dropout-before-bn"]
     assert [finding.severity for finding in found] == severities
-    if forward is renormalised:  # the second BatchNorm stands behind the first
+    if forward is renormalized:  # the second BatchNorm stands behind the first
         assert [finding.module for finding in found] == ["first"]
 
 
@@ -397,12 +398,12 @@ def test_what_is_no_fault() -> None:
     model = nn.Sequential(nn.Dropout(0.0), nn.Linear(8, 8), nn.BatchNorm1d(8))
     assert not findings(model, x, rules=["dropout-before-bn"])
 
-    def standardised_weights(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def standardized_weights(self: Any, x: torch.Tensor) -> torch.Tensor:
         weight = F.batch_norm(self.linear.weight[None], None, None, training=True)[0]
         return F.linear(F.dropout(x, 0.2, self.training), weight)
 
     assert not findings(
-        Forward(standardised_weights, linear=nn.Linear(8, 8)), x, rules=["dropout-before-bn"]
+        Forward(standardized_weights, linear=nn.Linear(8, 8)), x, rules=["dropout-before-bn"]
     )
 
 
@@ -603,17 +604,17 @@ def test_mappings_and_inputs_without_tensors() -> None:
 
 
 def test_a_parameter_that_is_set_anew_comes_back() -> None:
-    def renormalise(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def renormalize(self: Any, x: torch.Tensor) -> torch.Tensor:
         self.linear.weight.data = torch.renorm(self.linear.weight.data, 2, 0, 0.1)
         return self.linear(x)
 
-    model = Forward(renormalise, linear=nn.Linear(8, 8))
+    model = Forward(renormalize, linear=nn.Linear(8, 8))
     before = model.linear.weight.detach().clone()
     audit(model, torch.randn(4, 8))
     assert torch.equal(model.linear.weight, before)
 
 
-def test_a_trainer_gives_optimisers_and_modes() -> None:
+def test_a_trainer_gives_optimizers_and_modes() -> None:
     from lightning.pytorch import Trainer
 
     trainer = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.diagnostics.audit import audit, explain
+from zoo.diagnostics.audit import audit, explain_rule
 from zoo.diagnostics.rules import RULES, SEVERITIES
 
 
@@ -30,7 +30,7 @@ def test_the_bad_example_triggers_the_rule_and_the_good_one_does_not(rule) -> No
 def test_every_rule_says_what_why_and_what_to_do(rule) -> None:
     assert rule.severity in SEVERITIES
     assert rule.sentence.endswith(".")
-    text = explain(rule.id)
+    text = explain_rule(rule.id)
     for part in (rule.id, rule.severity, rule.sentence, rule.source, rule.fix):
         assert part in text
 

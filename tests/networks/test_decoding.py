@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.networks.test_transformer import VARIANTS, build
 from zoo.networks import Transformer
-from zoo.networks.decoding import Step
+from zoo.networks.decoding import Reader, Step
 
 MIXED = {
     "learned-positions-normed-heads": {
@@ -17,14 +17,14 @@ MIXED = {
         "norm": "layernorm",
     },
     "bias-and-rmsnorm": {"bias": True, "mlp": "gelu_tanh", "tied": False},
-    "bias-and-a-gate": {"bias": True, "norm": "layernorm", "kv_heads": 1},
+    "bias-and-a-gate": {"bias": True, "norm": "layernorm", "num_kv_heads": 1},
 }
 
 
 def read_last(network: Transformer, tokens: torch.Tensor) -> tuple[torch.Tensor, object]:
-    cache = network.make_cache()
-    network(tokens[:, :-1], cache)
-    return network(tokens[:, -1:], cache), cache.step
+    read, cache = Reader(network), network.make_cache()
+    read(tokens[:, :-1], cache)
+    return read(tokens[:, -1:], cache), read.step
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, *MIXED.values()], ids=["llama", "gpt", *MIXED])
@@ -72,12 +72,12 @@ def test_modules_that_compute_something_else_are_called(change) -> None:
 @torch.inference_mode()
 def test_a_hook_that_comes_later_is_called_too() -> None:
     network, tokens = build(VARIANTS[0]), torch.randint(17, (2, 9))
-    cache, seen = network.make_cache(), []
+    read, cache, seen = Reader(network), network.make_cache(), []
     for token in tokens[:, :5].split(1, 1):
-        network(token, cache)
-    assert isinstance(cache.step, Step)
+        read(token, cache)
+    assert isinstance(read.step, Step)
     network.norm.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    logits = network(tokens[:, 5:6], cache)
+    logits = read(tokens[:, 5:6], cache)
     assert seen == [(2, 1, 32)]
     torch.testing.assert_close(logits, network(tokens[:, :6])[:, -1:], rtol=1e-4, atol=1e-5)
 
@@ -85,23 +85,23 @@ def test_a_hook_that_comes_later_is_called_too() -> None:
 @torch.inference_mode()
 def test_dropout_that_is_left_on_drops_in_a_step_too() -> None:
     network, tokens = build(VARIANTS[0], resid_drop_rate=0.5), torch.randint(17, (2, 9))
-    cache = network.make_cache()
-    network(tokens[:, :-1], cache)
+    read, cache = Reader(network), network.make_cache()
+    read(tokens[:, :-1], cache)
     for module in network.modules():
         module.training = isinstance(module, nn.Dropout)  # MC dropout
     outputs = []
     for _ in range(2):
         cache.seen = 8
-        outputs.append(network(tokens[:, -1:], cache))
+        outputs.append(read(tokens[:, -1:], cache))
     assert not torch.equal(*outputs)
 
 
 def test_a_step_with_gradients_has_them() -> None:
     network, tokens = build(VARIANTS[0]), torch.randint(17, (2, 9))
-    cache = network.make_cache()
+    read, cache = Reader(network), network.make_cache()
     with torch.no_grad():
-        network(tokens[:, :-1], cache)
-    network(tokens[:, -1:], cache).sum().backward()
+        read(tokens[:, :-1], cache)
+    read(tokens[:, -1:], cache).sum().backward()
     assert all(p.grad is not None for name, p in network.named_parameters() if "mlp" in name)
 
 

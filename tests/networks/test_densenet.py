@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 import zoo
-from tests.networks.test_resnet import randomised
+from tests.networks.test_resnet import randomized
 from zoo import networks
 from zoo.networks import DenseNet
 
@@ -13,7 +13,7 @@ from zoo.networks import DenseNet
 @pytest.mark.parametrize("size", [64, 200])
 def test_torchvisions_weights_load_strictly_and_give_the_same_logits(size: int) -> None:
     torch.manual_seed(0)
-    theirs = randomised(torchvision.models.densenet121())
+    theirs = randomized(torchvision.models.densenet121())
     for name, tensor in theirs.state_dict().items():
         if "norm" in name and tensor.is_floating_point():
             tensor.copy_(0.5 + torch.rand_like(tensor))

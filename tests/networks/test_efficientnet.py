@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from tests.networks.test_resnet import randomised
+from tests.networks.test_resnet import randomized
 from zoo import networks, recipes
 from zoo.networks import EfficientNet
 from zoo.networks.inverted_residuals import FusedMBConv, MBConv, Separable
@@ -25,7 +25,7 @@ def test_same_parameter_names_and_shapes_as_timm(number: int) -> None:
 @pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_b2"])
 def test_weights_load_strictly_and_give_the_same_logits(name: str) -> None:
     torch.manual_seed(0)
-    theirs = randomised(timm.create_model(name))
+    theirs = randomized(timm.create_model(name))
     ours = getattr(networks, name)().eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     images = torch.randn(2, 3, 64, 64)
@@ -58,7 +58,7 @@ def test_the_only_dropout_of_units_stands_behind_the_last_batchnorm() -> None:
     assert all(isinstance(module, nn.BatchNorm2d) for module in order[:-2])
 
 
-def test_depthwise_filters_are_initialised_for_their_own_fan() -> None:
+def test_depthwise_filters_are_initialized_for_their_own_fan() -> None:
     torch.manual_seed(0)
     network = EfficientNet(width=4.0)
     filters = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.groups > 500]

@@ -9,7 +9,7 @@ import zoo
 from zoo import networks
 
 
-def test_frozen_statistics_stay_frozen_as_synchronised_ones() -> None:
+def test_frozen_statistics_stay_frozen_as_synchronized_ones() -> None:
     network = networks.ResNet(5, 1, layers=(1,), width=4, stem="small")
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(zoo.freeze(network)).train()
     norms = [m for m in synced.modules() if isinstance(m, nn.SyncBatchNorm)]

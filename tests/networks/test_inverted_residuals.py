@@ -5,14 +5,14 @@ import torch
 from timm.models._efficientnet_blocks import EdgeResidual
 from torch import nn
 
-from tests.networks.test_resnet import randomised
+from tests.networks.test_resnet import randomized
 from zoo.networks.inverted_residuals import Depthwise, FusedMBConv, round_channels
 
 
 @pytest.mark.parametrize(("channels", "stride"), [(16, 1), (24, 2)])
 def test_a_fused_block_loads_timms_strictly_and_gives_the_same(channels: int, stride: int) -> None:
     torch.manual_seed(0)
-    theirs = randomised(
+    theirs = randomized(
         EdgeResidual(16, channels, 3, stride, exp_ratio=4, act_layer=nn.SiLU, pad_type="")
     )
     ours = FusedMBConv(16, channels, 3, stride, 4, 0.0).eval()

@@ -6,21 +6,18 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
-from zoo.networks.layers import (
-    DropConnect,
-    Dropout,
-    GaussianDropout,
+from zoo.networks.fast import (
+    FastDropout,
     PixelConv2d,
     PooledConv2d,
     RMSNorm,
     UpsampledConv2d,
-    adapt_input,
-    adapt_statistics,
     attend,
     dropout,
     global_average,
     scale_channels,
 )
+from zoo.networks.layers import DropConnect, GaussianDropout, adapt_input, adapt_statistics
 
 
 def test_a_widened_first_convolution_gives_the_same_output_for_repeated_channels() -> None:
@@ -92,7 +89,7 @@ def test_dropout_by_random_bits_is_dropout(rate: float, dtype: torch.dtype) -> N
     precision = 2e-4 if dtype == torch.float32 else 5e-3
     (value,) = out[kept].unique().tolist()
     assert value == pytest.approx(2 / (1 - rate), rel=precision)
-    # Neighbours are drawn apart from each other, also those of one random word.
+    # Neighbors are drawn apart from each other, also those of one random word.
     both = (kept[:, 1:] & kept[:, :-1]).float().mean().item()
     assert both == pytest.approx((1 - rate) ** 2, abs=6 * error)
     (gradient,) = torch.autograd.grad(out.float().sum(), x)
@@ -107,8 +104,8 @@ def test_dropout_is_the_identity_where_it_is_told_to_be() -> None:
     x = torch.randn(4, 5)
     assert torch.equal(dropout(x, 0.0), x)
     assert torch.equal(dropout(x, 0.5, training=False), x)
-    assert torch.equal(Dropout(0.5).eval()(x), x)
-    assert not torch.equal(Dropout(0.5).train()(x), x)
+    assert torch.equal(FastDropout(0.5).eval()(x), x)
+    assert not torch.equal(FastDropout(0.5).train()(x), x)
 
 
 def test_dropout_by_random_bits_is_seen_by_the_audit_with_its_kind() -> None:
@@ -118,7 +115,7 @@ def test_dropout_by_random_bits_is_seen_by_the_audit_with_its_kind() -> None:
 
     report = zoo.audit(Attending(), torch.randn(2, 2, 4, 4, requires_grad=True))
     assert report.seen == {"attention dropout": 1}
-    report = zoo.audit(nn.Sequential(nn.Linear(4, 4), Dropout(0.3)), torch.randn(2, 4))
+    report = zoo.audit(nn.Sequential(nn.Linear(4, 4), FastDropout(0.3)), torch.randn(2, 4))
     assert report.seen == {"element-wise dropout": 1}
 
 
@@ -149,10 +146,10 @@ def test_convolutions_joined_with_pooling_or_upsampling_are_what_they_replace(si
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("colours", [1, 3])
-def test_a_convolution_to_pixels_is_a_convolution(colours: int, memory_format) -> None:
+@pytest.mark.parametrize("colors", [1, 3])
+def test_a_convolution_to_pixels_is_a_convolution(colors: int, memory_format) -> None:
     torch.manual_seed(0)
-    layer = PixelConv2d(5, colours).double()
+    layer = PixelConv2d(5, colors).double()
     x = torch.randn(2, 5, 4, 7, dtype=torch.float64).contiguous(memory_format=memory_format)
     x.requires_grad_()
     assert_same_both_ways(layer, x, F.conv2d(x, layer.weight, layer.bias, padding=1))

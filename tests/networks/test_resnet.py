@@ -16,7 +16,7 @@ from zoo.networks.resnet import BasicBlock, Bottleneck
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
-def randomised(module: nn.Module) -> nn.Module:
+def randomized(module: nn.Module) -> nn.Module:
     """Norms away from their initial values, so that a swapped one would show."""
     generator = torch.Generator().manual_seed(3)
     for name, tensor in module.state_dict().items():
@@ -42,7 +42,7 @@ def test_weights_load_strictly_and_give_the_same_logits(name: str, peer: str) ->
     theirs = (
         getattr(torchvision.models, name)() if peer == "torchvision" else timm.create_model(name)
     )
-    randomised(theirs)
+    randomized(theirs)
     ours = getattr(networks, name)().eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     images = torch.randn(2, 3, 64, 64)
@@ -52,7 +52,7 @@ def test_weights_load_strictly_and_give_the_same_logits(name: str, peer: str) ->
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 def test_batchnorm_after_every_convolution_and_no_dropout(block: str) -> None:
-    """By behaviour: what runs after each convolution is a BatchNorm over its channels."""
+    """By behavior: what runs after each convolution is a BatchNorm over its channels."""
     network = ResNet(10, 1, block, (1, 2), 8, "small").train()
     order: list[nn.Module] = []
     for module in network.modules():
@@ -76,7 +76,7 @@ def test_batchnorm_after_every_convolution_and_no_dropout(block: str) -> None:
     assert first.shape == (4, 10)
 
 
-def test_he_initialisation_has_the_variance_of_its_formula() -> None:
+def test_he_initialization_has_the_variance_of_its_formula() -> None:
     torch.manual_seed(0)
     network = ResNet(10, 3, "basic", (1, 1), 64, "imagenet")
     for module in network.modules():
@@ -103,7 +103,7 @@ def test_gradients_neither_vanish_nor_explode_over_fifty_blocks() -> None:
     images = torch.randn(16, 3, 16, 16)
     nn.functional.cross_entropy(network(images), torch.arange(16) % 10).backward()
     norms = [block.conv1.weight.grad.norm().item() for block in network.layer1]
-    # An un-normalised stack of 50 would differ by orders of magnitude; the residual sum grows
+    # An un-normalized stack of 50 would differ by orders of magnitude; the residual sum grows
     # the activations by about one a block, so that earlier blocks weigh more, as 1 to 1/50.
     assert max(norms) / min(norms) < 100
     assert min(norms) > 1e-4

@@ -10,12 +10,11 @@ from torch import nn
 import zoo
 from zoo.networks import Transformer, generate
 from zoo.networks.hugging_face import from_gpt2, from_llama
-from zoo.networks.rotary import rotate
-from zoo.networks.transformer_blocks import Attention
+from zoo.networks.transformer import Attention, rotate
 
-SMALL = {"vocab_size": 17, "context_length": 16, "dim": 32, "depth": 2, "heads": 4}
+SMALL = {"vocab_size": 17, "context_length": 16, "embed_dim": 32, "depth": 2, "num_heads": 4}
 VARIANTS = [
-    {"norm": "rmsnorm", "positions": "rotary", "mlp": "swiglu", "qk_norm": True, "kv_heads": 2},
+    {"norm": "rmsnorm", "positions": "rotary", "mlp": "swiglu", "qk_norm": True, "num_kv_heads": 2},
     {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "bias": True, "tied": False},
 ]
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=["llama-like", "gpt-like"])
@@ -50,7 +49,7 @@ def test_llama_of_hugging_face_gives_the_same_logits(kv_heads: int) -> None:
     for parameter in theirs.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     ours = Transformer(
-        50, 40, 32, 3, 4, kv_heads, hidden=48, mlp="swiglu", tied=False, norm_eps=1e-5
+        50, 40, 32, 3, 4, kv_heads, hidden_dim=48, mlp="swiglu", tied=False, norm_eps=1e-5
     ).eval()
     ours.load_state_dict(from_llama(theirs.state_dict()), strict=True)
     tokens = torch.randint(50, (2, 40))
@@ -145,7 +144,7 @@ def test_attention_drops_weights_at_its_rate_and_keeps_the_expectation() -> None
 
 def test_what_is_added_to_the_residual_stream_starts_smaller() -> None:
     torch.manual_seed(0)
-    network = Transformer(65, dim=128, depth=8)
+    network = Transformer(65, embed_dim=128, depth=8)
     for block in network.blocks:
         for layer in (block.attn.proj, block.mlp.down):
             assert layer.weight.std().item() == pytest.approx(0.02 / math.sqrt(16), rel=0.03)
@@ -192,9 +191,9 @@ def test_greedy_tokens_are_those_of_recomputing_past_the_context_too(variant: di
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dim": 30}, "must be a multiple of heads"),
-        ({"kv_heads": 3}, "they of kv_heads 3"),
-        ({"dim": 36, "heads": 4}, "dim / heads is 9, odd"),
+        ({"embed_dim": 30}, "must be a multiple of num_heads"),
+        ({"num_kv_heads": 3}, "num_heads of num_kv_heads 3"),
+        ({"embed_dim": 36, "num_heads": 4}, "embed_dim / num_heads is odd: 9"),
         ({"norm": "batchnorm"}, "choose rmsnorm or layernorm|choose layernorm or rmsnorm"),
         ({"positions": "sinus"}, "choose rotary or learned"),
         ({"mlp": "relu"}, "choose swiglu, gelu or gelu_tanh"),

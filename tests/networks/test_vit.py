@@ -7,11 +7,11 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from zoo import networks
-from zoo.diagnostics.trace import record
+from zoo.diagnostics.trace.recorder import record
 from zoo.networks import ViT
 from zoo.networks.vit import Attention
 
-SMALL = {"image_size": 16, "patch_size": 4, "dim": 16, "depth": 2, "heads": 2}
+SMALL = {"image_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_224"])
@@ -30,7 +30,7 @@ def test_weights_load_strictly_and_give_the_same_logits(name: str) -> None:
 @pytest.mark.parametrize("pool", ["token", "avg"])
 @pytest.mark.parametrize("stem", ["patch", "conv"])
 def test_another_resolution_interpolates_the_positions(pool: str, stem: str) -> None:
-    network = ViT(5, 1, **SMALL, pool=pool, stem=stem).eval()
+    network = ViT(5, 1, **SMALL, global_pool=pool, stem=stem).eval()
     assert network(torch.zeros(2, 1, 24, 32)).shape == (2, 5)
     # Positions that are the same everywhere stay so, whatever the size.
     nn.init.constant_(network.pos_embed, 0.7)
@@ -48,7 +48,7 @@ def test_another_resolution_interpolates_the_positions(pool: str, stem: str) -> 
 
 
 @pytest.mark.parametrize(
-    "place", ["drop_rate", "embed_drop_rate", "attn_drop_rate", "proj_drop_rate", "mlp_drop_rate"]
+    "place", ["drop_rate", "pos_drop_rate", "attn_drop_rate", "proj_drop_rate", "mlp_drop_rate"]
 )
 def test_each_drop_rate_acts_by_itself_and_in_training_only(place: str) -> None:
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def test_each_drop_rate_acts_by_itself_and_in_training_only(place: str) -> None:
 def test_each_rate_stands_where_it_belongs() -> None:
     rates = {
         "head_drop": ("drop_rate", 0.1),
-        "pos_drop": ("embed_drop_rate", 0.2),
+        "pos_drop": ("pos_drop_rate", 0.2),
         "blocks.1.attn": ("attn_drop_rate", 0.25),
         "blocks.1.attn.proj_drop": ("proj_drop_rate", 0.3),
         "blocks.1.mlp.drop1": ("mlp_drop_rate", 0.4),
@@ -90,7 +90,7 @@ def test_every_branch_begins_with_its_norm() -> None:
     assert order == [*expected, "norm", "head"]
 
 
-def test_initialisation_is_n_002_with_zero_biases() -> None:
+def test_initialization_is_n_002_with_zero_biases() -> None:
     torch.manual_seed(0)
     network = networks.vit_tiny_patch16_224()
     for module in network.modules():
@@ -101,7 +101,7 @@ def test_initialisation_is_n_002_with_zero_biases() -> None:
 
 def test_activations_and_gradients_survive_fifty_blocks() -> None:
     torch.manual_seed(0)
-    network = ViT(10, 1, 16, 4, dim=64, depth=50, heads=4, drop_path_rate=0.0)
+    network = ViT(10, 1, 16, 4, embed_dim=64, depth=50, num_heads=4, drop_path_rate=0.0)
     logits = network(torch.randn(16, 1, 16, 16))
     nn.functional.cross_entropy(logits, torch.arange(16) % 10).backward()
     norms = [block.attn.qkv.weight.grad.norm().item() for block in network.blocks]
@@ -113,9 +113,9 @@ def test_activations_and_gradients_survive_fifty_blocks() -> None:
     ("arguments", "message"),
     [
         ({"image_size": 30}, "no multiple of patch_size 16"),
-        ({"heads": 5}, "no multiple of heads 5"),
+        ({"num_heads": 5}, "no multiple of num_heads 5"),
         ({"norm": "batchnorm"}, "choose layernorm or rmsnorm"),
-        ({"pool": "max"}, "choose token or avg"),
+        ({"global_pool": "max"}, "choose token or avg"),
         ({"stem": "big"}, "choose patch or conv"),
         ({"stem": "conv", "patch_size": 14}, "a conv stem needs a power of two"),
         ({"stem": "conv", "stem_stages": [[8, 1, 2]]}, "make no patch_size of 16"),
@@ -123,7 +123,7 @@ def test_activations_and_gradients_survive_fifty_blocks() -> None:
         ({"stem": "conv", "patch_size": 2, "stem_stages": [[0, 1, 2]]}, "channels, residual pairs"),
         ({"stem": "conv", "patch_size": 4, "stem_stages": [[8, 1, 4]]}, "a stride of 1 or 2"),
         ({"stem_stages": [[8, 1, 2]]}, "belongs to stem: conv"),
-        ({"heads": 0}, "heads is 0"),
+        ({"num_heads": 0}, "num_heads is 0"),
         ({"patch_size": 0}, "patch_size is 0"),
         ({"attn_drop_rate": 1.0}, "attn_drop_rate is 1.0"),
         ({"depth": 0}, "at least 1"),

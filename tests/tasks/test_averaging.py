@@ -17,7 +17,7 @@ DECAY = 0.7
 
 
 class Classifier(ImageClassifier):
-    """Whose trained weights are kept after each optimiser step, the first ones of all before."""
+    """Whose trained weights are kept after each optimizer step, the first ones of all before."""
 
     def __init__(self, part: str | None = None) -> None:
         torch.manual_seed(0)
@@ -68,7 +68,7 @@ def fit(task: Classifier, folder: Path, **settings: Any) -> Classifier:
 
 @pytest.mark.parametrize(("accumulated", "steps"), [(1, 8), (3, 3)])
 def test_the_average_follows_its_recurrence(tmp_path: Path, accumulated: int, steps: int) -> None:
-    """Once an optimiser step, from the first step's weights on, forgetting faster at first."""
+    """Once an optimizer step, from the first step's weights on, forgetting faster at first."""
     task = fit(Classifier(), tmp_path, accumulate_grad_batches=accumulated)
     assert len(task.trained) == steps
     expected = task.trained[0]

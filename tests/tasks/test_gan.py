@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import zoo
-from zoo import checkpoints, networks
+from zoo import networks
+from zoo.checkpoints import store
 from zoo.data import Digits
 from zoo.errors import UserError
 from zoo.tasks import GAN, graphs
@@ -31,7 +32,7 @@ SHORT = (
 
 def small(**options) -> GAN:
     torch.manual_seed(0)
-    network = networks.GAN(10, 1, 8, 16, 8, 8, 1)
+    network = networks.SNGAN(10, 1, 8, 16, 8, 8, 1)
     return GAN(network, **{"lr": 1e-3, "schedule": "constant", **options})
 
 
@@ -113,7 +114,7 @@ def test_a_run_leaves_grids_an_animation_and_a_model_that_samples(zoo_cli, tmp_p
 
 def test_the_temperature_is_the_deviation_of_the_latents() -> None:
     task = small(temperature=0.5).eval()
-    task.data = Digits().describe()
+    task.data_info = Digits().describe()
     latents = torch.randn(3, 16, generator=torch.Generator().manual_seed(4))
     for given, scale in ((None, 0.5), (0.0, 0.0), (2.0, 2.0)):
         made = task.sample([1, 2, 3], seed=4, temperature=given)
@@ -132,7 +133,7 @@ def test_the_temperature_is_the_deviation_of_the_latents() -> None:
 def test_each_class_may_have_a_temperature_of_its_own(tmp_path: Path) -> None:
     own = [0.5 + 0.1 * label for label in range(10)]
     task = small(temperature=own).eval()
-    task.data = Digits().describe()
+    task.data_info = Digits().describe()
     latents = torch.randn(3, 16, generator=torch.Generator().manual_seed(4))
     scales = torch.tensor([[own[7]], [own[0]], [own[7]]])
     made = task.sample([7, 0, 7], seed=4)
@@ -148,7 +149,7 @@ def test_each_class_may_have_a_temperature_of_its_own(tmp_path: Path) -> None:
 
     task.temperature = own[::-1]
     assert task.hparams["temperature"] == own[::-1]
-    checkpoints.save(task, tmp_path / "kept", {})
+    store.save(task, tmp_path / "kept", {})
     again = zoo.load(tmp_path / "kept")
     assert again.temperature == own[::-1]
     assert torch.equal(again.sample([7], seed=0), task.sample([7], seed=0))
@@ -161,7 +162,7 @@ def test_each_class_may_have_a_temperature_of_its_own(tmp_path: Path) -> None:
         task.temperature = [1.0] * 9 + [-1.0]
     assert task.temperature == own[::-1]
     with pytest.raises(UserError, match="temperature has 1 numbers for 0 classes"):
-        GAN(networks.GAN(0, 1, 8, 16, 8, 8, 1), temperature=[1.0])
+        GAN(networks.SNGAN(0, 1, 8, 16, 8, 8, 1), temperature=[1.0])
 
 
 def test_temperatures_of_classes_come_from_the_command_line(zoo_cli) -> None:
@@ -210,7 +211,7 @@ def test_schedules_of_both_step_with_the_generator() -> None:
 
 def test_muon_steps_the_filters_and_adam_what_classes_and_latents_enter_by() -> None:
     task = small(optimizer="muon", momentum=0.5, one_stage=True, ema_decay=None)
-    task.network = networks.GAN(10, 1, 8, 16, 8, 8, 1, self_modulation=True)
+    task.network = networks.SNGAN(10, 1, 8, 16, 8, 8, 1, self_modulation=True)
     before = {name: p.detach().clone() for name, p in task.network.named_parameters()}
     trainer = fit(task, steps=3)
     names = {parameter: name for name, parameter in task.network.named_parameters()}
@@ -265,7 +266,7 @@ def test_in_one_stage_each_network_has_the_gradient_of_its_own_loss(loss: str, s
     for parameter in task.network.discriminator.parameters():
         torch.nn.init.normal_(parameter, std=0.2)  # verdicts on both sides of the hinge
     task.network.discriminator.eval()  # in training each forward takes a step of spectral norm's
-    task.data = Digits().describe()
+    task.data_info = Digits().describe()
     found: list[torch.Tensor] = []
 
     def keep(loss, network, _) -> None:
@@ -318,7 +319,7 @@ def test_a_discriminator_learns_to_refuse_real_images_of_another_class(
 
 def test_mismatch_needs_classes() -> None:
     with pytest.raises(UserError, match=r"model\.mismatch is 1\.0: .* needs two classes"):
-        GAN(networks.GAN(0, 1, 8, 16, 8, 8, 1), mismatch=1.0)
+        GAN(networks.SNGAN(0, 1, 8, 16, 8, 8, 1), mismatch=1.0)
 
 
 def test_another_class_is_any_but_the_images_own() -> None:
@@ -390,7 +391,7 @@ def test_the_discriminator_sees_all_images_moved_in_training_and_none_in_validat
 
 @pytest.fixture
 def records(monkeypatch: pytest.MonkeyPatch, recorded_on_the_cpu: list[int]) -> list[int]:
-    """Every GAN records; its optimisers keep on the CPU what is there."""
+    """Every GAN records; its optimizers keep on the CPU what is there."""
     monkeypatch.setattr(graphs, "make_capturable", lambda optimizer, device: None)
     monkeypatch.setattr(GAN, "_records", lambda self: self.cuda_graph)
     return recorded_on_the_cpu
@@ -450,7 +451,7 @@ def test_a_recorded_runs_checkpoint_has_no_tensor_for_a_learning_rate() -> None:
 
 
 def test_one_stage_needs_verdicts_that_are_each_images_own() -> None:
-    network = networks.GAN(10, 1, 8, 16, 8, 8, 1)
+    network = networks.SNGAN(10, 1, 8, 16, 8, 8, 1)
     network.discriminator.blocks.append(nn.BatchNorm2d(16))
     with pytest.raises(UserError, match=r"one_stage: the discriminator's blocks\.2 ties"):
         GAN(network, one_stage=True)
@@ -458,7 +459,7 @@ def test_one_stage_needs_verdicts_that_are_each_images_own() -> None:
 
 def test_a_scaled_loss_is_refused() -> None:
     scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
-    with pytest.raises(UserError, match="16-mixed scales one optimiser's loss"):
+    with pytest.raises(UserError, match="16-mixed scales one optimizer's loss"):
         fit(small(), plugins=[scaled])
 
 
@@ -468,7 +469,7 @@ def test_r1_is_the_mean_squared_slope_at_real_images() -> None:
             return 3 * images.flatten(1).sum(1)
 
     task = small(r1=2.0, ema_decay=None)
-    task.data = Digits().describe()
+    task.data_info = Digits().describe()
     plain = small(ema_decay=None)
     images, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
     for one in (task, plain):

@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import zoo
+from zoo.core.seeds import step_seed
 from zoo.data import Digits
 from zoo.errors import UserError
 from zoo.networks import ResNet
-from zoo.seeds import step_seed
 from zoo.tasks import EMA, ImageClassifier
 
 
@@ -45,7 +45,7 @@ def test_metrics_are_means_over_samples_not_over_batches(tmp_path: Path) -> None
     data = Digits()
     (result,) = trainer(tmp_path).test(task, datamodule=data, verbose=False)
     images, labels = data._test
-    logits = task(data.normalise(images))
+    logits = task(data.normalize(images))
     assert len(images) % 500 != 0
     expected = (logits.argmax(1) == labels).float().mean().item()
     assert result["test/accuracy"] == pytest.approx(expected, abs=1e-6)
@@ -103,7 +103,7 @@ def test_the_average_has_running_statistics_of_its_own(tmp_path: Path) -> None:
     trainer(tmp_path, max_epochs=3).fit(task, datamodule=data)
     stem = task.network
     images = torch.cat([images for images, _ in data._batches(data._train)])[: 9 * 128]
-    activations = stem.conv1(data.normalise(images))
+    activations = stem.conv1(data.normalize(images))
     # The last epoch's nine batches hold all but 105 of the training images.
     torch.testing.assert_close(
         stem.bn1.running_var, activations.var((0, 2, 3)), rtol=0.05, atol=1e-3
@@ -143,7 +143,7 @@ def test_averaging_buffers_would_have_been_wrong(tmp_path: Path) -> None:
     task = Task(network(), optimizer="muon", lr=0.05, weight_decay=0)
     data = Digits(shift=0)
     trainer(tmp_path, max_epochs=3).fit(task, datamodule=data)
-    activations = task.network.conv1(data.normalise(data._train[0]))
+    activations = task.network.conv1(data.normalize(data._train[0]))
     ratio = task.network.bn1.running_var / activations.var((0, 2, 3))
     assert (ratio.log().abs() > 0.05).any()
 

@@ -9,7 +9,8 @@ import zoo
 from zoo.errors import UserError
 from zoo.networks import ResNet
 from zoo.tasks import optim
-from zoo.tasks.optim import Muon, make_optimizer, make_schedule
+from zoo.tasks.optim import Muon, make_optimizer
+from zoo.tasks.schedule import make_schedule
 
 
 def network() -> ResNet:
@@ -36,7 +37,7 @@ def test_sgd_is_nesterov() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
-def test_every_optimiser_learns(name: str) -> None:
+def test_every_optimizer_learns(name: str) -> None:
     torch.manual_seed(0)
     model = network().train()
     optimizer = make_optimizer(model, name, {"sgd": 0.1}.get(name, 0.01), 0.0, 0.9)
@@ -62,7 +63,7 @@ def test_frozen_parameters_are_left_out() -> None:
 
 
 def test_unknown_names_and_arguments_are_told() -> None:
-    with pytest.raises(UserError, match="no optimiser named 'adamww'; did you mean 'adamw'"):
+    with pytest.raises(UserError, match="no optimizer named 'adamww'; did you mean 'adamw'"):
         make_optimizer(network(), "adamww", 0.1, 0, 0.9)
     with pytest.raises(UserError, match=r"model\.optimizer_args: .*betta"):
         make_optimizer(network(), "adamw", 0.1, 0, 0.9, {"betta": 1})
@@ -120,7 +121,7 @@ def test_schedules_step_by_step(schedule, expected, warmup) -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(float(schedule == "constant"), abs=1e-9)
 
 
-def test_values_that_an_optimiser_refuses_are_told() -> None:
+def test_values_that_an_optimizer_refuses_are_told() -> None:
     with pytest.raises(UserError, match=r"model\.optimizer sgd: Nesterov momentum requires"):
         make_optimizer(network(), "sgd", 0.1, 0, 0.0)
 
@@ -189,11 +190,11 @@ def test_muon_steps_matrices_together_as_timms_does_one_by_one(
             torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
 
 
-def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
+def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
     matrices = torch.randn(3, 24, 60, generator=torch.Generator().manual_seed(0))
     matrices = matrices * torch.logspace(0, -1, 24)[:, None]
     coefficients = timm.optim.muon._COEFFICIENTS["quintic"]
-    result = optim.orthogonalise(matrices.bfloat16(), 5, coefficients)
+    result = optim.orthogonalize(matrices.bfloat16(), 5, coefficients)
     assert result.dtype == torch.float32
     values = torch.linalg.svdvals(result)
     assert values.min() > 0.7

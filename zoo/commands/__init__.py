@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+from zoo.core.text import nearest
 from zoo.errors import UserError
-from zoo.recipes import nearest
 
 
 class Parser(argparse.ArgumentParser):

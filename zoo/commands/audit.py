@@ -1,4 +1,4 @@
-"""``python -m zoo audit``: where normalisation and dropout stand, in any model."""
+"""``python -m zoo audit``: where normalization and dropout stand, in any model."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from zoo.commands import Parser
+from zoo.core.text import nearest
 from zoo.errors import UserError
-from zoo.recipes import nearest
 
 
 def main(arguments: list[str]) -> int:
     parser = Parser(
         "audit",
-        "Follow the data through one forward and check where normalisation and dropout stand. "
+        "Follow the data through one forward and check where normalization and dropout stand. "
         "Exit code 1 where something as grave as --fail-on is found.",
     )
     subject = parser.add_mutually_exclusive_group()
-    subject.add_argument("--recipe", help="the network, optimiser and batch size of a recipe")
+    subject.add_argument("--recipe", help="the network, optimizer and batch size of a recipe")
     subject.add_argument(
         "--model",
         help="timm:NAME, torchvision:NAME, my_package.my_file:build or path/file.py:build",
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         return 0
     report = _audit(options)
     if options.sarif:
-        from zoo.checkpoints import write_text
+        from zoo.core.files import write_text
 
         write_text(options.sarif, report.to_sarif() + "\n")
     if options.json:
@@ -63,11 +63,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _explain(rule: str) -> str:
-    from zoo.diagnostics.audit import explain
+    from zoo.diagnostics.audit import explain_rule
     from zoo.diagnostics.rules import RULES
 
     if rule:
-        return explain(rule)
+        return explain_rule(rule)
     width = max(map(len, RULES))
     return "\n".join(
         f"{rule.id:<{width}}  {rule.severity:<7}  {rule.sentence}" for rule in RULES.values()
@@ -89,10 +89,10 @@ def _audit(options: argparse.Namespace) -> Any:
     from zoo.diagnostics.audit import audit
 
     if options.recipe:
-        from zoo.cli import build
+        from zoo.cli.building import from_recipe
 
         task: Any
-        task, data = build(options.recipe)
+        task, data = from_recipe(options.recipe)
         inputs = _inputs(options.input) or _example(task, data)
         optimizer = task.make_optimizer() if hasattr(task, "make_optimizer") else None
         return audit(

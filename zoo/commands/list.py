@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
 
 def lines() -> Iterable[str]:
     """The recipes in columns, for a terminal."""
-    from zoo.cards import form_of
+    from zoo.checkpoints.card import form_of
 
     rows = [("RECIPE", "TRAINS", "DATA", "PARAMETERS", "MEASURED", "WEIGHTS")]
     for entry in recipes.entries():
@@ -58,7 +58,7 @@ def shipped(entry: recipes.Entry) -> str:
 
 def table() -> str:
     """The README's table, from the shipped checkpoints' config.json alone."""
-    from zoo.cards import form_of, headline
+    from zoo.checkpoints.card import form_of, headline
 
     rows = [
         "| recipe | parameters | measured of the shipped weights | seeds | time "

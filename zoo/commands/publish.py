@@ -9,14 +9,13 @@ from typing import Any
 
 import yaml
 
-from zoo import recipes
+from zoo import recipes, registry
 from zoo.commands import Parser
 from zoo.errors import UserError
 
-PROMPT, TEXT_LENGTH = "ROMEO:", 400  # of the text in a language model's card
-JUDGES = {"FashionMNIST": "resnet_fmnist"}  # the classifier that judges a GAN's samples
 # What a run's run.json tells, and the checkpoint keeps.
 RUN_FACTS = [
+    "recipe",
     "command",
     "date",
     "seed",
@@ -71,16 +70,19 @@ def publish(
         name: of the checkpoint.
         seeds: further runs of the same recipe, for the card's mean.
         to: the folder of checkpoints.
-        temperatures: choose a GAN's (``zoo.quality.temperatures``) in place of the run's.
+        temperatures: choose a GAN's (``zoo.temperatures``) in place of the run's.
 
     Raises:
         UserError: the run is not finished, trained on stand-in data, or could have; or it makes no
             images that a shipped classifier could judge, and is to.
     """
-    from zoo import checkpoints
-    from zoo.cards import card
+    from zoo.checkpoints import store
+    from zoo.checkpoints.card import card
+    from zoo.checkpoints.load import load
     from zoo.commands.sample import draw_samples
+    from zoo.core.files import write_text
     from zoo.tasks.base import read_checkpoint
+    from zoo.tasks.protocols import SamplesImages
 
     facts, recipe = _read_run(run)
     _refuse_stand_in(run, facts, recipe)
@@ -94,7 +96,7 @@ def publish(
 
     file = run / "checkpoints" / "last.ckpt"
     content = read_checkpoint(file)
-    task = checkpoints.load(file)
+    task = load(file)
     data = _data_of(recipe)
     if temperatures:
         _choose_temperatures(task, data, recipe)
@@ -104,7 +106,7 @@ def publish(
     root = to or recipes.shipped_folder("checkpoints")
     fresh = root / f".{name}.part"
     shutil.rmtree(fresh, ignore_errors=True)
-    config = checkpoints.save(
+    config = store.save(
         task,
         fresh,
         {
@@ -121,9 +123,9 @@ def publish(
     )
     if (run / "curves.png").is_file():
         shutil.copy(run / "curves.png", fresh / "curves.png")
-    if hasattr(task, "sample"):
+    if isinstance(task, SamplesImages):
         draw_samples(task, name, fresh / "samples.png")
-    checkpoints.write_text(fresh / checkpoints.CARD, card(config))
+    write_text(fresh / store.CARD, card(config))
     target = root / name
     old = root / f".{name}.old"
     if target.exists():
@@ -136,11 +138,12 @@ def publish(
 
 def write_manifest(root: Path) -> None:
     """``MANIFEST.json``: sha256 of every file of every checkpoint below ``root``."""
-    from zoo import checkpoints
+    from zoo.checkpoints import store
+    from zoo.core.files import sha256, write_json
 
     files = sorted(p for folder in root.glob("[!.]*/") for p in folder.iterdir() if p.is_file())
-    digests = {file.relative_to(root).as_posix(): checkpoints.sha256(file) for file in files}
-    checkpoints.write_json(root / checkpoints.MANIFEST, digests)
+    digests = {file.relative_to(root).as_posix(): sha256(file) for file in files}
+    write_json(root / store.MANIFEST, digests)
 
 
 def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -168,27 +171,21 @@ def _essence(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _data_of(recipe: dict[str, Any]) -> Any:
-    from zoo import data
-
     section = recipe["data"]
-    module = getattr(data, section["class_path"].rsplit(".", 1)[-1])(**section["init_args"])
+    name = section["class_path"].rsplit(".", 1)[-1]
+    entry = registry.find(registry.DATA, name, "data set")
+    module = registry.load(entry.data)(**section["init_args"])
     module.prepare_data()
     return module
 
 
 def _choose_temperatures(task: Any, data: Any, recipe: dict[str, Any]) -> None:
-    from zoo.quality import temperatures
+    from zoo.evaluation.generator import reference_classifier, temperatures
 
     if not hasattr(task, "temperature"):
         raise UserError(f"--temperatures is for a GAN, and the run is of {type(task).__name__}")
-    task.temperature = temperatures(task, data, _judge_of(data))
+    task.temperature = temperatures(task, data, reference_classifier(data))
     recipe["model"]["init_args"]["temperature"] = task.temperature
-
-
-def _judge_of(data: Any) -> str:
-    if data.name not in JUDGES:
-        raise UserError(f"no shipped classifier judges images of {data.name}: not published")
-    return JUDGES[data.name]
 
 
 def _measure(task: Any, module: Any) -> dict[str, Any]:
@@ -211,38 +208,6 @@ def _measure(task: Any, module: Any) -> dict[str, Any]:
         "metrics": {name: round(value, 6) for name, value in metrics.items()},
         "samples": samples,
     }
-    return MEASURES[type(task).__name__](task, module, stated)
-
-
-def _measure_classifier(task: Any, data: Any, stated: dict[str, Any]) -> dict[str, Any]:
-    from zoo.proof import prove
-
-    return {**stated, "proof": prove(task, data)}
-
-
-def _measure_language_model(task: Any, data: Any, stated: dict[str, Any]) -> dict[str, Any]:
-    from zoo.proof import audited
-
-    vocabulary = task.data["vocabulary"]
-    prompt = PROMPT if set(PROMPT) <= set(vocabulary) else vocabulary[0]
-    made = task.generate(prompt, TEXT_LENGTH, seed=0)
-    text = {"prompt": prompt, "made": made}
-    return {**stated, "text": text, "proof": {"audit": audited(task, data)}}
-
-
-def _measure_gan(task: Any, data: Any, stated: dict[str, Any]) -> dict[str, Any]:
-    from zoo.proof import audited
-    from zoo.quality import judge
-
-    judged = judge(task, data, _judge_of(data))
-    metrics = {**stated["metrics"], "agreement": round(judged["agreement"], 6)}
-    proof = {"audit": audited(task, data)}
-    return {**stated, "metrics": metrics, "judged": judged, "proof": proof}
-
-
-# What a task's card states besides its metrics; ``zoo.cards.CARDS`` has the cards.
-MEASURES = {
-    "GAN": _measure_gan,
-    "ImageClassifier": _measure_classifier,
-    "LanguageModel": _measure_language_model,
-}
+    entry = registry.find(registry.TASKS, type(task).__name__, "task")
+    complete: dict[str, Any] = registry.load(entry.measure)(task, module, stated)
+    return complete

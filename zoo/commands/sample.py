@@ -40,18 +40,23 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--to", type=Path, default=None, help="folder of the pictures")
     options = parser.parse_args(arguments)
 
-    from zoo import checkpoints, recipes
+    from zoo import recipes
+    from zoo.checkpoints.load import load
+    from zoo.tasks.protocols import SamplesImages, StreamsText
 
     stem = Path(options.recipe).stem
     source = options.ckpt_path or recipes.shipped_weights(stem)
-    task: Any = checkpoints.load(source)
-    if hasattr(task, "sample"):
+    task = load(source)
+    if isinstance(task, SamplesImages):
         folder = options.to or Path("runs", stem, "samples")
         for picture in draw(task, stem, options, folder):
             print(f"picture: {picture}")
         return 0
-    if not hasattr(task, "stream"):
-        raise UserError(f"{source}: {type(task).__name__} tells things apart and makes none")
+    if not isinstance(task, StreamsText):
+        raise UserError(
+            f"{source}: {type(task).__name__} cannot generate samples; use a GAN or a language "
+            "model"
+        )
     prompt = "\n" if options.prompt is None else options.prompt
     made = task.stream(
         prompt,
@@ -72,7 +77,7 @@ def draw(task: Any, stem: str, options: Any, folder: Path) -> list[Path]:
     """Writes the grid that the options ask for."""
     import torch
 
-    from zoo import pictures
+    from zoo.core import pictures
 
     if options.images < 1:
         raise UserError(f"--images is {options.images}: it must be at least 1")
@@ -105,9 +110,9 @@ def draw_samples(
     temperature: float | None = None,
 ) -> None:
     """A row of samples of each class, with its name before it."""
-    from zoo import pictures
+    from zoo.core import pictures
 
-    words = words or [str(label) for label in task.data["classes"]]
+    words = words or [str(label) for label in task.data_info["classes"]]
     labels = [word for word in words for _ in range(columns)]
     images = task.sample(labels, seed=seed, temperature=temperature)
     pictures.save_labelled(images, columns, words, picture, f"{name}, seed {seed}")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zoo.cards import COLUMNS, cell
+from zoo.checkpoints.card import COLUMNS, cell
 from zoo.commands import Parser
 from zoo.errors import UserError
 
@@ -34,7 +34,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--images", type=int, default=None, help="of each kind, at most")
     parser.add_argument(
-        "--ood", default="auto", help="strangers: digits, fashion_mnist, auto or none"
+        "--ood",
+        default="auto",
+        help="out-of-distribution images: digits, FashionMNIST, auto or none",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the masks")
     parser.add_argument(
@@ -46,41 +48,50 @@ def main(arguments: list[str]) -> int:
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name} is {value}: it must be at least 1")
 
-    from zoo import checkpoints, proof, recipes
-    from zoo.cli import build
+    from zoo import recipes
+    from zoo.checkpoints.load import load
+    from zoo.cli.building import from_recipe
     from zoo.diagnostics import calibration
+    from zoo.evaluation.classifier import (
+        Images,
+        find_ood_images,
+        has_dropout,
+        predictors,
+        uncertainty,
+    )
 
     stem = Path(options.recipe).stem
     source = options.ckpt_path or recipes.shipped_weights(stem)
-    task = checkpoints.load(source)
-    _, data = build(options.recipe)
+    task = load(source)
+    _, data = from_recipe(options.recipe)
     data.prepare_data()
-    if task.data.get("name") != data.used.name:
+    if task.data_info.get("name") != data.used.name:
         raise UserError(
-            f"{source} was trained on {task.data.get('name')}, and these are {data.used.name}"
+            f"{source} was trained on {task.data_info.get('name')}, and these are {data.used.name}"
         )
     others = []
     for other in options.ensemble:
-        member = checkpoints.load(other)
-        if any(member.data.get(key) != task.data.get(key) for key in ("classes", "mean", "std")):
+        member = load(other)
+        if any(
+            member.data_info.get(key) != task.data_info.get(key)
+            for key in ("classes", "mean", "std")
+        ):
             raise UserError(
-                f"--ensemble {other}: trained on {member.data.get('name')}, with other classes or "
-                f"normalisation than {source}"
+                f"--ensemble {other}: trained on {member.data_info.get('name')}, with other "
+                f"classes or normalization than {source}"
             )
         others.append(member.network)
-    images = proof.Images(data, options.split, options.images)
-    strangers = proof.find_strangers(options.ood, data, options.images)
+    images = Images(data, options.split, options.images)
+    ood = find_ood_images(options.ood, data, options.images)
     network = task.network
-    sampled = proof.has_dropout(network, data.example_input()) or options.drop_path
-    ways = proof.predictors(
+    sampled = has_dropout(network, data.example_input()) or options.drop_path
+    ways = predictors(
         network, options.samples if sampled else 0, options.drop_path, others, options.seed
     )
     rows: dict[str, dict[str, float | None]] = {}
     curves: dict[str, Any] = {}
     for name, predictor in ways.items():
-        rows[name], known = proof.uncertainty(
-            predictor, images, strangers[1] if strangers else None
-        )
+        rows[name], known = uncertainty(predictor, images, ood[1] if ood else None)
         curves[name] = calibration.reliability(known.probabilities, known.labels)
     folder = options.to or Path("runs", stem, "uncertainty")
     calibration.draw_reliability(curves, folder / "reliability.png", f"{stem}, {options.split}")
@@ -98,7 +109,7 @@ def main(arguments: list[str]) -> int:
         "data": data.used.name,
         "split": options.split,
         "images": len(known.labels),
-        "strangers": strangers[0] if strangers else None,
+        "strangers": ood[0] if ood else None,
         "seed": options.seed,
         "rows": rows,
     }
@@ -108,7 +119,7 @@ def main(arguments: list[str]) -> int:
     print("\n".join(table(rows)))
     print(
         f"\n{len(known.labels):,} {options.split} images of {data.used.name}"
-        + (f"; strangers: {len(strangers[1]):,} of {strangers[0]}" if strangers else "")
+        + (f"; out of distribution: {len(ood[1]):,} of {ood[0]}" if ood else "")
     )
     if not sampled:
         print(f"{type(network).__name__} has no dropout: MC dropout does not apply to it")

@@ -12,9 +12,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("names", nargs="*", help="checkpoints, by name or folder; all by default")
     options = parser.parse_args(arguments)
 
-    from zoo import checkpoints
+    from zoo.checkpoints import store
 
-    for name in options.names or checkpoints.names():
+    for name in options.names or store.names():
         difference = golden_difference(name)
         print(f"{name}: checksums match, outputs within {difference:.1e} of the stored ones")
     return 0
@@ -28,12 +28,13 @@ def golden_difference(name: str) -> float:
     """
     import torch
 
-    from zoo import checkpoints
+    from zoo.checkpoints import store
+    from zoo.checkpoints.load import load
     from zoo.errors import UserError
 
-    config = checkpoints.verify(checkpoints.folder_of(name))
-    task = checkpoints.load(name)
-    now = torch.tensor(checkpoints.golden_outputs(task))
+    config = store.verify(store.folder_of(name))
+    task = load(name)
+    now = torch.tensor(store.golden_outputs(task))
     difference = float((now - torch.tensor(config["golden"])).abs().max())
     # Another machine's convolutions sum in another order.
     if not difference < 1e-3:

@@ -1,9 +1,10 @@
-"""Data modules: everything a network is fed, split once, normalised and augmented in batches."""
+"""Data modules: everything a network is fed, split once, normalized and augmented in batches."""
 
-from zoo.data.base import ImageData, data_folder
+from zoo.data.base import ImageData
 from zoo.data.batches import Batches
 from zoo.data.cifar import CIFAR10, CIFAR100
 from zoo.data.digits import Digits
+from zoo.data.download import data_folder
 from zoo.data.fashion_mnist import FashionMNIST
 from zoo.data.image_folder import ImageFolder
 from zoo.data.images import LabelledImages

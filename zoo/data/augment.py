@@ -92,7 +92,7 @@ def cutout(
     chosen = torch.rand(batch, 1, device=device, generator=generator) < probability
     row = torch.arange(height, device=device)
     column = torch.arange(width, device=device)
-    # Numbers, not booleans: their product over all pixels is vectorised.
+    # Numbers, not booleans: their product over all pixels is vectorized.
     rows = ((row >= top) & (row < top + size) & chosen).to(images.dtype)
     columns = ((column >= left) & (column < left + size)).to(images.dtype)
     return images * (1 - rows[:, :, None] * columns[:, None, :])[:, None]

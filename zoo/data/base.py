@@ -2,74 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
+from zoo.core.seeds import step_seed
 from zoo.data.augment import cutout, erase, shift_and_flip
 from zoo.data.batches import Batches
 from zoo.data.images import LabelledImages, Split
-from zoo.data.module import DataMissing
 from zoo.errors import UserError
-from zoo.seeds import step_seed
-
-
-def data_folder() -> Path:
-    """``ZOO_DATA`` if set, else a per-user cache (``XDG_CACHE_HOME`` or ``~/.cache``)."""
-    if folder := os.environ.get("ZOO_DATA"):
-        return Path(folder)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "zoo"
-
-
-def check_file(path: Path, expected: str, algorithm: str) -> None:
-    """Compares a file with its published checksum.
-
-    Raises:
-        UserError: it is truncated or altered.
-    """
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, algorithm).hexdigest()
-    if digest != expected:
-        raise UserError(
-            f"{path} is truncated or altered ({algorithm} {digest[:12]}…, expected "
-            f"{expected[:12]}…): delete it, and it will be downloaded again"
-        )
-
-
-def download(peer: Callable[..., Any], name: str, folder: Path, holding: str) -> None:
-    """Lets one of torchvision's data sets download itself, in one process; others wait for it.
-
-    Args:
-        peer: the data set's class.
-        name: of the data.
-        folder: where the files will be.
-        holding: what ``ZOO_DATA`` must hold to do without, for the error's advice.
-
-    Raises:
-        DataMissing: there is no network, or it does not have them.
-    """
-    root = data_folder()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{name}.lock"):
-            peer(str(root), download=True)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError
-        raise DataMissing(
-            f"{name} is not in {folder} and could not be downloaded ({error}). Set ZOO_DATA to a "
-            f"folder that holds {holding}, or train where there is a network"
-        ) from None
 
 
 class ImageData(LabelledImages):
-    """Labelled images in memory as uint8, normalised and augmented on the device.
+    """Labelled images in memory as uint8, normalized and augmented on the device.
 
     A subclass names itself, its classes and its statistics, and implements ``fetch`` and
     ``read``. A batch is ``(images, labels)``: uint8 (B, C, H, W) from the loader, float
@@ -119,22 +67,6 @@ class ImageData(LabelledImages):
         """Images uint8 (N, C, H, W) and labels int64 (N,) of the training or the test set."""
 
     # -- what all share --------------------------------------------------------------------------
-
-    def make_stand_in(self) -> ImageData:
-        from zoo.data.digits import Digits
-
-        if self.fallback != "digits":
-            raise UserError(f"data.fallback is {self.fallback!r}: choose digits or null")
-        return Digits(
-            batch_size=min(self.batch_size, 128),
-            shift=self.shift,
-            cutout_size=self.cutout_size,
-            cutout_probability=self.cutout_probability,
-            erase_probability=self.erase_probability,
-            drop_last=self.drop_last,
-            # The recipe's network was built for images of this size.
-            image_size=self.input_shape[-1],
-        )
 
     def setup(self, stage: str) -> None:
         """Reads what the stage needs; the test set is read for ``test`` and ``predict`` only."""
@@ -221,12 +153,12 @@ class ImageData(LabelledImages):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         images, labels = batch
-        if images.dtype != torch.uint8:  # already normalised by somebody's own loader
+        if images.dtype != torch.uint8:  # already normalized by somebody's own loader
             return batch
         if self.trainer is not None and self.trainer.training:
             generator = torch.Generator(images.device).manual_seed(step_seed(self.trainer))
             images = self.augment(images, generator)
-        return self.normalise(images), labels
+        return self.normalize(images), labels
 
 
 def _check_sampling_weights(weights: list[float], classes: int) -> None:

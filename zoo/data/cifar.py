@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 60,000 colour 32 × 32 photographs."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 60,000 color 32 × 32 photographs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.data.base import ImageData, check_file, data_folder, download
+from zoo.data.base import ImageData
+from zoo.data.download import check_file, data_folder, download
 
 
 class CIFAR10(ImageData):

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.data.base import ImageData, check_file, data_folder, download
+from zoo.data.base import ImageData
+from zoo.data.digits import Digits
+from zoo.data.download import check_file, data_folder, download
 from zoo.data.module import DataMissing
+from zoo.errors import UserError
 
 # The IDX files, unpacked, of the data as replaced in August 2017; older ones overlapped.
 SHA256 = {
@@ -108,6 +111,20 @@ class FashionMNIST(ImageData):
             for name, expected in SHA256.items():
                 check_file(self.folder / name, expected, "sha256")
             self._checked = True
+
+    def make_stand_in(self) -> Digits:
+        if self.fallback != "digits":
+            raise UserError(f"data.fallback is {self.fallback!r}: choose digits or null")
+        return Digits(
+            batch_size=min(self.batch_size, 128),
+            shift=self.shift,
+            cutout_size=self.cutout_size,
+            cutout_probability=self.cutout_probability,
+            erase_probability=self.erase_probability,
+            drop_last=self.drop_last,
+            # The recipe's network was built for images of this size.
+            image_size=self.input_shape[-1],
+        )
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         prefix = "train" if train else "t10k"

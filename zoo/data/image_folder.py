@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import v2
 
+from zoo.core.seeds import step_seed
 from zoo.data.images import LabelledImages, Split
 from zoo.errors import UserError
-from zoo.seeds import step_seed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 Item = tuple[Path, int]
@@ -339,11 +339,11 @@ class ImageFolder(LabelledImages):
         if training and not len(images):
             raise UserError(f"a whole training batch cannot be read, {broken[0]} among it")
         if not training:
-            return self.normalise(images), labels
+            return self.normalize(images), labels
         devices = [images.device] if images.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(step_seed(self.trainer))
-            images = self.normalise(self.augment(images))
+            images = self.normalize(self.augment(images))
             mixers = [
                 mixer(alpha=alpha, num_classes=len(self.classes))
                 for mixer, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))

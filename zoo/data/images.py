@@ -15,7 +15,7 @@ Split = Literal["train", "validation", "test"]
 
 
 class LabelledImages(DataModule):
-    """Images with a class each. A training batch is ``(images, labels)``, normalised and augmented.
+    """Images with a class each. A training batch is ``(images, labels)``, normalized and augmented.
 
     A subclass names itself, its classes and its statistics, and implements ``plain`` beside what
     every data module does.
@@ -48,13 +48,13 @@ class LabelledImages(DataModule):
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch, *self.used.input_shape, generator=generator)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) → float32 with zero mean and unit variance a channel."""
         scale, offset = self._scale(images.device)
         return images.float().mul_(scale).sub_(offset)
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        # Made once a device: as slow as the normalising itself.
+        # Made once a device: as slow as the normalizing itself.
         if device not in self._scales:
             mean = torch.tensor(self.used.mean, device=device)[:, None, None]
             std = torch.tensor(self.used.std, device=device)[:, None, None]

@@ -11,7 +11,7 @@ from typing import Literal
 
 from filelock import FileLock
 
-from zoo.data.base import check_file, data_folder
+from zoo.data.download import check_file, data_folder
 from zoo.data.module import DataMissing
 from zoo.data.text import Text
 from zoo.errors import UserError

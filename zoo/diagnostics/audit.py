@@ -1,4 +1,4 @@
-"""Does a model keep the practices of normalisation and dropout? Follows its data, and reports."""
+"""Does a model keep the practices of normalization and dropout? Follows its data, and reports."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.diagnostics.rules import RULES, SEVERITIES, Finding, Rule, Subject
-from zoo.diagnostics.trace import Trace, first_line, record, tensors_in, to_model, untouched
+from zoo.core.text import nearest
+from zoo.core.version import __version__
+from zoo.diagnostics.rules.base import RULES, SEVERITIES, Finding, Rule, Subject
+from zoo.diagnostics.trace.graph import Trace
+from zoo.diagnostics.trace.operations import tensors_in
+from zoo.diagnostics.trace.recorder import first_line, record
+from zoo.diagnostics.trace.snapshot import to_model, untouched
 from zoo.errors import UserError
-from zoo.recipes import nearest
 
 SHOWN_A_RULE = 5  # findings of one rule in the text; JSON and SARIF hold all
 
@@ -60,8 +64,6 @@ class Report:
 
     def to_sarif(self) -> str:
         """SARIF 2.1.0, which code review and editors read."""
-        from zoo import __version__
-
         used = sorted({finding.rule for finding in self.findings})
         level = {"error": "error", "warning": "warning", "info": "note"}
         driver = {
@@ -110,7 +112,7 @@ class Report:
         return "\n".join(line for line, _ in self.lines())
 
     def lines(self) -> Iterable[tuple[str, str]]:
-        """The report as (line, style), for a terminal that has colours and for one that has not."""
+        """The report as (line, style), for a terminal that has colors and for one that has not."""
         shapes = ", ".join("×".join(map(str, shape)) for shape in self.inputs)
         seen = ", ".join(f"{count} {kind}" for kind, count in self.seen.items())
         yield f"{self.model} on {shapes}: {seen or 'no BatchNorm and no dropout'}", "bold"
@@ -167,9 +169,9 @@ def audit(
     discriminator: str | None = None,
     rules: Sequence[str] | None = None,
 ) -> Report:
-    """Follows the data through one forward and checks where normalisation and dropout stand.
+    """Follows the data through one forward and checks where normalization and dropout stand.
 
-    Functional and fused dropout, masks made by hand and normalisation by hand are seen too; names
+    Functional and fused dropout, masks made by hand and normalization by hand are seen too; names
     of classes count for nothing where the data can tell. The model comes out untouched:
     parameters, buffers, modes, gradients, hooks, and the random state. What scripted code or a
     round trip through numpy hides is said in the report.
@@ -181,7 +183,7 @@ def audit(
         loader: training batches; without example inputs, the first batch's input is used.
         batch_size: of training, a process; the loader's, where there is one.
         optimizer: checks its weight decay.
-        trainer: a Lightning Trainer at the start of a fit: gives optimiser, loader, ``at_fit``.
+        trainer: a Lightning Trainer at the start of a fit: gives optimizer, loader, ``at_fit``.
         at_fit: the model is about to be trained in the modes it is in.
         discriminator: path of a GAN's discriminator, where its name does not say so; "" is the
             model itself.
@@ -294,7 +296,7 @@ def _seen(trace: Trace) -> dict[str, int]:
     return dict(kinds)
 
 
-def explain(id: str) -> str:
+def explain_rule(id: str) -> str:
     """A rule in full: what it says, why, how to mend it, and an example of each kind.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zoo.pictures import save_figure
+from zoo.core.pictures import save_figure
 
 
 def entropy(probabilities: Tensor, dim: int = 1) -> Tensor:

@@ -9,13 +9,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from zoo.diagnostics.audit import Report, audit
-from zoo.diagnostics.rules import SEVERITIES
-from zoo.diagnostics.trace import untouched
+from zoo.diagnostics.rules.base import SEVERITIES
+from zoo.diagnostics.trace.snapshot import untouched
 from zoo.errors import UserError
 
 
 class AuditCallback(Callback):
-    """Audits the model at the start of a fit, with its optimisers, batch size and modes.
+    """Audits the model at the start of a fit, with its optimizers, batch size and modes.
 
     What stops a fit is a finding, never the audit itself: where the model cannot be run on the
     input, that is a warning.

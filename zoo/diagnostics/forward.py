@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.diagnostics.trace import tensors_in, to_model
+from zoo.diagnostics.trace.operations import tensors_in
+from zoo.diagnostics.trace.snapshot import to_model
 from zoo.errors import UserError
 
 

@@ -9,7 +9,7 @@ is computed once, not once a sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,16 +25,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from zoo.diagnostics.calibration import entropy
 from zoo.diagnostics.forward import logits_in
 from zoo.diagnostics.replay import Recording
-from zoo.diagnostics.trace import (
-    Dropout,
-    active_dropouts,
-    eagerly,
-    paths,
-    seed_everywhere,
-    tensors_in,
-    to_model,
-    untouched,
-)
+from zoo.diagnostics.trace.graph import DropoutCall
+from zoo.diagnostics.trace.operations import tensors_in
+from zoo.diagnostics.trace.recorder import active_dropouts
+from zoo.diagnostics.trace.snapshot import eagerly, paths, seed_everywhere, to_model, untouched
 from zoo.errors import UserError
 
 CHUNK_BYTES = 2**30  # activations kept while a chunk of the batch is sampled
@@ -72,7 +66,7 @@ def mc_dropout(
     """Predicts with dropout on, ``samples`` times; the model and the random state stay untouched.
 
     Every dropout that ``zoo.audit`` sees is active, whatever module or function makes it.
-    BatchNorm normalises by its running statistics. Operations before the first active dropout run
+    BatchNorm normalizes by its running statistics. Operations before the first active dropout run
     once; the distribution is that of a plain loop, and on one chunk so are the numbers.
 
     Args:
@@ -109,7 +103,7 @@ def mc_dropout(
         while done < total:
             part = to_model(model, _slice(x, done, done + rows), copy=False)
             drawer = Recording(partial(_predict, model, part))
-            parts.append(_summarise(drawer.draws(samples), return_samples))
+            parts.append(_summarize(drawer.draws(samples), return_samples))
             done += rows
             if batch_size is None:
                 per_row = max(1, drawer.bytes // _rows(part))
@@ -117,9 +111,7 @@ def mc_dropout(
     return _join(parts)
 
 
-def ensemble(
-    models: Sequence[nn.Module], x: Any = None, *, return_samples: bool = False
-) -> Uncertainty | Callable[..., Uncertainty]:
+def ensemble(models: Sequence[nn.Module], x: Any, *, return_samples: bool = False) -> Uncertainty:
     """The predictions of several independently trained models, as ``mc_dropout`` gives samples.
 
     Deep ensembles (Lakshminarayanan et al., NeurIPS 2017, section 2.4) are usually the better
@@ -127,7 +119,7 @@ def ensemble(
 
     Args:
         models: with logits (B, K) out; each predicts in evaluation mode and comes out untouched.
-        x: the input (B, …). Without it the ensemble itself is returned, to be called with one.
+        x: the input (B, …).
         return_samples: whether to keep each model's probabilities, (models, B, K).
 
     Raises:
@@ -136,8 +128,6 @@ def ensemble(
     models = list(models)
     if not models:
         raise UserError("ensemble needs at least one model")
-    if x is None:
-        return partial(_predict_all, models, return_samples=return_samples)
     return _predict_all(models, x, return_samples)
 
 
@@ -147,7 +137,7 @@ def _predict_all(models: list[nn.Module], x: Any, return_samples: bool = False) 
         with untouched(model), eagerly(model), torch.inference_mode():
             model.eval()
             logits.append(_predict(model, to_model(model, x)).cpu())
-    return _join([_summarise(iter(logits), return_samples)])
+    return _join([_summarize(iter(logits), return_samples)])
 
 
 def single(model: nn.Module, x: Any) -> Uncertainty:
@@ -158,7 +148,7 @@ def single(model: nn.Module, x: Any) -> Uncertainty:
 # -- which modules must be in training mode ----------------------------------------------------
 
 
-Calls = list[tuple[str, Dropout]]  # path of the module that makes the call, and what it drops
+Calls = list[tuple[str, DropoutCall]]  # path of the module that makes the call, and what it drops
 _found: WeakKeyDictionary[nn.Module, tuple[int, Calls]] = WeakKeyDictionary()
 
 
@@ -196,7 +186,7 @@ def _owners(model: nn.Module, x: Any, drop_path: bool) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def is_sampled(dropout: Dropout, drop_path: bool = False) -> bool:
+def is_sampled(dropout: DropoutCall, drop_path: bool = False) -> bool:
     """Whether MC dropout samples what a recorded call drops."""
     return dropout.kind != "selection" and (drop_path or dropout.kind != "path")
 
@@ -266,7 +256,7 @@ def _slice(x: Any, start: int, stop: int) -> Any:
     return tree_map(cut, x)
 
 
-def _summarise(logits: Iterator[Tensor], keep: bool) -> Uncertainty:
+def _summarize(logits: Iterator[Tensor], keep: bool) -> Uncertainty:
     count = 0
     total: Any = 0.0
     squares: Any = 0.0

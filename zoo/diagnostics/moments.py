@@ -38,7 +38,7 @@ class PooledMoments:
 
         Args:
             correction: 1 for the unbiased variance, which BatchNorm remembers; 0 for that of the
-                values themselves, by which it normalises in training.
+                values themselves, by which it normalizes in training.
         """
         assert self.total is not None
         assert self.squares is not None

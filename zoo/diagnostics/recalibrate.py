@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from zoo.core.modes import evaluating
 from zoo.diagnostics import calibration
 from zoo.diagnostics.forward import forward_batch, logits_in
 from zoo.diagnostics.moments import PooledMoments, is_live
-from zoo.diagnostics.trace import begin_training, eagerly, tensors_in, untouched
+from zoo.diagnostics.trace.operations import tensors_in
+from zoo.diagnostics.trace.snapshot import begin_training, eagerly, untouched
 from zoo.errors import UserError
-from zoo.modes import evaluating
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def estimate_running_statistics(
 ) -> int:
     """Replaces every running mean and variance by that of the batches' activations, in place.
 
-    Each BatchNorm normalises by the batch while the statistics of its input are gathered, as in
+    Each BatchNorm normalizes by the batch while the statistics of its input are gathered, as in
     training, but dropout is off: with dropout on, the statistics would remember a variance that
     evaluation never sees (Li et al., CVPR 2019; torch's ``update_bn`` leaves it on). Frozen
     BatchNorm (one whose ``train()`` keeps it in evaluation mode) and parameters are left alone,
@@ -157,7 +158,7 @@ def _settle(
 ) -> tuple[dict[_BatchNorm, float], dict[_BatchNorm, PooledMoments]]:
     """One pass in evaluation mode: each layer is given the moments of all the data before it.
 
-    It then normalises as it would in training by one huge batch, by the variance of the values.
+    It then normalizes as it would in training by one huge batch, by the variance of the values.
 
     Returns:
         How far the statistics of each layer have moved, in deviations, and the moments; of the
@@ -214,7 +215,7 @@ def _scores(
 
 
 def _large_enough(batches: Iterable[Any]) -> Iterable[Any]:
-    """All batches but those of a single sample, which training mode cannot normalise."""
+    """All batches but those of a single sample, which training mode cannot normalize."""
     for batch in batches:
         first = next(iter(tensors_in(batch)), None)
         if first is None or first.ndim == 0 or len(first) > 1:

@@ -13,11 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from zoo.core.pictures import save_figure
 from zoo.diagnostics.forward import forward_batch
 from zoo.diagnostics.moments import PooledMoments, is_live
-from zoo.diagnostics.trace import begin_training, eagerly, paths, seed_everywhere, untouched
+from zoo.diagnostics.trace.snapshot import (
+    begin_training,
+    eagerly,
+    paths,
+    seed_everywhere,
+    untouched,
+)
 from zoo.errors import UserError
-from zoo.pictures import save_figure
 
 # Moving averages lag behind the weights by as much, without any dropout.
 NOTHING = 0.05

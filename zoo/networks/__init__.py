@@ -22,7 +22,6 @@ from zoo.networks.efficientnet import (
     efficientnet_small,
 )
 from zoo.networks.freezing import freeze, unfreeze
-from zoo.networks.gan import GAN, Discriminator, Generator
 from zoo.networks.generation import generate
 from zoo.networks.lstm import LSTM
 from zoo.networks.preact_resnet import PreActResNet, preact_resnet18, wrn28_10
@@ -35,14 +34,15 @@ from zoo.networks.resnet import (
     resnext50_32x4d,
     wide_resnet50_2,
 )
+from zoo.networks.sngan import SNGAN, Discriminator, Generator
 from zoo.networks.timm_network import timm_network
 from zoo.networks.transformer import Transformer
 from zoo.networks.unet import UNet
 from zoo.networks.vit import ViT, vit_small_patch16_224, vit_tiny_patch16_224
 
 __all__ = [
-    "GAN",
     "LSTM",
+    "SNGAN",
     "ConvNet",
     "DenseNet",
     "Discriminator",
@@ -90,7 +90,7 @@ REGISTRY: dict[str, Callable[..., nn.Module]] = {
         DenseNet,
         Discriminator,
         EfficientNet,
-        GAN,
+        SNGAN,
         Generator,
         LSTM,
         PreActResNet,

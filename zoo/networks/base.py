@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from zoo.networks.initialisers import init_he
+from zoo.networks.initializers import init_he
 
 
 class Network(nn.Module, PyTorchModelHubMixin):

@@ -1,6 +1,6 @@
 """Plain convolutional networks, small, medium and large, to see what each technique does.
 
-Batch normalisation, dropout, and the order of the two are switches, so that one file is every arm
+Batch normalization, dropout, and the order of the two are switches, so that one file is every arm
 of the classic experiment: none, either, both. The right order is convolution, BatchNorm,
 activation, dropout (Ioffe & Szegedy 2015, section 3.2; Li et al., CVPR 2019, section 5).
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.networks.base import ImageNetwork, check_choice, check_rates, check_sizes
-from zoo.networks.initialisers import init_he, init_xavier
+from zoo.networks.initializers import init_he, init_xavier
 from zoo.networks.layers import DropConnect, GaussianDropout
 
 # Channels of the convolutions in each stage, and hidden units of the head.
@@ -71,7 +71,7 @@ class ConvNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns the last hidden features.
-        in_channels: 1 for grey images, 3 for colour.
+        in_channels: 1 for grey images, 3 for color.
         size: ``small`` (2.7 thousand parameters at 10 classes), ``medium`` (0.24 M) or ``large``
             (1.1 M).
         batch_norm: after every convolution.
@@ -158,7 +158,7 @@ class ConvNet(ImageNetwork):
         return hidden if pre_logits else self.fc(self.drop(hidden))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalised → logits (B, K)."""
+        """Images (B, C, H, W), normalized → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
 
     def make_linear(self, in_features: int, out_features: int) -> nn.Linear:

@@ -1,10 +1,11 @@
-"""One more token of each text through a transformer, in few calls.
+"""Reading tokens through a network, one more token of a transformer in few calls.
 
 A step of generation computes so little that calling its modules takes longer than the products.
 ``Step`` computes what ``Transformer.forward`` does, from weights that are joined and laid out once:
 queries, keys and values are one product, and so are gate and up; the scale and shift of a norm are
-part of the matrix behind it; positions turn queries and keys by one matrix; matrices lie as a
+part of the matrix after it; positions turn queries and keys by one matrix; matrices lie as a
 product of few rows reads them fastest. What it gains is measured by tests/benchmarks/language.py.
+The network knows nothing of it: ``Reader`` stands between it and whoever generates.
 
 Shapes: B texts, D embedding, V vocabulary, H heads, G key-value heads, d = D / H.
 """
@@ -12,25 +13,29 @@ Shapes: B texts, D embedding, V vocabulary, H heads, G key-value heads, d = D / 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.networks.generation import Cache
-from zoo.networks.layers import Dropout, RMSNorm, attend
-from zoo.networks.rotary import Rotary, rotate
-from zoo.networks.transformer_blocks import MLP, Attention, Block, SwiGLU
-
-if TYPE_CHECKING:
-    from zoo.networks.transformer import Transformer
+from zoo.networks.fast import FastDropout, RMSNorm, attend
+from zoo.networks.transformer import (
+    MLP,
+    Attention,
+    Block,
+    Cache,
+    Rotary,
+    SwiGLU,
+    Transformer,
+    rotate,
+)
 
 PLAIN = {
     nn.ModuleList,
     nn.Embedding,
     Rotary,
-    Dropout,
+    FastDropout,
     Block,
     nn.LayerNorm,
     RMSNorm,
@@ -93,18 +98,43 @@ class Layer(NamedTuple):
     down: Product
 
 
+class Reader:
+    """``network(tokens, cache)`` of any language network, by ``Step`` where that gives the same.
+
+    Args:
+        network: with ``forward(tokens, cache)``.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.modules = list(network.modules())[1:] if type(network) is Transformer else []
+        self.cache: Any = None  # whose keys and values are those of the step's weights
+        self.step: Step | None = None
+
+    def __call__(self, tokens: Tensor, cache: Any) -> Tensor:
+        """Logits (B, T, V) of the tokens (B, T) that follow those in the cache."""
+        one_more = cache is not None and cache.seen > 0 and tokens.shape[1] == 1
+        if not (one_more and self.modules and Step.serves(self.modules)):
+            return self.network(tokens, cache)
+        if cache.seen >= cache.length:
+            return self.network(tokens, cache)  # which says what is wrong
+        if self.step is None or self.cache is not cache:
+            assert isinstance(self.network, Transformer)
+            self.step, self.cache = Step(self.network), cache
+        return self.step(tokens, cache)
+
+
 class Step:
     """A transformer's forward of one token a text, behind those in a cache.
 
     Holds copies of the weights as they are when it is made, as a cache holds their keys and values.
 
     Args:
-        network: whose weights are read.
-        modules: its modules, for which ``serves`` is true.
+        network: whose weights are read, and for whose modules ``serves`` is true.
     """
 
-    def __init__(self, network: Transformer, modules: list[nn.Module]) -> None:
-        self.network, self.modules = network, modules
+    def __init__(self, network: Transformer) -> None:
+        self.network = network
         self.blocks: list[Any] = list(network.blocks)
         self.layers = [_read(block) for block in self.blocks]
         self.norm = _read_norm(network.norm)
@@ -142,13 +172,15 @@ class Step:
         for number, (layer, block) in enumerate(zip(self.layers, self.blocks, strict=True)):
             attn, mlp = block.attn, block.mlp
             rows = layer.qkv(layer.norm1(x)).view(len(x), -1, 1, attn.size)
-            qk, v = rows.split_with_sizes([attn.heads + attn.kv_heads, attn.kv_heads], 1)
+            qk, v = rows.split_with_sizes(
+                [attn.num_heads + attn.num_kv_heads, attn.num_kv_heads], 1
+            )
             if layer.head_norm is not None:
                 norm, scales = layer.head_norm
                 qk = norm(qk) * scales
             if turn is not None:
                 qk = qk @ turn
-            q, k = qk.split_with_sizes([attn.heads, attn.kv_heads], 1)
+            q, k = qk.split_with_sizes([attn.num_heads, attn.num_kv_heads], 1)
             seen = attend(q, *cache.extend(number, k, v))
             x = x + layer.proj(seen.flatten(1))
             inner = layer.up(layer.norm2(x)).chunk(layer.parts, 1)
@@ -161,7 +193,7 @@ def _read(block: Any) -> Layer:
     attn, mlp = block.attn, block.mlp
     head_norm = None
     if not isinstance(attn.q_norm, nn.Identity):
-        norms = [attn.q_norm] * attn.heads + [attn.k_norm] * attn.kv_heads
+        norms = [attn.q_norm] * attn.num_heads + [attn.k_norm] * attn.num_kv_heads
         scales = torch.stack([_scales(norm) for norm in norms])[:, None]
         head_norm = _read_norm(attn.q_norm), scales
     inner = mlp.inner()

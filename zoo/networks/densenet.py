@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.networks.base import ImageNetwork, check_choice, check_rates, check_sizes
-from zoo.networks.initialisers import init_he
+from zoo.networks.initializers import init_he
 
 
 class DenseLayer(nn.Module):
@@ -78,7 +78,7 @@ class DenseNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for colour.
+        in_channels: 1 for grey images, 3 for color.
         layers: in each block; between two blocks maps and resolution are halved.
         growth: maps that a layer adds.
         stem_channels: of the first convolution.
@@ -156,7 +156,7 @@ class DenseNet(ImageNetwork):
         return pooled if pre_logits else self.classifier(pooled)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalised → logits (B, K)."""
+        """Images (B, C, H, W), normalized → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
 
 

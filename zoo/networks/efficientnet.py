@@ -22,7 +22,8 @@ from typing import TypedDict, Unpack
 from torch import Tensor, nn
 
 from zoo.networks.base import ImageNetwork, check_rates, check_sizes
-from zoo.networks.initialisers import init_he
+from zoo.networks.fast import global_average
+from zoo.networks.initializers import init_he
 from zoo.networks.inverted_residuals import (
     FusedMBConv,
     MBConv,
@@ -31,7 +32,6 @@ from zoo.networks.inverted_residuals import (
     pointwise,
     round_channels,
 )
-from zoo.networks.layers import global_average
 
 # Of B0 (Tan & Le 2019, table 1): expansion, channels, blocks, kernel, stride.
 B0_STAGES = (
@@ -57,7 +57,7 @@ class EfficientNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for colour.
+        in_channels: 1 for grey images, 3 for color.
         stages: of each: expansion, channels, blocks, kernel, stride; B0's by default.
         width: multiplies all channels.
         depth: multiplies the blocks of every stage, rounded up.
@@ -151,7 +151,7 @@ class EfficientNet(ImageNetwork):
         return pooled if pre_logits else self.classifier(self.drop(pooled))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalised → logits (B, K)."""
+        """Images (B, C, H, W), normalized → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
 
 

@@ -14,7 +14,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def freeze(model: ModuleT, keep: tuple[str, ...] | None = None) -> ModuleT:
     """Freezes a backbone, in place: its parameters, and BatchNorm's running statistics with them.
 
-    A frozen normalisation stays in evaluation mode whatever ``train()`` is called on, so that a
+    A frozen normalization stays in evaluation mode whatever ``train()`` is called on, so that a
     fit leaves its buffers bit-identical. Dropout of the backbone goes on as the mode says.
 
     Args:

@@ -3,39 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from zoo.modes import evaluating
-
-if TYPE_CHECKING:
-    from zoo.networks.decoding import Step
-
-
-class Cache:
-    """Keys and values of the tokens seen so far, so that each is computed once."""
-
-    def __init__(self, layers: int, length: int) -> None:
-        self.length, self.seen = length, 0
-        self.step: Step | None = None  # made by a transformer that reads one token
-        self.keys: list[Tensor | None] = [None] * layers
-        self.values: list[Tensor | None] = [None] * layers
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds (B, G, T, d) of new tokens and returns those of all tokens."""
-        kept: list[Tensor] = []
-        added = keys.shape[2]
-        stop = self.seen + added
-        for store, new in ((self.keys, keys), (self.values, values)):
-            whole = store[layer]
-            if whole is None:  # room for a whole context, made once
-                whole = new.new_empty(*new.shape[:2], self.length, new.shape[3])
-                store[layer] = whole
-            whole.narrow(2, self.seen, added).copy_(new)
-            kept.append(whole.narrow(2, 0, stop))
-        return kept[0], kept[1]
+from zoo.core.modes import evaluating
+from zoo.networks.decoding import Reader
 
 
 class Sampling(TypedDict, total=False):
@@ -126,10 +100,11 @@ def _generate(
     if context is not None:
         window = window[:, -context:]
     cache = network.make_cache() if cached else None  # type: ignore[operator]
+    read = Reader(network)
     unread = window
     for _ in range(max_new_tokens):
         with evaluating(network):
-            logits = network(unread if cached else window, cache)[:, -1].float()
+            logits = read(unread if cached else window, cache)[:, -1].float()
         token = choose(logits, temperature, top_k, top_p, generator)
         yield token
         unread = token[:, None]

@@ -13,7 +13,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.networks.layers import global_average, scale_channels
+from zoo.networks.fast import global_average, scale_channels
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
@@ -144,7 +144,7 @@ class FusedMBConv(Residual):
     """One whole convolution in place of expansion and depthwise one, then the projection.
 
     For early stages, where channels are few and positions many: more multiplications, but fewer
-    values to move and to normalise (Tan & Le 2021, section 3.2, figure 2). No squeeze-excitation.
+    values to move and to normalize (Tan & Le 2021, section 3.2, figure 2). No squeeze-excitation.
     """
 
     def __init__(

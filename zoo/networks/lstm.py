@@ -13,8 +13,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from zoo.networks.base import Network, check_rates, check_sizes
-from zoo.networks.initialisers import init_orthogonal, init_transformer
-from zoo.networks.layers import Dropout
+from zoo.networks.fast import FastDropout
+from zoo.networks.initializers import init_orthogonal, init_transformer
 
 
 class Memory:
@@ -55,10 +55,10 @@ class LSTM(Network):
         check_rates(embed_drop_rate=embed_drop_rate, drop_rate=drop_rate)
         self.vocab_size = vocab_size
         self.embed = nn.Embedding(vocab_size, dim)
-        self.embed_drop = Dropout(embed_drop_rate)
+        self.embed_drop = FastDropout(embed_drop_rate)
         between = drop_rate if depth > 1 else 0.0  # torch has none after the last layer
         self.lstm = nn.LSTM(dim, dim, depth, dropout=between, batch_first=True)
-        self.drop = Dropout(drop_rate)
+        self.drop = FastDropout(drop_rate)
         self.head = nn.Linear(dim, vocab_size)
         init_transformer(self)
         init_orthogonal(self)
@@ -66,7 +66,7 @@ class LSTM(Network):
             self.head.weight = self.embed.weight
 
     def fallback_parameters(self) -> set[str]:
-        """Matrices that are tables, which an optimiser for matrices leaves to its fallback."""
+        """Matrices that are tables, which an optimizer for matrices leaves to its fallback."""
         return {"embed.weight", "head.weight"}
 
     def make_cache(self) -> Memory:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.networks.base import ImageNetwork, check_rates, check_sizes
-from zoo.networks.initialisers import init_he
+from zoo.networks.initializers import init_he
 from zoo.networks.resnet import conv1x1, conv3x3
 
 
@@ -40,7 +40,7 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, width, H / stride, W / stride)."""
         out = self.norm1(x).relu()
-        # Where the shape changes, the projection sees the normalised input.
+        # Where the shape changes, the projection sees the normalized input.
         shortcut = x if self.downsample is None else self.downsample(out)
         out = self.norm2(self.conv1(out)).relu()
         return shortcut + self.conv2(self.drop(out))
@@ -51,7 +51,7 @@ class PreActResNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for colour.
+        in_channels: 1 for grey images, 3 for color.
         layers: blocks in each stage; every stage after the first halves height and width.
         width: channels of the stem; the first stage has ``width · widen``, each later one twice
             as many.
@@ -106,7 +106,7 @@ class PreActResNet(ImageNetwork):
         return pooled if pre_logits else self.fc(pooled)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalised → logits (B, K)."""
+        """Images (B, C, H, W), normalized → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
 
 

@@ -4,9 +4,9 @@ He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 201
 the stride of a bottleneck sits in its 3 × 3 convolution, as in torchvision and timm. Parameter
 names are theirs too, so that published weights load with ``strict=True``.
 
-BatchNorm regularises by the noise of its batch statistics (Ioffe & Szegedy 2015, section 3.4),
+BatchNorm regularizes by the noise of its batch statistics (Ioffe & Szegedy 2015, section 3.4),
 and dropout in front of it would shift the variance its running statistics remember (Li et al.,
-CVPR 2019): a ResNet is regularised by augmentation, weight decay and label smoothing instead.
+CVPR 2019): a ResNet is regularized by augmentation, weight decay and label smoothing instead.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.networks.base import ImageNetwork, check_choice, check_sizes
-from zoo.networks.initialisers import init_he
+from zoo.networks.initializers import init_he
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -112,7 +112,7 @@ class ResNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for colour.
+        in_channels: 1 for grey images, 3 for color.
         block: ``basic`` (18 and 34 layers) or ``bottleneck`` (50 and more).
         layers: blocks in each stage; every stage after the first halves height and width.
         width: channels of the first stage; every stage doubles them.
@@ -202,7 +202,7 @@ class ResNet(ImageNetwork):
         return pooled if pre_logits else self.fc(pooled)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalised → logits (B, K)."""
+        """Images (B, C, H, W), normalized → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
 
 

@@ -39,7 +39,7 @@ class ConvPair(nn.Module):
 class ConvEmbed(nn.Sequential):
     """Stages of a 3 × 3 convolution, strided or not, and residual pairs; then a 1 × 1.
 
-    Neighbouring patches overlap, which a small transformer on little data does not learn by
+    Neighboring patches overlap, which a small transformer on little data does not learn by
     itself; as Xiao et al. 2021, "Early Convolutions Help Transformers See Better", section 4, but
     with residual pairs in place of BatchNorm. The tokens are those of a small convolutional
     network (the hybrid of Dosovitskiy et al. 2021, section 3.1).

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from zoo.core.text import nearest
 from zoo.errors import UserError
-from zoo.recipes import nearest
 
 
 def timm_network(
@@ -23,7 +23,7 @@ def timm_network(
         name: as ``timm.list_models()`` has it.
         pretrained: downloads timm's weights and starts from them.
         num_classes: size of the output.
-        in_channels: 1 for grey images, 3 for colour; timm adapts pretrained filters.
+        in_channels: 1 for grey images, 3 for color; timm adapts pretrained filters.
         args: further arguments of ``timm.create_model``, such as ``{"drop_rate": 0.2}``.
 
     Raises:

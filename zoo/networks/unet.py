@@ -5,7 +5,7 @@ MICCAI 2015, section 2, with padded convolutions, so that the output has the inp
 dropout stands at the end of the contracting path; here whole channels are dropped (Tompson et al.,
 CVPR 2015, section 3.2).
 
-The expanding path normalises again, behind that dropout. GroupNorm (Wu & He, ECCV 2018), the
+The expanding path normalizes again, behind that dropout. GroupNorm (Wu & He, ECCV 2018), the
 default, keeps no running statistics that dropout could shift, and suits the small batches of
 segmentation; with ``norm: batch`` and a drop rate, ``zoo.audit`` warns.
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.networks.base import ImageNetwork, check_choice, check_rates, check_sizes
-from zoo.networks.initialisers import init_he
+from zoo.networks.initializers import init_he
 
 
 def make_norm2d(kind: Literal["group", "batch"], channels: int) -> nn.Module:
@@ -56,7 +56,7 @@ class UNet(ImageNetwork):
 
     Args:
         num_classes: labels of a pixel; 0 returns the features of each.
-        in_channels: 1 for grey images, 3 for colour.
+        in_channels: 1 for grey images, 3 for color.
         width: channels at full resolution; every halving doubles them.
         depth: how often the resolution is halved.
         norm: ``group`` or ``batch``.
@@ -129,7 +129,7 @@ class UNet(ImageNetwork):
         return features if pre_logits else self.head(features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalised → logits of every pixel (B, K, H, W)."""
+        """Images (B, C, H, W), normalized → logits of every pixel (B, K, H, W)."""
         return self.forward_head(self.forward_features(x))
 
     def make_classifier(self, num_classes: int) -> nn.Module:

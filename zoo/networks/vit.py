@@ -1,7 +1,7 @@
 """Vision transformer: LayerNorm or RMSNorm before every branch, and dropout at five places.
 
 Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.1. Nothing in it
-normalises over the batch, so dropout shifts no running statistics and may stand inside the
+normalizes over the batch, so dropout shifts no running statistics and may stand inside the
 network: on the embeddings, on the attention weights, after the attention's projection, in the MLP,
 before the head, each with its own rate; and whole branches are dropped by stochastic depth (Huang
 et al., ECCV 2016). Parameter names are timm's, so that published weights load with ``strict=True``.
@@ -20,26 +20,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.networks.base import ImageNetwork, check_choice, check_rates, check_sizes
-from zoo.networks.initialisers import init_transformer
-from zoo.networks.layers import Dropout, attend, make_norm
+from zoo.networks.fast import FastDropout, attend
+from zoo.networks.initializers import init_transformer
+from zoo.networks.layers import make_norm
 from zoo.networks.stems import ConvEmbed, PatchEmbed
 
 
 class Attention(nn.Module):
     """Multi-head self-attention; its dropout is on the attention weights (Vaswani et al. 2017)."""
 
-    def __init__(self, dim: int, heads: int, attn_drop: float, proj_drop: float) -> None:
+    def __init__(self, dim: int, num_heads: int, attn_drop: float, proj_drop: float) -> None:
         super().__init__()
-        self.heads, self.attn_drop = heads, attn_drop
+        self.num_heads, self.attn_drop = num_heads, attn_drop
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = Dropout(proj_drop)
+        self.proj_drop = FastDropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) → the same."""
         batch, tokens, dim = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / num_heads)
         rate = self.attn_drop if self.training else 0.0
         x = attend(q, k, v, rate)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
@@ -52,9 +53,9 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.act = nn.GELU()
-        self.drop1 = Dropout(drop)
+        self.drop1 = FastDropout(drop)
         self.fc2 = nn.Linear(hidden, dim)
-        self.drop2 = Dropout(drop)
+        self.drop2 = FastDropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) → the same."""
@@ -67,7 +68,7 @@ class Block(nn.Module):
     def __init__(
         self,
         dim: int,
-        heads: int,
+        num_heads: int,
         mlp_ratio: float,
         norm: Literal["layernorm", "rmsnorm"],
         attn_drop: float,
@@ -77,7 +78,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = make_norm(norm, dim)
-        self.attn = Attention(dim, heads, attn_drop, proj_drop)
+        self.attn = Attention(dim, num_heads, attn_drop, proj_drop)
         self.norm2 = make_norm(norm, dim)
         self.mlp = MLP(dim, int(dim * mlp_ratio), mlp_drop)
         self.drop_path = DropPath(drop_path)
@@ -92,7 +93,7 @@ class DropRates(TypedDict, total=False):
     """The rates that ``ViT`` has; 0 where not given."""
 
     drop_rate: float
-    embed_drop_rate: float
+    pos_drop_rate: float
     attn_drop_rate: float
     proj_drop_rate: float
     mlp_drop_rate: float
@@ -104,18 +105,18 @@ class ViT(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for colour.
+        in_channels: 1 for grey images, 3 for color.
         image_size: height and width that the positions are learned for; other sizes, multiples of
             the patch, have them interpolated.
         patch_size: pixels a side that become a token.
-        dim, depth, heads, mlp_ratio: size of the transformer.
+        embed_dim, depth, num_heads, mlp_ratio: size of the transformer.
         norm: ``layernorm``, or ``rmsnorm``, which drops the centring (Zhang & Sennrich 2019).
-        pool: ``token``, a class token, or ``avg``, the mean over all patches.
+        global_pool: ``token``, a class token, or ``avg``, the mean over all patches.
         stem: ``patch`` or ``conv``.
         stem_stages: of a ``conv`` stem: channels, residual pairs and stride of each; by default
-            channels double up to ``dim``, with one pair and a stride of 2.
+            channels double up to ``embed_dim``, with one pair and a stride of 2.
         drop_rate: of dropout before the head.
-        embed_drop_rate: of dropout on the embeddings.
+        pos_drop_rate: of dropout on the embeddings.
         attn_drop_rate: of dropout on the attention weights.
         proj_drop_rate: of dropout after the attention's projection.
         mlp_drop_rate: of dropout in the MLP.
@@ -133,16 +134,16 @@ class ViT(ImageNetwork):
         in_channels: int = 3,
         image_size: int = 224,
         patch_size: int = 16,
-        dim: int = 192,
+        embed_dim: int = 192,
         depth: int = 12,
-        heads: int = 3,
+        num_heads: int = 3,
         mlp_ratio: float = 4.0,
         norm: Literal["layernorm", "rmsnorm"] = "layernorm",
-        pool: Literal["token", "avg"] = "token",
+        global_pool: Literal["token", "avg"] = "token",
         stem: Literal["patch", "conv"] = "patch",
         stem_stages: Sequence[Sequence[int]] | None = None,
         drop_rate: float = 0.0,
-        embed_drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         mlp_drop_rate: float = 0.0,
@@ -155,18 +156,18 @@ class ViT(ImageNetwork):
             in_channels=in_channels,
             image_size=image_size,
             patch_size=patch_size,
-            dim=dim,
-            heads=heads,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
         )
         if image_size % patch_size:
             raise ValueError(f"image_size {image_size} is no multiple of patch_size {patch_size}")
-        if dim % heads:
-            raise ValueError(f"dim {dim} is no multiple of heads {heads}")
-        check_choice("pool", pool, "token", "avg")
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
+        check_choice("global_pool", global_pool, "token", "avg")
         check_choice("stem", stem, "patch", "conv")
         check_rates(
             drop_rate=drop_rate,
-            embed_drop_rate=embed_drop_rate,
+            pos_drop_rate=pos_drop_rate,
             attn_drop_rate=attn_drop_rate,
             proj_drop_rate=proj_drop_rate,
             mlp_drop_rate=mlp_drop_rate,
@@ -178,19 +179,21 @@ class ViT(ImageNetwork):
         if stem_stages is not None and stem == "patch":
             raise ValueError("stem_stages belongs to stem: conv")
         self.patch_embed = (
-            ConvEmbed(in_channels, dim, patch_size, stem_stages)
+            ConvEmbed(in_channels, embed_dim, patch_size, stem_stages)
             if stem == "conv"
-            else PatchEmbed(in_channels, dim, patch_size)
+            else PatchEmbed(in_channels, embed_dim, patch_size)
         )
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "token" else None
-        tokens = self.grid**2 + (pool == "token")
-        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, dim))
-        self.pos_drop = Dropout(embed_drop_rate)
+        self.cls_token = (
+            nn.Parameter(torch.zeros(1, 1, embed_dim)) if global_pool == "token" else None
+        )
+        tokens = self.grid**2 + (global_pool == "token")
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))
+        self.pos_drop = FastDropout(pos_drop_rate)
         self.blocks = nn.Sequential(
             *(
                 Block(
-                    dim,
-                    heads,
+                    embed_dim,
+                    num_heads,
                     mlp_ratio,
                     norm,
                     attn_drop_rate,
@@ -201,17 +204,17 @@ class ViT(ImageNetwork):
                 for index in range(depth)
             )
         )
-        self.norm = make_norm(norm, dim)
-        self.head_drop = Dropout(drop_rate)
-        self.num_features, self.num_classes = dim, num_classes
-        self.head: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self.norm = make_norm(norm, embed_dim)
+        self.head_drop = FastDropout(drop_rate)
+        self.num_features, self.num_classes = embed_dim, num_classes
+        self.head: nn.Module = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         init_transformer(self)
         for parameter in (self.cls_token, self.pos_embed):
             if parameter is not None:
                 nn.init.normal_(parameter, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that no optimiser should decay, as timm's factory asks."""
+        """Parameters that no optimizer should decay, as timm's factory asks."""
         return {"pos_embed", "cls_token"}
 
     def _positions(self, height: int, width: int) -> Tensor:
@@ -225,7 +228,7 @@ class ViT(ImageNetwork):
         return torch.cat([first, resized.flatten(2).transpose(1, 2)], 1)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → tokens (B, T, D), normalised.
+        """(B, C, H, W) → tokens (B, T, D), normalized.
 
         Raises:
             ValueError: height or width is no multiple of the patch.
@@ -247,7 +250,7 @@ class ViT(ImageNetwork):
         return pooled if pre_logits else self.head(self.head_drop(pooled))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalised → logits (B, K)."""
+        """Images (B, C, H, W), normalized → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
 
     def make_classifier(self, num_classes: int) -> nn.Module:
@@ -260,11 +263,11 @@ def vit_tiny_patch16_224(
     num_classes: int = 1000, in_channels: int = 3, **drop_rates: Unpack[DropRates]
 ) -> ViT:
     """ViT-Ti/16 (Touvron et al. 2021, table 1): 5.7 M parameters at 1000 classes."""
-    return ViT(num_classes, in_channels, dim=192, heads=3, **drop_rates)
+    return ViT(num_classes, in_channels, embed_dim=192, num_heads=3, **drop_rates)
 
 
 def vit_small_patch16_224(
     num_classes: int = 1000, in_channels: int = 3, **drop_rates: Unpack[DropRates]
 ) -> ViT:
     """ViT-S/16 (Touvron et al. 2021, table 1): 22.1 M parameters at 1000 classes."""
-    return ViT(num_classes, in_channels, dim=384, heads=6, **drop_rates)
+    return ViT(num_classes, in_channels, embed_dim=384, num_heads=6, **drop_rates)

@@ -1,4 +1,4 @@
-"""What every task shares: a network, its optimiser, its average, and a faithful checkpoint."""
+"""What every task shares: a network, its optimizer, its average, and a faithful checkpoint."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from zoo import networks
+from zoo.core.renamed import renamed_network
 from zoo.errors import UserError
 from zoo.tasks.averaging import EMA
-from zoo.tasks.optim import Schedule, make_optimizer, make_schedule
+from zoo.tasks.optim import make_optimizer
+from zoo.tasks.schedule import Schedule, make_schedule
 
 
 class Task(LightningModule):
@@ -65,7 +67,9 @@ class Task(LightningModule):
             self.network.to(memory_format=torch.channels_last)
         if compile:
             self.network.compile()  # in place: the names of the state dict stay as they are
-        self.data: dict[str, Any] = {}  # what the network was trained on, as its data module says
+        self.data_info: dict[
+            str, Any
+        ] = {}  # what the network was trained on, as its data module says
         self._random_state: list[dict[str, Tensor]] | None = None
 
     def remember(self, arguments: Mapping[str, Any]) -> None:
@@ -112,7 +116,7 @@ class Task(LightningModule):
 
     def report(self, name: str, value: Any, **options: Any) -> None:
         """Logs a metric; one of stand-in data is named for them, ``digits/val/accuracy``."""
-        self.log(metric_prefix(self.data) + name, value, **options)
+        self.log(metric_prefix(self.data_info) + name, value, **options)
 
     def check_finite(self, loss: Tensor, applied: bool = False) -> Tensor:
         """Stops the run before a loss that is no number reaches the weights, or once it has."""
@@ -129,8 +133,8 @@ class Task(LightningModule):
 
     def setup(self, stage: str) -> None:
         describe = getattr(getattr(self.trainer, "datamodule", None), "describe", None)
-        if describe is not None and (stage == "fit" or not self.data):
-            self.data = describe()
+        if describe is not None and (stage == "fit" or not self.data_info):
+            self.data_info = describe()
 
     def on_fit_start(self) -> None:
         self.train()  # Lightning would leave a loaded model in evaluation mode for the whole fit
@@ -141,7 +145,7 @@ class Task(LightningModule):
         return [EMA(self.ema_decay)] if fitting and self.ema_decay is not None else []
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser alone, without a trainer."""
+        """The optimizer alone, without a trainer."""
         return make_optimizer(
             self.network,
             self.optimizer,
@@ -199,10 +203,10 @@ class Task(LightningModule):
             torch.distributed.all_gather_object(states, state)
         checkpoint["random_state"] = states
         checkpoint["task"] = type(self).__name__
-        checkpoint["data"] = self.data
+        checkpoint["data"] = self.data_info
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.data = checkpoint.get("data", {})
+        self.data_info = checkpoint.get("data", {})
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._random_state = checkpoint.get("random_state")
 
@@ -278,4 +282,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a readable checkpoint: {first[:200]}") from None
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{path} is not a Lightning checkpoint: it has no state_dict")
+    hparams = content.get("hyper_parameters", {})
+    if hparams.get("network"):
+        hparams["network"] = renamed_network(hparams["network"])
     return content

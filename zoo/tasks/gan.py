@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from zoo import pictures
+from zoo.core import pictures
+from zoo.core.modes import evaluating
+from zoo.core.seeds import step_seed
 from zoo.data.augment import move
 from zoo.errors import UserError
-from zoo.modes import evaluating
-from zoo.seeds import step_seed
 from zoo.tasks.base import Task
 from zoo.tasks.graphs import StepGraph, make_portable
-from zoo.tasks.optim import Schedule, make_optimizer, make_schedule
+from zoo.tasks.optim import make_optimizer
+from zoo.tasks.schedule import Schedule, make_schedule
 
 COLLAPSED = 0.2  # spread of the samples, as a part of the real images', below which it is said
 SATURATED = 0.02  # discriminator loss, below which it has won
@@ -73,18 +74,18 @@ class GAN(Task):
             section 4.1); 0 for none.
         momentum: of ``sgd`` and ``muon``; of the others' ``betas`` the first is 0 unless
             ``optimizer_args`` has them.
-        optimizer_args: further arguments of both optimisers.
+        optimizer_args: further arguments of both optimizers.
         schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down to zero, or
             ``constant``.
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
         ema_decay: of the averaged generator, which is what makes samples; null for none.
         gradient_clip: the largest norm of each network's gradient; null for no limit. The
-            trainer's own clipping does not work with two optimisers.
+            trainer's own clipping does not work with two optimizers.
         channels_last: memory format of the filters; faster for convolutions.
         temperature: of ``sample`` and ``interpolate`` where they are given none: the standard
             deviation of the latents they draw, one number or one for each class. Below the 1 of
             training, samples are more typical and less varied (Brock et al., ICLR 2019, section
-            3.1, cut the tails for the same). ``zoo.quality.temperatures`` chooses a list.
+            3.1, cut the tails for the same). ``zoo.evaluation.temperatures`` chooses a list.
         cuda_graph: on a single CUDA device, record a step and replay it (``graphs.StepGraph``): a
             small network's is mostly launching. Nothing else changes, except that a loss that is
             no number has reached the weights when the run stops. Elsewhere it does nothing.
@@ -190,9 +191,9 @@ class GAN(Task):
         return labels if self.network.num_classes else None
 
     def _real(self, images: Tensor) -> Tensor:
-        """Normalised images → the same in [-1, 1]."""
-        mean = torch.tensor(self.data["mean"], device=images.device)[:, None, None]
-        std = torch.tensor(self.data["std"], device=images.device)[:, None, None]
+        """Normalized images → the same in [-1, 1]."""
+        mean = torch.tensor(self.data_info["mean"], device=images.device)[:, None, None]
+        std = torch.tensor(self.data_info["std"], device=images.device)[:, None, None]
         return (images * std + mean) * 2 - 1
 
     # -- training --------------------------------------------------------------------------------
@@ -201,7 +202,7 @@ class GAN(Task):
         super().on_fit_start()
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise UserError(
-                "trainer.precision 16-mixed scales one optimiser's loss, and a GAN has two: use "
+                "trainer.precision 16-mixed scales one optimizer's loss, and a GAN has two: use "
                 "bf16-mixed or 32-true"
             )
 
@@ -544,7 +545,7 @@ class GAN(Task):
             return self(latents, labels).float().add(1).div(2).clamp(0, 1)
 
     def _class(self, label: int | str | Tensor) -> int:
-        names = [str(name) for name in self.data.get("classes", [])]
+        names = [str(name) for name in self.data_info.get("classes", [])]
         if isinstance(label, str):
             if label not in names:
                 raise UserError(f"no class named {label!r}: choose one of {', '.join(names)}")

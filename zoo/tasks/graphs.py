@@ -24,13 +24,13 @@ class StepGraph:
 
     Args:
         step: takes tensors and returns tensors, and is the whole of a step: forward, backward and
-            the optimisers'. It draws nothing on the CPU and asks the device for no value.
+            the optimizers'. It draws nothing on the CPU and asks the device for no value.
         optimizers: what it steps. Their learning rates become tensors on the device, which
             schedulers fill in.
         device: a CUDA device.
 
     Raises:
-        UserError: an optimiser that cannot be recorded.
+        UserError: an optimizer that cannot be recorded.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ def _alike(kept: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
 
 
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Moves to the device what an optimiser would read on the CPU: learning rates and counts.
+    """Moves to the device what an optimizer would read on the CPU: learning rates and counts.
 
     Raises:
         UserError: it has no such mode.
@@ -123,7 +123,7 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
 
 
 def make_portable(states: Iterable[dict[str, Any]]) -> None:
-    """Undoes ``make_capturable`` in optimisers' states, for a checkpoint that loads anywhere."""
+    """Undoes ``make_capturable`` in optimizers' states, for a checkpoint that loads anywhere."""
     for state in states:
         for group in state["param_groups"]:
             if group.get("capturable"):

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from zoo.core.modes import evaluating
 from zoo.diagnostics.forward import logits_in
-from zoo.diagnostics.trace import eagerly
+from zoo.diagnostics.trace.snapshot import eagerly
 from zoo.errors import UserError
-from zoo.modes import evaluating
 from zoo.tasks.base import Task
-from zoo.tasks.optim import Schedule
+from zoo.tasks.schedule import Schedule
 
 
 class ImageClassifier(Task):
-    """Trains a network from normalised images (B, C, H, W) to logits (B, K).
+    """Trains a network from normalized images (B, C, H, W) to logits (B, K).
 
     Logs ``train/loss`` (with label smoothing) and ``train/accuracy`` (both of augmented images),
     ``val/loss`` and ``test/loss`` (negative
@@ -27,11 +27,11 @@ class ImageClassifier(Task):
 
     Args:
         network: any module with logits out.
-        optimizer: ``sgd`` (Nesterov), ``adamw``, ``muon``, or another of timm's optimisers.
+        optimizer: ``sgd`` (Nesterov), ``adamw``, ``muon``, or another of timm's optimizers.
         lr: peak learning rate.
         weight_decay: of matrices and filters; norms and biases are never decayed.
         momentum: of ``sgd`` and ``muon``.
-        optimizer_args: further arguments of the optimiser.
+        optimizer_args: further arguments of the optimizer.
         schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down to zero, or
             ``constant``.
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
@@ -102,7 +102,10 @@ class ImageClassifier(Task):
             UserError: the network does not take the images, or has another number of classes.
         """
         images: Tensor = data.example_input()
-        name, classes = self.data.get("name", "the data"), len(self.data.get("classes", []))
+        name, classes = (
+            self.data_info.get("name", "the data"),
+            len(self.data_info.get("classes", [])),
+        )
         parameter = next(self.network.parameters(), images)
         try:
             with eagerly(self.network), evaluating(self.network), torch.no_grad():
@@ -120,7 +123,7 @@ class ImageClassifier(Task):
             )
 
     def golden(self) -> Tensor:
-        shape = [2, *self.data["input_shape"]]
+        shape = [2, *self.data_info["input_shape"]]
         ramp = torch.arange(math.prod(shape), dtype=torch.float64)
         return self(torch.sin(ramp * 0.37 + ramp.square() * 1e-4).float().view(shape))
 

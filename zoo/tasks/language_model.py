@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from zoo.errors import UserError
 from zoo.networks.generation import Sampling, generate
 from zoo.tasks.base import Task
-from zoo.tasks.optim import Schedule
+from zoo.tasks.schedule import Schedule
 
 
 class LanguageModel(Task):
@@ -30,11 +30,11 @@ class LanguageModel(Task):
 
     Args:
         network: any module with logits out.
-        optimizer: ``adamw``, ``muon``, or another of timm's optimisers.
+        optimizer: ``adamw``, ``muon``, or another of timm's optimizers.
         lr: peak learning rate.
         weight_decay: of matrices; norms and biases are never decayed.
         momentum: of ``sgd`` and ``muon``.
-        optimizer_args: further arguments of the optimiser.
+        optimizer_args: further arguments of the optimizer.
         schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down, or ``constant``.
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
         final_lr: what the schedule ends at, as a share of the peak.
@@ -82,7 +82,7 @@ class LanguageModel(Task):
 
     def golden(self) -> Tensor:
         ramp = torch.arange(2 * 16)
-        return self((ramp * ramp % 97 % len(self.data["vocabulary"])).view(2, 16))
+        return self((ramp * ramp % 97 % len(self.data_info["vocabulary"])).view(2, 16))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         tokens, targets = batch
@@ -137,7 +137,7 @@ class LanguageModel(Task):
 
     def keep_sample(self, folder: Path, epoch: int) -> None:
         """Adds the text that an epoch's weights make, always from the same seed, to samples.txt."""
-        vocabulary: str = self.data.get("vocabulary", "")
+        vocabulary: str = self.data_info.get("vocabulary", "")
         if vocabulary:
             start = "\n" if "\n" in vocabulary else vocabulary[0]
             text = self.generate(start, 300, temperature=0.8, seed=0)
@@ -155,7 +155,7 @@ class LanguageModel(Task):
         **sampling: Unpack[Sampling],
     ) -> Iterator[str]:
         """Goes on with a prompt, a character at a time; arguments as ``generate`` has them."""
-        vocabulary: str = self.data.get("vocabulary", "")
+        vocabulary: str = self.data_info.get("vocabulary", "")
         if not prompt:
             raise UserError("the prompt is empty: give at least one character")
         unknown = sorted(set(prompt) - set(vocabulary))

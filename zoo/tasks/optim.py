@@ -1,11 +1,10 @@
-"""Optimisers and learning-rate schedules, by name."""
+"""Optimizers and learning-rate schedules, by name."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import timm.optim
 import timm.optim.muon
@@ -13,15 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
-from torch.optim.lr_scheduler import LambdaLR
 
-from zoo.devices import imitates_bfloat16
+from zoo.core.devices import imitates_bfloat16
+from zoo.core.text import nearest
 from zoo.errors import UserError
-from zoo.recipes import nearest
-
-Schedule = Literal["linear", "cosine", "trapezoid", "constant"]
-
-COOLDOWN = 0.3  # the part of a trapezoid in which the learning rate falls
 
 
 def make_optimizer(
@@ -32,22 +26,22 @@ def make_optimizer(
     momentum: float,
     extra: dict[str, Any] | None = None,
 ) -> torch.optim.Optimizer:
-    """Any optimiser of timm's factory, never decaying norms' weights or biases.
+    """Any optimizer of timm's factory, never decaying norms' weights or biases.
 
-    Frozen parameters are left out. ``muon`` orthogonalises the update of every matrix and filter
+    Frozen parameters are left out. ``muon`` orthogonalizes the update of every matrix and filter
     and steps the rest by AdamW: vectors, what the network would not have decayed
     (``no_weight_decay()``), and its tables (``fallback_parameters()``).
 
     Args:
-        network: its trainable parameters are optimised.
+        network: its trainable parameters are optimized.
         name: ``sgd`` (Nesterov), ``adamw``, ``muon``, or another of timm's.
         lr: peak learning rate.
         weight_decay: of matrices and filters only.
-        momentum: where the optimiser has one.
-        extra: further arguments of the optimiser.
+        momentum: where the optimizer has one.
+        extra: further arguments of the optimizer.
 
     Raises:
-        UserError: an unknown optimiser or argument, a value that it refuses, or nothing to train.
+        UserError: an unknown optimizer or argument, a value that it refuses, or nothing to train.
     """
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("every parameter of the network is frozen: there is nothing to train")
@@ -73,7 +67,7 @@ def make_optimizer(
         if name in known:
             raise
         hint = nearest(name, known)
-        raise UserError(f"model.optimizer: no optimiser named {name!r}{hint}") from None
+        raise UserError(f"model.optimizer: no optimizer named {name!r}{hint}") from None
     except TypeError as error:
         raise UserError(f"model.optimizer_args: {error}") from None
     if extra:
@@ -87,7 +81,7 @@ def make_optimizer(
 
 
 def _rehearse(create: Callable[[nn.Module], torch.optim.Optimizer], extra: dict[str, Any]) -> None:
-    """A step of a small module: some values are read by nothing before an optimiser's first step.
+    """A step of a small module: some values are read by nothing before an optimizer's first step.
 
     Raises:
         UserError: such a value is of no use.
@@ -164,7 +158,7 @@ def _muon(
     for shape, pairs in shapes.items():
         tall = shape[0] > shape[1]
         matrices = torch.stack([matrix.mT if tall else matrix for _, matrix in pairs])
-        steps = orthogonalise(
+        steps = orthogonalize(
             matrices, options["ns_steps"], coefficients, options["eps"], options["safety_factor"]
         )
         adjust = options["adjust_lr_fn"]
@@ -173,7 +167,7 @@ def _muon(
             parameter.add_(step.reshape(parameter.shape), alpha=-lr * scale)
 
 
-def orthogonalise(
+def orthogonalize(
     matrices: Tensor,
     steps: int,
     coefficients: list[tuple[float, float, float]],
@@ -232,40 +226,3 @@ def _fused_adamw(
         return
     shared = ("amsgrad", "beta1", "beta2", "lr", "weight_decay", "eps", "maximize", "capturable")
     adamw(*states, fused=True, **{name: options[name] for name in shared})
-
-
-def make_schedule(
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    warmup: float,
-    total_steps: int,
-    final: float = 0.0,
-) -> LambdaLR:
-    """Linear warm-up to the peak, then a line, half a cosine or a plateau and a line, step by step.
-
-    Args:
-        optimizer: its learning rates are the peaks.
-        schedule: ``linear``, ``cosine`` (Loshchilov & Hutter 2017, section 3), ``trapezoid``
-            (constant, and linear over the last three tenths: Hägele et al. 2024, section 3) or
-            ``constant``.
-        warmup: part of the steps, between 0 and 1, or their number from 1 up.
-        total_steps: optimiser steps of the whole run.
-        final: what the schedule ends at, as a share of the peak.
-    """
-    warmup_steps = round(warmup * total_steps) if warmup < 1 else round(warmup)
-    warmup_steps = min(warmup_steps, total_steps)
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        # The last step still moves: the end is reached one step after it.
-        progress = min((step - warmup_steps) / max(1, total_steps - warmup_steps), 1.0)
-        if schedule == "linear":
-            return final + (1 - final) * (1 - progress)
-        if schedule == "trapezoid":
-            return final + (1 - final) * min((1 - progress) / COOLDOWN, 1.0)
-        if schedule == "cosine":
-            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-        return 1.0
-
-    return LambdaLR(optimizer, factor)

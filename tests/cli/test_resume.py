@@ -1,0 +1,77 @@
+"""A run that is killed and resumed ends with the weights of one that was not, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+FIT = (
+    *(sys.executable, "-m", "zoo", "fit", "--recipe", "resnet_digits", "--test_after_fit", "false"),
+    *("--model.network.width", "8", "--trainer.max_epochs", "5", "--save_every_n_steps", "4"),
+    *("--trainer.accelerator", "cpu"),
+)
+
+
+def run(folder: Path, *arguments: str) -> int:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*FIT, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+def final(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / "runs/resnet_digits/version_0/checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    assert content["global_step"] == 45
+    return {
+        f"{part}.{name}": tensor
+        for part in ("state_dict", "current_model_state")
+        for name, tensor in content[part].items()
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert run(folder) == 0
+    return final(folder)
+
+
+def test_the_same_seed_gives_the_same_weights(
+    uninterrupted: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    assert run(tmp_path) == 0
+    again = final(tmp_path)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in uninterrupted.items())
+    other = tmp_path / "other"
+    other.mkdir()
+    assert run(other, "--seed_everything", "1") == 0
+    assert not torch.equal(
+        final(other)["state_dict.network.fc.weight"], again["state_dict.network.fc.weight"]
+    )
+
+
+# An epoch has 9 steps: 32 is in the middle of the fourth, 28 its second step, resumed from the
+# save at 28 = 7 · 4 itself; 19 comes right after the end of the second.
+@pytest.mark.parametrize("step", [19, 28, 32])
+def test_killed_and_resumed_equals_uninterrupted(
+    uninterrupted: dict[str, torch.Tensor], tmp_path: Path, step: int
+) -> None:
+    kill = ("--trainer.callbacks+=tests.helpers.KillAt", f"--trainer.callbacks.step={step}")
+    assert run(tmp_path, *kill) == -signal.SIGKILL
+    saved = tmp_path / "runs/resnet_digits/version_0/checkpoints/last.ckpt"
+    at_kill = torch.load(saved, weights_only=True)["global_step"]
+    assert at_kill in (step, step - 1), "the test means to resume from just before the kill"
+    assert run(tmp_path, "--ckpt_path", "last") == 0
+    resumed = final(tmp_path)
+    different = [n for n, tensor in uninterrupted.items() if not torch.equal(tensor, resumed[n])]
+    assert not different

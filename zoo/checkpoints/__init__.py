@@ -1,0 +1,1 @@
+"""Weights on disk: storing, verifying, loading, and the card that describes them."""

@@ -1,0 +1,369 @@
+"""A checkpoint's README.md, generated from its config.json alone, so that the two cannot differ."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from typing import Any
+
+from zoo import registry
+
+# Columns of what `python -m zoo uncertainty` measures.
+COLUMNS = {
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "brier": "Brier",
+    "ece": "ECE",
+    "auroc_errors": "AUROC errors",
+    "auroc_ood": "AUROC strangers",
+}
+
+
+def card(config: dict[str, Any]) -> str:
+    """The text of a shipped checkpoint's card."""
+    return _card(config).text()
+
+
+def headline(config: dict[str, Any]) -> str:
+    """What was measured, in a cell of the README's table."""
+    return _card(config).headline()
+
+
+def _card(config: dict[str, Any]) -> Card:
+    entry = registry.find(registry.TASKS, config["task"]["name"], "task")
+    made: Card = registry.load(entry.card)(config)
+    return made
+
+
+def form_of(metric: str) -> str:
+    """How a metric is written: shares in per cent."""
+    return ".2%" if metric.endswith("accuracy") or metric == "agreement" else ".4f"
+
+
+def standard_error(accuracy: float, samples: int) -> float:
+    """Of an accuracy measured on so many samples (binomial)."""
+    return math.sqrt(accuracy * (1 - accuracy) / samples)
+
+
+class Card:
+    """What the cards of all tasks share; a task's own says what it measures, takes and gives."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config, self.name = config, str(config["name"])
+        self.run, self.data, self.metrics = config["run"], config["data"], config["metrics"]
+        self.samples = config["samples"]
+
+    # -- what a task says ------------------------------------------------------------------------
+
+    def usage(self) -> list[str]:
+        """Lines of Python after ``import zoo``."""
+        raise NotImplementedError
+
+    def measured(self) -> list[str]:
+        raise NotImplementedError
+
+    def headline(self) -> str:
+        raise NotImplementedError
+
+    def input_and_output(self) -> str:
+        raise NotImplementedError
+
+    def limits(self) -> str:
+        raise NotImplementedError
+
+    def amount(self) -> str:
+        """How much it was trained on."""
+        raise NotImplementedError
+
+    # -- what all share --------------------------------------------------------------------------
+
+    def text(self) -> str:
+        config, run, network = self.config, self.run, self.config["network"]
+        arguments = ", ".join(f"{k}={v!r}" for k, v in network["args"].items())
+        lines = [
+            f"# {self.name}",
+            "",
+            f"`{network['name']}({arguments})`: {config['parameters']:,} parameters, trained on "
+            f"{self.data['name']}.",
+            "",
+            "```python",
+            "import zoo",
+            "",
+            *self.usage(),
+            "```",
+            "",
+            "## Measured",
+            "",
+            *self.measured(),
+            "",
+            "## Proof",
+            "",
+            *self.proof(),
+            "",
+            "## Trained",
+            "",
+            "```",
+            run["command"],
+            "```",
+            "",
+            f"- {run['epochs']} epochs, {run['steps']:,} steps, {run['wall_time_s'] / 60:.1f} "
+            f"minutes, seed {run['seed']}, on {run['date']}",
+            f"- {', '.join(run[fact] for fact in ('hardware', 'precision') if fact in run)}",
+            f"- {', '.join(f'{name} {version}' for name, version in run['versions'].items())}",
+            f"- {self.amount()}; the resolved recipe, task and network are in `config.json`",
+            "",
+            "![Training curves](curves.png)",
+            "",
+            "## Input and output",
+            "",
+            self.input_and_output(),
+            "",
+            "## Limits",
+            "",
+            self.limits(),
+            "",
+            "## Files",
+            "",
+            f"`model.safetensors` sha256 `{config['weights_sha256']}`. {self.origin()}",
+            "",
+        ]
+        return "\n".join(lines)
+
+    def proof(self) -> list[str]:
+        counts = self.config["proof"]["audit"].items()
+        found = ", ".join(f"{count} {severity}" for severity, count in counts)
+        return [f"- `python -m zoo audit --recipe {self.name}`: {found}."]
+
+    def origin(self) -> str:
+        """Whose the weights are."""
+        network = self.config["recipe"]["model"]["init_args"]["network"]["init_args"]
+        if network.get("pretrained"):
+            return (
+                f"Training began from timm's weights of {network['name']}: their licence goes on."
+            )
+        return "Weights: Apache-2.0, as the project; no weights from elsewhere went into them."
+
+    def over_seeds(self, metric: str, form: str) -> list[str]:
+        """The mean of a metric over runs with several seeds, as ``fit`` measured it at its end."""
+        seeds = self.config["seeds"]
+        if len(seeds) < 2:
+            return []
+        values = [seed["metrics"][metric] for seed in seeds]
+        listed = ", ".join(
+            f"{v:{form}} (seed {s['seed']})" for v, s in zip(values, seeds, strict=True)
+        )
+        return [
+            "",
+            f"Mean of {len(values)} seeds, as `fit` measured them at its end: "
+            f"**{statistics.mean(values):{form}}**, standard deviation "
+            f"{statistics.stdev(values):{form}}: {listed}. The shipped weights are those of seed "
+            f"{self.run['seed']}.",
+        ]
+
+
+class ClassifierCard(Card):
+    """Of ``ImageClassifier``."""
+
+    def usage(self) -> list[str]:
+        return [
+            f'model = zoo.load("{self.name}")  # in eval mode, sha256 verified',
+            "logits = model(images)  # normalized by model.data_info's mean and std",
+        ]
+
+    def headline(self) -> str:
+        accuracy = self.metrics["test/accuracy"]
+        return f"{accuracy:.2%} ± {standard_error(accuracy, self.samples['test']):.2%}"
+
+    def measured(self) -> list[str]:
+        metrics, samples = self.metrics, self.samples
+        return [
+            "The final epoch's weights (their average, where the recipe has one), in float32, "
+            "without test-time augmentation; nothing was chosen on test data.",
+            "",
+            "| images | accuracy | loss (nats) |",
+            "|---|---|---|",
+            f"| test ({samples['test']:,}) | {self.headline()} (standard error) "
+            f"| {metrics['test/loss']:.4f} |",
+            f"| validation ({samples['val']:,}) | {metrics['val/accuracy']:.2%} "
+            f"| {metrics['val/loss']:.4f} |",
+            *self.over_seeds("test/accuracy", ".2%"),
+        ]
+
+    def proof(self) -> list[str]:
+        lines, proof = super().proof(), self.config["proof"]
+        if shift := proof["variance_shift"]:
+            lines.append(
+                f"- `zoo.variance_shift` over {shift['layers']} BatchNorm layers: the farthest "
+                f"from 1 is `{shift['module']}`: {shift['ratio']:.3f} with dropout on to off, and "
+                f"its running variance is {shift['running_ratio']:.3f} of that in evaluation, on "
+                "images that are not augmented."
+            )
+        strangers = proof["strangers"]
+        lines += [
+            f"- `python -m zoo uncertainty --recipe {self.name}`"
+            + (f" (strangers: {strangers}):" if strangers else ":"),
+            "",
+            f"| prediction | {' | '.join(COLUMNS.values())} |",
+            "|---" * (1 + len(COLUMNS)) + "|",
+        ]
+        for way, scores in proof["uncertainty"].items():
+            cells = [cell(key, scores[key]) for key in COLUMNS]
+            lines.append(f"| {way} | {' | '.join(cells)} |")
+        return lines
+
+    def input_and_output(self) -> str:
+        data = self.data
+        shape = " × ".join(str(size) for size in data["input_shape"])
+        return (
+            f"Images ({shape}), scaled to [0, 1], then normalized by mean {data['mean']} and "
+            f"standard deviation {data['std']}. Output: logits of {len(data['classes'])} classes, "
+            f"in this order: {', '.join(data['classes'])}."
+        )
+
+    def limits(self) -> str:
+        text = (
+            f"It knows {self.data['name']} and nothing else: whatever it is shown, it answers with "
+            f"one of its {len(self.data['classes'])} classes. Its probabilities are not calibrated"
+        )
+        if self.config["task"]["args"].get("label_smoothing"):
+            return (
+                f"{text}: label smoothing alone makes them too modest on such images, and on "
+                "others they mean nothing."
+            )
+        return f"{text}; on other images they mean nothing."
+
+    def amount(self) -> str:
+        return f"training images: {self.samples['train']:,}"
+
+
+class LanguageCard(Card):
+    """Of ``LanguageModel``."""
+
+    def usage(self) -> list[str]:
+        return [
+            f'model = zoo.load("{self.name}")  # in eval mode, sha256 verified',
+            f"print(model.generate({json.dumps(self.config['text']['prompt'])}, "
+            "max_new_tokens=200, seed=0))",
+        ]
+
+    def headline(self) -> str:
+        return f"{self.metrics['val/loss']:.4f} nats"
+
+    def measured(self) -> list[str]:
+        metrics, samples, text = self.metrics, self.samples, self.config["text"]
+        return [
+            "The final epoch's weights, in float32, on the last "
+            f"{samples['val']:,} characters of {self.data['name']}, window by window, each "
+            "character predicted once.",
+            "",
+            "| loss (nats a character) | bits a character | perplexity | nanoGPT's 200 × 64 random "
+            "windows |",
+            "|---|---|---|---|",
+            f"| {metrics['val/loss']:.4f} | {metrics['val/bits_per_character']:.4f} "
+            f"| {metrics['val/perplexity']:.3f} | {metrics['val/loss_windows']:.4f} |",
+            *self.over_seeds("val/loss", ".4f"),
+            "",
+            f"It goes on with {text['prompt']!r} (seed 0):",
+            "",
+            "```text",
+            *text["made"].splitlines(),
+            "```",
+        ]
+
+    def input_and_output(self) -> str:
+        vocabulary = self.data["vocabulary"]
+        length = self.config["network"]["args"].get("context_length")
+        seen = f"up to {length} tokens" if length else "tokens"
+        return (
+            f"Input: {seen}, int64 (B, T); a token is a character's place among these "
+            f"{len(vocabulary)}: `{vocabulary!r}`. Output: logits of each next token (B, T, "
+            f"{len(vocabulary)})."
+        )
+
+    def limits(self) -> str:
+        return (
+            f"It knows the letters of {self.data['name']} and no language: what it writes looks "
+            "like the text it was trained on and means nothing."
+        )
+
+    def amount(self) -> str:
+        return f"training characters: {self.samples['train']:,}"
+
+
+class GANCard(Card):
+    """Of ``GAN``."""
+
+    def usage(self) -> list[str]:
+        first = json.dumps(self.data["classes"][-1])  # in double quotes, as all of the README's
+        return [
+            f'model = zoo.load("{self.name}")  # in eval mode, sha256 verified',
+            f"images = model.sample([{first}] * 8, seed=0)  # (8, C, H, W) in [0, 1]",
+        ]
+
+    def headline(self) -> str:
+        judged = self.config["judged"]
+        return (
+            f"{judged['agreement']:.2%}, Fréchet distance "
+            f"{judged['frechet'] / judged['frechet_floor']:.1f} × the floor"
+        )
+
+    def measured(self) -> list[str]:
+        judged = self.config["judged"]
+        by_class = judged["agreement_by_class"]
+        worst = min(by_class, key=by_class.__getitem__)
+        return [
+            f"{judged['samples']:,} samples of the averaged generator (seed 0, "
+            f"{_temperature(judged)}), as many of each class, in the eyes of "
+            f"`{judged['classifier']['name']}` (sha256 `{judged['classifier']['sha256'][:12]}…`), "
+            "which never saw them:",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| it sees the class that was asked for | {judged['agreement']:.2%} |",
+            f"| the worst class, {worst} | {by_class[worst]:.2%} |",
+            f"| Fréchet distance of its penultimate features, {judged['samples']:,} samples "
+            f"against {judged['real']:,} training images | {judged['frechet']:.3f} |",
+            f"| the floor: {self.samples['test']:,} real test images against the same "
+            f"| {judged['frechet_floor']:.3f} |",
+            f"| recall: real test images that lie among the samples | {judged['recall']:.2%} |",
+            "",
+            "The distance is not the one on Inception's features, and compares with nothing but "
+            "its floor.",
+            "",
+            "![Samples, a row a class](samples.png)",
+        ]
+
+    def input_and_output(self) -> str:
+        data, size = self.data, self.config["network"]["args"]["latent_size"]
+        shape = " × ".join(str(size) for size in data["input_shape"])
+        return (
+            f"Input: normal latents (B, {size}) and labels (B,). Output: images ({shape}) in "
+            f"(-1, 1); `sample` gives them in [0, 1]. Classes: {', '.join(data['classes'])}."
+        )
+
+    def limits(self) -> str:
+        return (
+            f"It makes images like those of {self.data['name']} and no others. What it makes is "
+            "not evidence of anything real."
+        )
+
+    def amount(self) -> str:
+        return f"training images: {self.samples['train']:,}; steps are the generator's"
+
+
+def _temperature(judged: dict[str, Any]) -> str:
+    value = judged["temperature"]
+    if isinstance(value, list):
+        numbers = ", ".join(f"{number:g}" for number in value)
+        said = f"temperatures of the classes in their order {numbers}"
+    else:
+        said = f"temperature {value:g}"
+    return said + (", chosen by training images in the same eyes" if judged.get("chosen") else "")
+
+
+def cell(column: str, value: float | None) -> str:
+    """A score in a table; those that do not apply are ``-``."""
+    if value is None:
+        return "-"
+    return f"{value:.2%}" if column == "accuracy" else f"{value:.4f}"

@@ -1,0 +1,241 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line, driven by recipes."""
+
+from __future__ import annotations
+
+import shlex
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from zoo import recipes
+from zoo.checkpoints import store
+from zoo.checkpoints.load import check_same_classes, check_same_network, load_weights
+from zoo.cli import run_folder, trainer
+from zoo.cli.building import RecipeReader, debugging, refused_in_one_line
+from zoo.core.files import write_json, write_text
+from zoo.core.memory import keep_freed_memory
+from zoo.errors import UserError
+from zoo.runs.callbacks import AtomicCheckpointIO, Predictions
+from zoo.runs.metrics import METRICS_FILE
+from zoo.runs.summary import final_metrics, hardware, metric_lines, summary, versions
+from zoo.tasks.base import read_checkpoint
+
+# Commands whose metrics Lightning would put into a table, which cuts their names and has a column
+# for each loader; they print a line a metric, as a fit does at its end.
+TABLED = ("validate", "test")
+
+
+class ZooCLI(RecipeReader):
+    """Runs what a recipe describes: a folder a run, shipped weights, data that may stand in.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        arguments: what was typed after it.
+    """
+
+    def __init__(self, command: str, arguments: list[str]) -> None:
+        self.command, self.typed = command, arguments
+        super().__init__(
+            arguments,
+            run=True,
+            args=[command, *arguments],
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        # Only the parser of the command that was typed is built: each costs seconds.
+        given = LightningCLI.subcommands()[self.command]  # what the user is not asked for
+        return {self.command: given | {"verbose"} if self.command in TABLED else given}
+
+    def _set_seed(self) -> None:
+        LightningCLI._set_seed(self)
+
+    @property
+    def options(self) -> Any:
+        return self.config[self.command]
+
+    # -- what a run is called, and where it goes -------------------------------------------------
+
+    @property
+    def recipe_name(self) -> str:
+        return run_folder.recipe_name(self._parser(self.command).recipes)  # type: ignore[attr-defined]
+
+    @property
+    def runs(self) -> Path:
+        """The folder of all runs of this name."""
+        name = str(self.options.name or self.recipe_name)
+        return Path(self.options.runs, run_folder.run_name(name, self.describe_data()))
+
+    @property
+    def shipped(self) -> str:
+        """The shipped checkpoint that is meant where no file is given: the recipe's, or another."""
+        wanted = self.options.ckpt_path
+        if wanted in store.names():
+            return str(wanted)
+        return recipes.weights_of(self.recipe_name) or self.recipe_name
+
+    # -- building --------------------------------------------------------------------------------
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        with refused_in_one_line(self.parser):
+            self.trainer = self.instantiate_trainer()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.command]
+        if self.datamodule is None:
+            raise UserError("no data: give --recipe NAME, or --data CLASS")
+        # Which data are really used decides what the run is called.
+        self.datamodule.prepare_data()
+        runs = self.runs
+        self.checkpoint = run_folder.find_checkpoint(self.options.ckpt_path, runs, self.command)
+        settings = config["trainer"]
+        if trainer.must_do_without_bf16(settings, self.typed):
+            # In config.yaml too, which says what ran.
+            kwargs["precision"] = self.options["trainer"]["precision"] = "32-true"
+        if settings.get("fast_dev_run"):
+            return super().instantiate_trainer(**kwargs)
+
+        fitting = self.command == "fit"
+        logger = run_folder.make_logger(runs, self.checkpoint if fitting else None)
+        folder = self.folder = Path(logger.log_dir)
+        ours: list[Any] = []
+        if fitting:
+            ours = trainer.fit_callbacks(
+                folder, self.model, settings, self.describe_data(), config["save_every_n_steps"]
+            )
+        elif self.command == "predict":
+            classes = self.describe_data().get("classes", [])
+            ours = [Predictions(folder / "predictions.csv", classes)]
+        bars, arguments = trainer.progress(settings)
+        wandb = self.options.wandb if fitting else "off"
+        kwargs |= arguments | trainer.placement(settings, self.model)
+        kwargs["logger"] = [logger, *trainer.more_loggers(settings, folder, wandb)]
+        kwargs["callbacks"] = [*trainer.as_list(settings.get("callbacks")), *ours, *bars]
+        kwargs["plugins"] = [*trainer.as_list(settings.get("plugins")), AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.config_init[subcommand]["ckpt_path"] = self.checkpoint
+        self.config_init[subcommand]["weights_only"] = True
+        if self.checkpoint is not None:
+            content = read_checkpoint(self.checkpoint)
+            network = content.get("hyper_parameters", {}).get("network")
+            check_same_network(network, self.model, self.checkpoint)
+            known = content.get("data", {})
+            check_same_classes(known, self.describe_data(), self.checkpoint)
+        elif subcommand != "fit":
+            self._load_shipped_weights()
+        self.started = time.perf_counter()
+        try:
+            super()._run_subcommand(subcommand)
+        except (UserError, MisconfigurationException):
+            if hasattr(self, "folder") and self.trainer.is_global_zero:
+                run_folder.remove_unbegun_run(self.folder)
+            raise
+        finally:
+            # Else a second run in this process would join the first.
+            if self.options.wandb != "off":
+                import wandb
+
+                wandb.finish()
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs | ({"verbose": False} if subcommand in TABLED else {})
+
+    def _load_shipped_weights(self) -> None:
+        name = self.shipped
+        if name not in store.names():
+            raise UserError(
+                f"recipe {name!r} ships no weights: give --ckpt_path last, best or a file"
+            )
+        if "instead_of" in (described := self.describe_data()):
+            raise UserError(
+                f"the shipped weights of {name} are for {described['instead_of']}, which is "
+                "neither on disk nor to be had: set ZOO_DATA to the folder that holds it"
+            )
+        load_weights(self.model, name)
+        known = store.read_config(store.folder_of(name))["data"]
+        check_same_classes(known, described, name)
+
+    def after_fit(self) -> None:
+        if self.trainer.interrupted or not hasattr(self, "folder"):
+            return
+        seconds = time.perf_counter() - self.started
+        tests = getattr(self.datamodule, "has_test", True) and getattr(self.model, "tests", True)
+        if self.options.test_after_fit and tests:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        if self.trainer.is_global_zero:
+            for logger in self.trainer.loggers:
+                logger.save()
+            facts = self._facts(seconds)
+            write_json(self.folder / "run.json", facts)
+            text = summary(self.folder, facts, type(self.model).__name__)
+            write_text(self.folder / "summary.txt", text)
+            print("\n" + text, flush=True)
+
+    def _facts(self, seconds: float) -> dict[str, Any]:
+        """What run.json says of a finished fit."""
+        return {
+            "recipe": self.recipe_name,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "epochs": self.trainer.current_epoch,
+            "steps": self.trainer.global_step,
+            "wall_time_s": round(seconds, 1),
+            "command": shlex.join(["python", "-m", "zoo", self.command, *self.typed]),
+            "date": time.strftime("%Y-%m-%d"),
+            "hardware": hardware(self.trainer),
+            "versions": versions(),
+            "seed": self.options.seed_everything,
+            "resumed": self.checkpoint is not None,
+            "devices": self.trainer.world_size,
+            "precision": self.trainer.precision,
+            "data": self.describe_data(),
+            "metrics": final_metrics(self.folder / METRICS_FILE),
+        }
+
+    def after_validate(self) -> None:
+        self._print_metrics()
+
+    def after_test(self) -> None:
+        self._print_metrics()
+
+    def _print_metrics(self) -> None:
+        if self.trainer.is_global_zero and hasattr(self, "folder"):
+            weights = self.checkpoint or f"shipped {self.shipped}"
+            measured = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+            print("\n".join(metric_lines(measured)))
+            print(f"weights: {weights}\nmetrics: {self.folder / METRICS_FILE}")
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """``python -m zoo fit|validate|test|predict …``."""
+    # Advice for other people's loaders: ours hold the data in memory and need no workers.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Couldn't infer the batch indices.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    keep_freed_memory()
+    try:
+        ZooCLI(command, arguments)
+    except MisconfigurationException as error:  # a setting of the trainer that cannot be
+        if debugging():
+            raise
+        raise UserError(str(error)) from error
+    return 0
+
+
+fit, validate, test, predict = (
+    partial(run, command) for command in ("fit", "validate", "test", "predict")
+)

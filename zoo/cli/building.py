@@ -1,0 +1,134 @@
+"""Task and data module of a recipe, for whoever trains, measures or audits them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from zoo.cli.messages import in_one_line
+from zoo.cli.parser import RecipeAction, RecipeParser
+from zoo.errors import UserError
+
+
+class RecipeReader(LightningCLI):
+    """Builds the task and the data module that a recipe describes, and runs nothing.
+
+    Args:
+        arguments: as on the command line, ``--recipe NAME`` and what overrides it.
+        options: of ``LightningCLI``, where something is to run.
+    """
+
+    def __init__(self, arguments: list[str], **options: Any) -> None:
+        settings: dict[str, Any] = {
+            "model_class": LightningModule,
+            "datamodule_class": LightningDataModule,
+            "subclass_mode_model": True,
+            "subclass_mode_data": True,
+            "seed_everything_default": 0,
+            "parser_class": RecipeParser,
+            "auto_configure_optimizers": False,
+            "load_from_checkpoint_support": False,  # tasks record JSON values themselves
+            "save_config_callback": None,
+            "run": False,
+            "args": arguments,
+        }
+        super().__init__(**{**settings, **options})
+
+    @property
+    def options(self) -> Any:
+        """What was typed and what the recipe says, by name."""
+        return self.config
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = RecipeParser(**kwargs)
+        parser.add_argument(
+            "--recipe",
+            "--config",
+            action=RecipeAction,
+            help="a recipe's name (python -m zoo list) or a YAML file; repeatable, the last wins",
+        )
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # Lightning warns of arguments that are not sys.argv's; tests and notebooks give their own.
+        self.config = parser.parse_args(args)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="the run's folder, else the recipe's name"
+        )
+        # fit's own options: the other commands take them too, so that they take fit's recipes.
+        parser.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=True,
+            help="fit: measure the final weights on the test set once; false while you try things",
+        )
+        parser.add_argument(
+            "--save_every_n_steps",
+            type=int,
+            default=1000,
+            help="fit: steps within an epoch between two saves of checkpoints/last.ckpt",
+        )
+        parser.add_argument(
+            "--wandb",
+            type=Literal["off", "online", "offline"],
+            default="off",
+            help="fit: log to Weights & Biases as well as to metrics.csv",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's hyper-parameters never beat the recipe and the command line."""
+
+    def _set_seed(self) -> None:
+        """Reading a recipe reseeds nothing: fresh weights draw from the caller's random state."""
+
+    def instantiate_classes(self) -> None:
+        with refused_in_one_line(self.parser):
+            self.config_init = self.parser.instantiate_classes(self.config)
+            self.datamodule = self._get(self.config_init, "data")
+            self.model = self._get(self.config_init, "model")
+
+    def describe_data(self) -> dict[str, Any]:
+        """What the data module says of its data; nothing where it is not one of the zoo's."""
+        describe = getattr(self.datamodule, "describe", None)
+        return describe() if describe is not None else {}
+
+
+def from_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[LightningModule, Any]:
+    """Task and data module of a recipe, with fresh weights.
+
+    Args:
+        recipe: its name or file.
+        overrides: as on the command line, ``["--model.network.width", "8"]``.
+
+    Raises:
+        UserError: no such recipe, or a fault in it.
+    """
+    reader = RecipeReader(["--recipe", recipe, *overrides])
+    return reader.model, reader.datamodule
+
+
+@contextmanager
+def refused_in_one_line(parser: LightningArgumentParser) -> Iterator[None]:
+    """A constructor that refuses its arguments was given them by the user: one line tells.
+
+    Unless it is a bug of ours, which the environment variable ZOO_DEBUG shows whole.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if debugging():
+            raise
+        raise UserError(in_one_line(str(error), parser)) from error
+
+
+def debugging() -> bool:
+    """Whether the environment asks for tracebacks."""
+    return bool(os.environ.get("ZOO_DEBUG"))

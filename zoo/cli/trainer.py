@@ -1,0 +1,125 @@
+"""What the zoo gives a Lightning Trainer beside what the recipe says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from zoo.core.devices import lacks_bf16, several_cpus, several_gpus
+from zoo.runs import callbacks
+from zoo.runs.metrics import run_name
+from zoo.tasks.base import Task, metric_prefix
+
+
+def as_list(value: Any) -> list[Any]:
+    """What a setting of the trainer holds: nothing, one, or several."""
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def must_do_without_bf16(settings: Any, typed: Sequence[str]) -> bool:
+    """Whether a recipe's bf16-mixed gives way to float32; what was typed stands.
+
+    Args:
+        settings: of the trainer.
+        typed: the command line.
+    """
+    if settings.get("precision") != "bf16-mixed" or not lacks_bf16(settings):
+        return False
+    if any(argument.split("=")[0] == "--trainer.precision" for argument in typed):
+        return False
+    rank_zero_warn(
+        "trainer.precision is 32-true in place of bf16-mixed: this machine has no bfloat16 "
+        "arithmetic, and imitating it would take several times as long "
+        "(--trainer.precision bf16-mixed does so all the same)"
+    )
+    return True
+
+
+def placement(settings: Any, model: LightningModule) -> dict[str, Any]:
+    """Trainer arguments for several devices: synchronized BatchNorm, and a strategy."""
+    arguments: dict[str, Any] = {}
+    if several_gpus(settings):
+        arguments["sync_batchnorm"] = True
+    several = several_gpus(settings) or several_cpus(settings)
+    alternates = getattr(model, "alternates", False)
+    if several and alternates and settings.get("strategy", "auto") in ("auto", "ddp"):
+        arguments["strategy"] = "ddp_find_unused_parameters_true"
+    return arguments
+
+
+def progress(settings: Any) -> tuple[list[Callback], dict[str, Any]]:
+    """A bar on a terminal, a line an epoch in a log file, or what the recipe has.
+
+    Returns:
+        Callbacks, and arguments of the trainer.
+    """
+    own_bar = any(isinstance(one, ProgressBar) for one in as_list(settings.get("callbacks")))
+    if settings.get("enable_progress_bar") is not None or own_bar:
+        return [], {}
+    if sys.stderr.isatty():
+        return [callbacks.RunBar()], {}
+    return [callbacks.EpochLine()], {"enable_progress_bar": False, "enable_model_summary": False}
+
+
+def fit_callbacks(
+    folder: Path, model: Any, settings: Any, data: dict[str, Any], save_every_n_steps: int
+) -> list[Callback]:
+    """What a fit leaves in its folder: curves, samples, the last and the best checkpoint.
+
+    Args:
+        folder: the run's.
+        model: the task.
+        settings: of the trainer.
+        data: as the data module describes them.
+        save_every_n_steps: optimizer steps within an epoch between two saves.
+    """
+    kept: list[Callback] = [
+        callbacks.Curves(folder),
+        callbacks.LastCheckpoint(folder / "checkpoints", save_every_n_steps),
+        callbacks.Samples(folder),
+    ]
+    if settings.get("limit_val_batches") != 0 and model.monitor:
+        kept.append(
+            ModelCheckpoint(
+                folder / "checkpoints",
+                filename="best",
+                monitor=metric_prefix(data) + getattr(model, "monitor", Task.monitor),
+                mode=getattr(model, "monitor_mode", Task.monitor_mode),
+                auto_insert_metric_name=False,
+                enable_version_counter=False,
+            )
+        )
+    return kept
+
+
+def more_loggers(settings: Any, folder: Path, wandb: str) -> list[Logger]:
+    """The recipe's own loggers, and Weights & Biases where it is asked for.
+
+    Args:
+        settings: of the trainer.
+        folder: the run's.
+        wandb: ``off``, ``online`` or ``offline``.
+    """
+    loggers = [one for one in as_list(settings.get("logger")) if isinstance(one, Logger)]
+    if wandb != "off":
+        from lightning.pytorch.loggers import WandbLogger
+
+        rank_zero_only(folder.mkdir)(parents=True, exist_ok=True)
+        loggers.append(
+            WandbLogger(
+                project="zoo",
+                name=run_name(folder),
+                save_dir=folder,
+                offline=wandb == "offline",
+            )
+        )
+    return loggers

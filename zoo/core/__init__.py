@@ -1,0 +1,1 @@
+"""Small things with no better home: devices, modes, seeds, files, pictures."""

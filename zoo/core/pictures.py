@@ -1,0 +1,77 @@
+"""Figures and grids of images as PNG, and an animation of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+def save_grid(images: Tensor, columns: int, path: Path, scale: int = 2) -> None:
+    """Images (B, C, H, W) in [0, 1], row by row, without words; whole or not at all.
+
+    Args:
+        images: grey or color.
+        columns: images in a row.
+        path: a PNG.
+        scale: pixels a pixel.
+    """
+    from PIL import Image
+    from torchvision.utils import make_grid
+
+    grid = make_grid(images.cpu(), nrow=columns, padding=1, pad_value=1.0)
+    pixels = grid.mul(255).round().byte().permute(1, 2, 0).numpy()
+    height, width = pixels.shape[:2]
+    picture = Image.fromarray(pixels).resize(
+        (width * scale, height * scale), Image.Resampling.NEAREST
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part.png")
+    picture.save(partial)
+    os.replace(partial, path)
+
+
+def save_labelled(
+    images: Tensor, columns: int, rows: Sequence[str], path: Path, title: str
+) -> None:
+    """The same with a word before each row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 + 0.7 * columns, 0.5 + 0.75 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for index, axis in enumerate(axes.flat):
+        axis.set_xticks([])
+        axis.set_yticks([])
+        if index >= len(images):
+            axis.set_axis_off()
+            continue
+        image = images[index].cpu().permute(1, 2, 0).squeeze(-1)
+        axis.imshow(image.numpy(), cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=1)
+    for axis, word in zip(axes[:, 0], rows, strict=True):
+        axis.set_ylabel(word, rotation=0, ha="right", va="center", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path, dpi=100)
+
+
+def save_figure(figure: Any, path: Path, dpi: int = 120) -> None:
+    """A matplotlib figure as PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    figure.savefig(partial, format="png", dpi=dpi)
+    os.replace(partial, path)
+
+
+def animate(frames: Sequence[Path], path: Path, milliseconds: int = 400) -> None:
+    """An animated GIF of PNG files, the last of which stays longer."""
+    from PIL import Image
+
+    pictures = [Image.open(frame).convert("L") for frame in frames]
+    durations = [milliseconds] * (len(pictures) - 1) + [4 * milliseconds]
+    partial = path.with_suffix(".part.gif")
+    pictures[0].save(partial, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    os.replace(partial, path)

@@ -1,0 +1,219 @@
+"""Leaving a model as it was, whatever is run on it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from zoo.diagnostics.trace.operations import written
+
+
+class Snapshot:
+    """All of a model that a forward could change, and the random state; ``restore`` puts it back.
+
+    Buffers are kept by value (BatchNorm's update does not show in their version counters),
+    attributes by identity, lists and dicts among them by content; parameters by value only where
+    ``protect`` was told that one is about to be written to.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = list(model.modules())
+        self.attributes = [
+            {} if is_scripted(module) else dict(module.__dict__) for module in self.modules
+        ]
+        self.contents = [
+            {
+                name: value.copy() if value else None  # most are hooks, and there are none
+                for name, value in attributes.items()
+                if isinstance(value, list | dict | set)
+            }
+            for attributes in self.attributes
+        ]
+        self.modes = [module.training for module in self.modules]
+        # One walk over the modules: parameters() and buffers() would make two more.
+        self.parameters: dict[int, Tensor] = {}
+        buffers: dict[int, Tensor] = {}
+        for module in self.modules:
+            opaque = is_scripted(module)
+            own = module.parameters(False) if opaque else module._parameters.values()
+            self.parameters |= {id(p): p for p in own if p is not None}
+            held = module.buffers(False) if opaque else module._buffers.values()
+            buffers |= {id(b): b for b in held if b is not None}
+        self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers.values()]
+        self.storages: dict[int, list[Tensor]] = {}
+        self.protected: dict[int, tuple[Tensor, Tensor]] = {}
+        self.random = random.getstate()
+        self.numpy = np.random.get_state()  # noqa: NPY002 - the model's own calls use it
+        self.torch = torch.get_rng_state()
+        started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self.cuda = torch.cuda.get_rng_state_all() if started else []
+
+    def guard(self, tensors: list[Tensor]) -> None:
+        """Keeps these as parameters are kept: a forward's inputs, which it may write to."""
+        for tensor in tensors:
+            self.parameters[id(tensor)] = tensor
+
+    def protect(self, tensor: Tensor) -> None:
+        """Keeps a parameter's value, if this is one, or lies in the memory of one."""
+        if not self.storages:
+            for parameter in self.parameters.values():
+                self.storages.setdefault(storage_of(parameter), []).append(parameter)
+        for parameter in self.storages.get(storage_of(tensor), []):
+            if id(parameter) not in self.protected:
+                self.protected[id(parameter)] = (parameter, parameter.detach().clone())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for module, attributes, contents, mode in zip(
+            self.modules, self.attributes, self.contents, self.modes, strict=True
+        ):
+            if is_scripted(module):
+                module.train(mode)
+                continue
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for name, content in contents.items():
+                value: Any = attributes[name]
+                if content is None:
+                    if value:
+                        value.clear()
+                elif value != content if isinstance(value, set) else not _same(value, content):
+                    value.clear()
+                    value.extend(content) if isinstance(value, list) else value.update(content)
+        for tensor, value in [*self.buffers, *self.protected.values()]:
+            tensor.detach().copy_(value)
+        random.setstate(self.random)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        torch.set_rng_state(self.torch)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+
+
+def storage_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def is_scripted(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def _same(now: Any, before: Any) -> bool:
+    """Whether a list or dict holds the same objects (never compares tensors by value)."""
+    if len(now) != len(before):
+        return False
+    if isinstance(now, list):
+        return all(a is b for a, b in zip(now, before, strict=True))
+    return list(now) == list(before) and all(now[key] is before[key] for key in before)
+
+
+class _Protector(TorchFunctionMode):
+    """Keeps the value of every parameter that is about to be written to."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__()
+        self.snapshot = snapshot
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for tensor in written(getattr(func, "__name__", ""), args, kwargs):
+            self.snapshot.protect(tensor)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[Snapshot]:
+    """Whatever is run inside, the model, its modes and the random state come out as they were."""
+    snapshot = Snapshot(model)
+    try:
+        with _Protector(snapshot):
+            yield snapshot
+    finally:
+        snapshot.restore()
+
+
+def eagerly(model: nn.Module) -> Any:
+    """A context in which compiled modules run as they were written."""
+    compiled = any(
+        type(module).__name__ == "OptimizedModule"
+        or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+    # set_stance imports the compiler, which takes seconds: only where there is something compiled.
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def paths(model: nn.Module) -> dict[int, str]:
+    """Module → its path, without torch.compile's ``_orig_mod``."""
+    return {
+        id(module): ".".join(part for part in name.split(".") if part != "_orig_mod")
+        for name, module in model.named_modules()
+    }
+
+
+def begin_training(model: nn.Module) -> None:
+    """Training mode, as at the start of a fit; normalization that was frozen stays so.
+
+    Where the model itself is in training mode, a BatchNorm that is not has been frozen by its
+    owner. Other parts in evaluation mode (a backbone that was loaded so) would be trained.
+    """
+    if not model.training:
+        model.train()
+        return
+    for module in model.modules():
+        if not module.training and not _remembers(module):
+            if is_scripted(module):
+                module.train()
+            else:
+                module.training = True
+
+
+def _remembers(module: nn.Module) -> bool:
+    """Whether a module keeps running statistics of its own."""
+    return any(
+        name == "running_var" and b is not None for name, b in module.named_buffers("", False)
+    )
+
+
+def to_model(model: nn.Module, inputs: Any, copy: bool = True) -> Any:
+    """Copies of the tensors within ``inputs``, on the device of the model.
+
+    Copies, because a forward may write into what it is given. Mappings of other kinds (a
+    tokenizer's output) become dicts, so that what is in them is seen.
+
+    Args:
+        model: any module.
+        inputs: tensors, alone or in lists, tuples and mappings.
+        copy: whether tensors that are on the device already are copied.
+    """
+    place = next(chain(model.parameters(), model.buffers()), None)
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            moved = value.detach() if place is None else value.detach().to(place.device)
+            return moved.clone() if copy and storage_of(moved) == storage_of(value) else moved
+        if isinstance(value, Mapping):
+            return {key: copied(item) for key, item in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(copied, value))
+        if isinstance(value, list | tuple):
+            return type(value)(map(copied, value))
+        return value
+
+    return copied(inputs)
+
+
+def seed_everywhere(seed: int) -> None:
+    """Seeds torch's generators that are in use; ``torch.manual_seed`` would wake sleeping GPUs."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)

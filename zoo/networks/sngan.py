@@ -1,0 +1,405 @@
+"""A generator with BatchNorm, and a discriminator with spectral norm and no BatchNorm.
+
+Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018: residual
+networks (section B, tables 3 and 4), where the discriminator's Lipschitz constant is bounded layer
+by layer. BatchNorm in the discriminator would tie the verdicts on a batch's images together; in the
+generator it is what makes it train (Radford et al., ICLR 2016, section 3). No dropout in either:
+the noise is the input.
+
+Classes enter by the generator's BatchNorm, whose scale and shift are the class's own (Dumoulin et
+al., ICLR 2017, section 2.2), and by the discriminator's projection (Miyato & Koyama, ICLR 2018,
+section 3): the inner product of the features with an embedding of the class.
+
+Shapes: B batch, Z latent, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from zoo.networks.base import Network, check_sizes
+from zoo.networks.fast import PixelConv2d, PooledConv2d, UpsampledConv2d
+from zoo.networks.initializers import init_xavier
+
+
+class ClassBatchNorm(nn.Module):
+    """BatchNorm whose scale and shift belong to the class; plain BatchNorm without classes.
+
+    With a ``latent_size`` the latents move both (self-modulation: Chen et al., "On Self Modulation
+    for Generative Adversarial Networks", ICLR 2019, section 2), here by a linear function where
+    theirs has a hidden layer.
+    """
+
+    def __init__(self, channels: int, num_classes: int, latent_size: int = 0) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=not num_classes)
+        self.affine = nn.Embedding(num_classes, 2 * channels) if num_classes else None
+        self.modulation = nn.Linear(latent_size, 2 * channels) if latent_size else None
+        self.reset_affine()
+
+    def reset_affine(self) -> None:
+        """Every class alike, and latents that move little: each sample's scale by about 0.16."""
+        with torch.no_grad():
+            if self.affine is not None:
+                scale, shift = self.affine.weight.chunk(2, dim=1)
+                scale.fill_(1)
+                shift.zero_()
+            if self.modulation is not None:
+                nn.init.normal_(self.modulation.weight, std=0.16 / self.modulation.in_features**0.5)
+                nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, labels: Tensor | None, latents: Tensor | None = None) -> Tensor:
+        """Maps to maps of the same size.
+
+        Args:
+            x: (B, C, H, W).
+            labels: (B,), or shares of each class (B, K).
+            latents: (B, Z), or (B, K * Z) of ``latents_by_class``, where they move both.
+        """
+        x = self.norm(x)
+        affine: Tensor | None = None
+        if self.affine is not None and labels is not None:
+            affine = labels @ self.affine.weight if labels.ndim == 2 else self.affine(labels)
+        if self.modulation is not None:
+            moved = self.modulation(latents)
+            if affine is None:  # BatchNorm's own scale and shift are in x already
+                affine = F.pad(moved.new_ones(1, x.shape[1]), (0, x.shape[1]))
+            affine = affine + moved
+        if affine is None:
+            return x
+        # In x's precision: under autocast the table's would make all that follows single precision.
+        scale, shift = affine[:, :, None, None].to(x.dtype).chunk(2, dim=1)
+        return torch.addcmul(shift, x, scale)
+
+
+class GeneratorBlock(nn.Module):
+    """BN, ReLU, convolution, BN, ReLU, upsampling, convolution, added to the upsampled input.
+
+    Miyato et al. upsample before the first convolution; here it follows, and the convolution works
+    on a quarter of the positions. A block that does not ``double`` the resolution has neither
+    upsampling nor, in its shortcut, a convolution: it gives as many channels as it is given.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        num_classes: int,
+        latent_size: int = 0,
+        double: bool = True,
+    ) -> None:
+        super().__init__()
+        self.norm1 = ClassBatchNorm(in_channels, num_classes, latent_size)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.norm2 = ClassBatchNorm(channels, num_classes, latent_size)
+        self.conv2 = (
+            UpsampledConv2d(channels, channels)
+            if double
+            else nn.Conv2d(channels, channels, 3, padding=1)
+        )
+        self.shortcut = nn.Conv2d(in_channels, channels, 1) if double else None
+
+    def forward(self, x: Tensor, labels: Tensor | None, latents: Tensor | None = None) -> Tensor:
+        """(B, in_channels, H, W) → (B, channels, 2 H, 2 W), or the same size."""
+        out = self.conv1(self.norm1(x, labels, latents).relu())
+        out = self.conv2(self.norm2(out, labels, latents).relu())
+        if self.shortcut is None:
+            return out + x
+        # A 1 × 1 convolution and nearest upsampling commute: the small map is the cheaper one.
+        return out + F.interpolate(self.shortcut(x), scale_factor=2.0)
+
+
+def latents_by_class(latents: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Latents (B, Z) at the place of their class, and zeros at the others': (B, K * Z).
+
+    Args:
+        latents: normal noise.
+        labels: (B,), or shares of each class (B, K).
+        num_classes: K.
+    """
+    shares = labels if labels.ndim == 2 else F.one_hot(labels, num_classes)
+    return (shares.to(latents.dtype)[:, :, None] * latents[:, None]).flatten(1)
+
+
+class Generator(Network):
+    """Latents, and labels where there are classes, to images in (-1, 1).
+
+    Args:
+        num_classes: how many; 0 for a generator without classes.
+        in_channels: of the images: 1 for grey, 3 for color.
+        image_size: pixels a side: a small number times a power of two.
+        latent_size: of the noise.
+        width: channels of the last block; each block before has twice as many.
+        blocks: how often the resolution is doubled.
+        self_modulation: the latents enter every block's BatchNorm too; see ``ClassBatchNorm``.
+        class_latents: wherever latents enter, they do so by a matrix of their class's own: what
+            varies within a class is not what varies within another. Where a table of scales and
+            shifts alone tells the classes apart, all of them vary by the same features. In the
+            beginning the matrices are alike.
+        coarse_blocks: residual blocks at the first resolution, before it is doubled, where an
+            image's shape is laid out and a convolution is cheapest.
+
+    Raises:
+        ValueError: a size below one, a number of ``coarse_blocks`` below 0, an image that cannot be
+            halved so often, or latents of classes that there are not.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        image_size: int = 28,
+        latent_size: int = 64,
+        width: int = 64,
+        blocks: int = 2,
+        self_modulation: bool = False,
+        class_latents: bool = False,
+        coarse_blocks: int = 0,
+    ) -> None:
+        super().__init__()
+        check_sizes(
+            num_classes,
+            in_channels=in_channels,
+            latent_size=latent_size,
+            width=width,
+            blocks=blocks,
+        )
+        if class_latents and not num_classes:
+            raise ValueError("class_latents needs classes, and num_classes is 0")
+        if coarse_blocks < 0:
+            raise ValueError(f"coarse_blocks is {coarse_blocks}: it cannot be negative")
+        if image_size % 2**blocks:
+            raise ValueError(f"image_size {image_size} cannot be halved {blocks} times")
+        self.num_classes, self.latent_size = num_classes, latent_size
+        self.class_latents = class_latents
+        self.side = image_size // 2**blocks
+        widths = [width * 2 ** (blocks - 1 - index) for index in range(blocks)]
+        self.first = nn.Linear(latent_size, widths[0] * self.side**2)
+        modulating = latent_size if self_modulation else 0
+        coarse = [
+            GeneratorBlock(widths[0], widths[0], num_classes, modulating, double=False)
+            for _ in range(coarse_blocks)
+        ]
+        doubling = [
+            GeneratorBlock(before, after, num_classes, modulating)
+            for before, after in zip([widths[0], *widths], widths, strict=False)
+        ]
+        self.blocks = nn.ModuleList([*coarse, *doubling])
+        self.norm = nn.BatchNorm2d(width)
+        self.last = PixelConv2d(width, in_channels)
+        init_xavier(self)
+        for module in self.modules():
+            if isinstance(module, ClassBatchNorm):
+                module.reset_affine()  # Xavier's modulation would begin at 0.7 and more
+        if class_latents:
+            # Only now: a class's matrix sees as many latents as one for all of them would.
+            for layer in self._entries():
+                layer.weight = nn.Parameter(layer.weight.detach().repeat(1, num_classes))
+                layer.in_features *= num_classes
+
+    def _entries(self) -> list[nn.Linear]:
+        """The layers that latents enter by."""
+        norms = [module for module in self.modules() if isinstance(module, ClassBatchNorm)]
+        return [self.first, *(norm.modulation for norm in norms if norm.modulation is not None)]
+
+    def fallback_parameters(self) -> set[str]:
+        """Matrices that an optimizer for matrices leaves to its fallback, as patterns of names.
+
+        They are what latents and classes enter by, and what the pixels leave by.
+        """
+        return {"first.weight", "*.affine.weight", "*.modulation.weight", "last.weight"}
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Latents (B, Z) → images (B, C, H, W) in (-1, 1).
+
+        Args:
+            latents: normal noise.
+            labels: int64 (B,), or shares of each class (B, K), which mix their scales and shifts.
+
+        Raises:
+            ValueError: labels are missing, or there are no classes.
+        """
+        _check_labels(labels, "generator", self.num_classes)
+        if self.class_latents and labels is not None:
+            latents = latents_by_class(latents, labels, self.num_classes)
+        x = self.first(latents).view(len(latents), -1, self.side, self.side)
+        for block in self.blocks:
+            x = block(x, labels, latents)
+        x = self.norm(x).relu()
+        # bfloat16 moves a pixel by up to 0.4 of a grey level: texture to a discriminator.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.last(x.to(self.last.weight.dtype)).tanh()
+
+
+class DiscriminatorBlock(nn.Module):
+    """ReLU, convolution, ReLU, convolution, average pooling, added to the pooled input."""
+
+    def __init__(self, in_channels: int, channels: int, first: bool, halve: bool) -> None:
+        super().__init__()
+        self.first, self.halve = first, halve
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv2 = (
+            PooledConv2d(channels, channels)
+            if halve
+            else nn.Conv2d(channels, channels, 3, padding=1)
+        )
+        self.shortcut = nn.Conv2d(in_channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, channels, H / 2, W / 2), or the same size."""
+        out = x if self.first else x.relu()  # the first block sees the image itself
+        out = self.conv2(self.conv1(out).relu())
+        return out + self.shortcut(F.avg_pool2d(x, 2) if self.halve else x)
+
+
+class Discriminator(Network):
+    """Images, and labels where there are classes, to one number: more is more real.
+
+    Args:
+        num_classes: how many; 0 for a discriminator without classes.
+        in_channels: of the images: 1 for grey, 3 for color.
+        width: channels of the first block; each block that halves the resolution doubles them.
+        blocks: how often the resolution is halved; one more block follows that does not.
+        input_scale: multiplies the images. Spectral norm bounds how fast each layer's output can
+            change, and with it how small a difference between images the verdict can show: fine
+            texture needs more than 1. A factor anywhere else would not keep the norms at 1.
+        detail_scale: multiplies what the mean over 3 × 3 pixels leaves of the images, which enters
+            beside them as further channels; 0 for images alone. Texture has little power beside
+            shape, and a discriminator is slow to see what has little (Schwarz et al., "On the
+            Frequency Bias of Generative Models", NeurIPS 2021, the third finding); here its size is
+            chosen.
+        feature_size: channels of the last block, which the verdict is a linear function of; as many
+            as of the block before where none is given.
+
+    Raises:
+        ValueError: a size below one, an ``input_scale`` that is not positive, or a
+            ``detail_scale`` below 0.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        width: int = 64,
+        blocks: int = 2,
+        input_scale: float = 1.0,
+        detail_scale: float = 0.0,
+        feature_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        last = width * 2 ** (blocks - 1) if feature_size is None else feature_size
+        check_sizes(
+            num_classes, in_channels=in_channels, width=width, blocks=blocks, feature_size=last
+        )
+        if input_scale <= 0:
+            raise ValueError(f"input_scale is {input_scale}: it must be positive")
+        if detail_scale < 0:
+            raise ValueError(f"detail_scale is {detail_scale}: it cannot be negative")
+        self.num_classes = num_classes
+        self.input_scale, self.detail_scale = input_scale, detail_scale
+        layers, channels = [], in_channels * (2 if detail_scale else 1)
+        for index in range(blocks + 1):
+            wide = width * 2**index if index < blocks else last
+            layers.append(DiscriminatorBlock(channels, wide, index == 0, index < blocks))
+            channels = wide
+        self.blocks = nn.Sequential(*layers)
+        self.linear = nn.Linear(channels, 1)
+        self.embed = nn.Embedding(num_classes, channels) if num_classes else None
+        init_xavier(self)
+        # After initializing: the power iteration starts from the weights as they are now.
+        for layer in list(self.modules()):
+            if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
+                spectral_norm(layer)
+
+    def fallback_parameters(self) -> set[str]:
+        """The matrix that an optimizer for matrices leaves to its fallback: the classes' table."""
+        return {"embed.*"}
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] and int64 labels (B,) → (B,).
+
+        Labels (B, M) ask of each image what it is as one of M classes: (B, M).
+
+        Raises:
+            ValueError: labels are missing, or there are no classes.
+        """
+        _check_labels(labels, "discriminator", self.num_classes)
+        x = images * self.input_scale
+        if self.detail_scale:
+            # Repeated edges: zeros beyond them would be an edge of their own.
+            mean = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+            x = torch.cat([x, (images - mean) * self.detail_scale], dim=1)
+        features = self.blocks(x).relu().sum((2, 3))
+        verdict = self.linear(features)[:, 0]
+        if self.embed is None or labels is None:
+            return verdict
+        if labels.ndim == 2:
+            verdict, features = verdict[:, None], features[:, None]
+        return verdict + (self.embed(labels) * features).sum(-1)
+
+
+def _check_labels(labels: Tensor | None, who: str, num_classes: int) -> None:
+    if (labels is None) != (num_classes == 0):
+        raise ValueError(
+            f"a {who} of {num_classes} classes takes {'labels' if num_classes else 'no labels'}"
+        )
+
+
+class SNGAN(Network):
+    """A generator and its discriminator.
+
+    Args:
+        num_classes, in_channels, image_size: of the images.
+        latent_size, generator_width, self_modulation, class_latents, coarse_blocks: of
+            ``Generator``.
+        discriminator_width: of ``Discriminator``.
+        blocks: how often the resolution is doubled, and halved.
+        input_scale, detail_scale, feature_size: of ``Discriminator``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        image_size: int = 28,
+        latent_size: int = 64,
+        generator_width: int = 64,
+        discriminator_width: int = 64,
+        blocks: int = 2,
+        input_scale: float = 1.0,
+        detail_scale: float = 0.0,
+        feature_size: int | None = None,
+        self_modulation: bool = False,
+        class_latents: bool = False,
+        coarse_blocks: int = 0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.latent_size = num_classes, latent_size
+        self.generator = Generator(
+            num_classes,
+            in_channels,
+            image_size,
+            latent_size,
+            generator_width,
+            blocks,
+            self_modulation,
+            class_latents,
+            coarse_blocks,
+        )
+        self.discriminator = Discriminator(
+            num_classes,
+            in_channels,
+            discriminator_width,
+            blocks,
+            input_scale,
+            detail_scale,
+            feature_size,
+        )
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, Z) and int64 labels (B,) → images (B, C, H, W) in (-1, 1), and verdicts (B,)."""
+        images = self.generator(latents, labels)
+        return images, self.discriminator(images, labels)

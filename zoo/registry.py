@@ -1,0 +1,134 @@
+"""One entry for each task, data set and command: names as strings, imported when they are needed.
+
+Adding a task or a data set adds its files and its entry here, and edits nothing else. What a
+checkpoint may name is a key of these dictionaries, never an import path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeVar
+
+from zoo.core.text import nearest
+from zoo.errors import UserError
+
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """What the zoo needs to know of a task.
+
+    Every name is ``package.module:attribute``.
+    """
+
+    task: str  # the LightningModule
+    card: str  # how its checkpoints are described: a zoo.checkpoints.card.Card
+    measure: str  # what is measured of trained weights: (task, data, stated) -> stated
+    usage: str  # a line of Python that uses the loaded ``model``
+
+
+@dataclass(frozen=True)
+class DataEntry:
+    """What the zoo needs to know of a data set."""
+
+    data: str  # the LightningDataModule, package.module:attribute
+    out_of_distribution: str | None = None  # the data set whose images its networks never saw
+    reference: str | None = None  # the shipped classifier that measures generated images of it
+
+
+@dataclass(frozen=True)
+class CommandEntry:
+    """A verb of ``python -m zoo``."""
+
+    run: str  # (arguments) -> exit code, package.module:attribute
+    help: str
+
+
+TASKS: dict[str, TaskEntry] = {
+    "GAN": TaskEntry(
+        task="zoo.tasks.gan:GAN",
+        card="zoo.checkpoints.card:GANCard",
+        measure="zoo.evaluation.generator:measure",
+        usage="images = model.sample([0] * 8, seed=0)  # of the first class, in [0, 1]",
+    ),
+    "ImageClassifier": TaskEntry(
+        task="zoo.tasks.image_classifier:ImageClassifier",
+        card="zoo.checkpoints.card:ClassifierCard",
+        measure="zoo.evaluation.classifier:measure",
+        usage="logits = model(images)  # normalized by model.data_info's mean and std",
+    ),
+    "LanguageModel": TaskEntry(
+        task="zoo.tasks.language_model:LanguageModel",
+        card="zoo.checkpoints.card:LanguageCard",
+        measure="zoo.evaluation.language:measure",
+        usage='print(model.generate("The ", max_new_tokens=200, seed=0))',
+    ),
+}
+
+DATA: dict[str, DataEntry] = {
+    "CIFAR10": DataEntry("zoo.data.cifar:CIFAR10", out_of_distribution="Digits"),
+    "CIFAR100": DataEntry("zoo.data.cifar:CIFAR100", out_of_distribution="Digits"),
+    "Digits": DataEntry("zoo.data.digits:Digits", out_of_distribution="FashionMNIST"),
+    "FashionMNIST": DataEntry(
+        "zoo.data.fashion_mnist:FashionMNIST",
+        out_of_distribution="Digits",
+        reference="resnet_fmnist",
+    ),
+    "ImageFolder": DataEntry("zoo.data.image_folder:ImageFolder", out_of_distribution="Digits"),
+    "PythonTopics": DataEntry("zoo.data.shakespeare:PythonTopics"),
+    "Shakespeare": DataEntry("zoo.data.shakespeare:Shakespeare"),
+    "TextFile": DataEntry("zoo.data.text:TextFile"),
+}
+
+COMMANDS: dict[str, CommandEntry] = {
+    "fit": CommandEntry("zoo.cli.app:fit", "train a recipe: python -m zoo fit --recipe NAME"),
+    "validate": CommandEntry("zoo.cli.app:validate", "measure on the validation data"),
+    "test": CommandEntry("zoo.cli.app:test", "measure on the test data"),
+    "predict": CommandEntry("zoo.cli.app:predict", "write class probabilities of the test images"),
+    "audit": CommandEntry(
+        "zoo.commands.audit:main", "check where normalization and dropout stand, in any model"
+    ),
+    "uncertainty": CommandEntry(
+        "zoo.commands.uncertainty:main",
+        "calibration, error detection and OOD detection of trained weights",
+    ),
+    "sample": CommandEntry(
+        "zoo.commands.sample:main", "generated text or images of trained weights"
+    ),
+    "list": CommandEntry("zoo.commands.list:main", "show the recipes, and which ship weights"),
+    "publish": CommandEntry(
+        "zoo.commands.publish:main", "turn a finished run into a shipped checkpoint"
+    ),
+    "verify": CommandEntry(
+        "zoo.commands.verify:main", "check shipped checkpoints: checksums, golden outputs"
+    ),
+}
+
+
+def load(name: str) -> Any:
+    """The object that ``package.module:attribute`` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def find(entries: Mapping[str, Entry], name: Any, kind: str, where: str = "") -> Entry:
+    """An entry by its name.
+
+    Args:
+        entries: ``TASKS``, ``DATA`` or ``COMMANDS``.
+        name: of the entry.
+        kind: what a message calls it, ``"task"``.
+        where: a file that mentions it.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name in entries:
+        return entries[name]
+    raise UserError(
+        f"{f'{where}: ' if where else ''}no {kind} named {name!r}{nearest(str(name), entries)} "
+        f"(there are {', '.join(entries)})"
+    )

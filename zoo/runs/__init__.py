@@ -1,0 +1,1 @@
+"""What a run leaves behind: metrics, curves, samples, checkpoints, a summary."""

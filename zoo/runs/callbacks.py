@@ -1,0 +1,194 @@
+"""What a run leaves behind: metrics, curves, checkpoints, a line an epoch."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar
+from torch import Tensor
+
+from zoo.runs.metrics import METRICS_FILE, draw_curves, duration, read_metrics, run_name
+from zoo.tasks.protocols import KeepsSamples
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the file and renames, so that a killed run leaves no half checkpoint."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        partial = f"{path}.part"
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        os.replace(partial, path)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``checkpoints/last.ckpt``: after every epoch, and every so many steps within one.
+
+    Args:
+        folder: where ``last.ckpt`` goes.
+        every_n_steps: optimizer steps between two saves within an epoch.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int = 1000) -> None:
+        self.path = folder / "last.ckpt"
+        self.every_n_steps = every_n_steps
+        self._saved = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        last_batch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if step % self.every_n_steps == 0 and step != self._saved and not last_batch:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The end may have renewed the average's statistics.
+        if trainer.global_step:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._saved = trainer.global_step
+        trainer.save_checkpoint(self.path, weights_only=False)
+
+
+class RunBar(RichProgressBar):
+    """Rich's bar of the epoch, with the running loss and the time left of the whole run."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._start, self._first_epoch = time.perf_counter(), trainer.current_epoch
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
+        if trainer.training and epochs > 0 and 0 < batches < float("inf"):
+            within = (trainer.fit_loop.epoch_loop.batch_idx + 1) / batches
+            done = min(trainer.current_epoch + within, epochs)
+            pace = (time.perf_counter() - self._start) / max(done - self._first_epoch, 1e-9)
+            metrics["run left"] = duration(pace * (epochs - done))
+        return metrics
+
+
+class EpochLine(Callback):
+    """One line an epoch, for a log file, where a progress bar would be noise."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start, self._first_epoch = time.perf_counter(), trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = sorted(trainer.callback_metrics.items())  # reduced: every process must ask
+        if not trainer.is_global_zero:
+            return
+        done = trainer.current_epoch + 1
+        elapsed = time.perf_counter() - self._start
+        values = [
+            f"{name} {float(value):.4f}"
+            for name, value in metrics
+            if name.endswith(("train/loss", "val/loss", "val/accuracy"))
+        ]
+        line = f"epoch {done}/{trainer.max_epochs or '?'}  {'  '.join(values)}"
+        per_epoch = elapsed / max(1, done - self._first_epoch)
+        line += f"  {per_epoch:.1f} s an epoch"
+        if trainer.max_epochs and trainer.max_epochs > 0:
+            line += f", {duration(per_epoch * (trainer.max_epochs - done))} left"
+        print(line, flush=True)
+
+
+class Curves(Callback):
+    """Draws ``curves.png`` after every epoch: loss and accuracy, where there are any.
+
+    Args:
+        folder: the run's. Asking the trainer for it would wait for every process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        metrics = self.folder / METRICS_FILE
+        if read_metrics(metrics):
+            draw_curves(metrics, self.folder / "curves.png", title=run_name(self.folder))
+
+
+class Samples(Callback):
+    """Lets a task that makes something keep a sample of it after every validation.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        if isinstance(pl_module, KeepsSamples):
+            pl_module.keep_sample(self.folder, trainer.current_epoch + 1)
+
+
+class Predictions(BasePredictionWriter):
+    """Writes ``predictions.csv``: for every image its label, confidence and probabilities.
+
+    Where the images are files, their names stand beside their numbers.
+    """
+
+    def __init__(self, path: Path, classes: list[str]) -> None:
+        super().__init__("epoch")
+        self.path, self.classes = path, classes
+
+    def write_on_epoch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Any,
+        batch_indices: Any,
+    ) -> None:
+        probabilities: list[Tensor] = list(predictions)
+        # One file a process: each has its own share of the images.
+        path = self.path
+        if trainer.world_size > 1:
+            path = path.with_stem(f"{path.stem}_rank{trainer.global_rank}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".part")
+        list_files = getattr(getattr(trainer, "datamodule", None), "files", None)
+        files: list[str] = list_files("test") if list_files is not None else []
+        index = trainer.global_rank
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            heading = ["index", *(["file"] if files else []), "label", "confidence"]
+            writer.writerow([*heading, *self.classes])
+            for batch in probabilities:
+                for row in batch.tolist():
+                    best = max(range(len(row)), key=row.__getitem__)
+                    name = self.classes[best] if self.classes else best
+                    cells = [f"{value:.6f}" for value in row]
+                    which = [index, files[index]] if files else [index]
+                    writer.writerow([*which, name, f"{row[best]:.6f}", *cells])
+                    index += trainer.world_size
+        partial.replace(path)
+        print(f"predictions: {path}")

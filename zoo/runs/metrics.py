@@ -1,0 +1,126 @@
+"""``metrics.csv``: written, read again, and drawn."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from zoo.core.pictures import save_figure
+
+METRICS_FILE = "metrics.csv"
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv, each without its empty cells."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+class RunLogger(CSVLogger):
+    """Metrics in ``metrics.csv``; a resumed run goes on in the folder, and the file, it began.
+
+    Args:
+        save_dir, name, version: the folder, ``save_dir/name/version``.
+        resumed_step: rows that were logged from this optimizer step on are dropped, because the
+            resumed run will log them again; None for a fresh run.
+    """
+
+    def __init__(
+        self,
+        save_dir: str,
+        name: str,
+        version: str | None = None,
+        resumed_step: int | None = None,
+    ) -> None:
+        super().__init__(save_dir, name, version)
+        self.resumed_step = resumed_step
+
+    @property
+    def experiment(self) -> ExperimentWriter:
+        if self._experiment is None:
+            path = Path(self.log_dir)
+            path.mkdir(parents=True, exist_ok=True)
+            rows = read_metrics(path / METRICS_FILE)
+            # Lightning's writer warns of a folder that is not empty and deletes what it finds:
+            # it is shown an empty one, and given the rows to keep.
+            writer = _Writer(log_dir=str(path))
+            if self.resumed_step is not None:
+                writer.metrics = [row for row in rows if row["step"] < self.resumed_step]
+            (path / METRICS_FILE).unlink(missing_ok=True)
+            self._experiment = writer
+        return self._experiment  # type: ignore[return-value]
+
+
+class _Writer(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        """Nothing: the logger has seen to it."""
+
+
+def run_name(folder: Path) -> str:
+    """``RECIPE/VERSION`` of a run's folder."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
+
+
+def curves(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """The lines of a run's picture, from the rows of its ``metrics.csv``.
+
+    Returns:
+        ``loss`` and ``accuracy``, those of them that the run logged: for each the lines by label
+        ("training", "validation", for a GAN "training discriminator"), a list of (epoch from 1,
+        value) each.
+    """
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    labels = {"train": "training", "val": "validation"}
+    for name in sorted({name for row in rows for name in row if "/" in name}):
+        where, _, metric = name.rpartition("/")
+        stage = labels.get(where.rpartition("/")[2])
+        kind, *which = metric.split("_")  # a GAN has loss_discriminator and loss_generator
+        if stage is None or kind not in ("loss", "accuracy"):
+            continue
+        points = [(row["epoch"] + 1, row[name]) for row in rows if name in row]
+        found.setdefault(kind, {})[" ".join([stage, *which])] = points
+    return dict(sorted(found.items(), reverse=True))  # loss first
+
+
+def draw_curves(metrics: Path, picture: Path, title: str = "") -> None:
+    """Losses and accuracy over epochs, or what there is of them, from a ``metrics.csv``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    kinds = curves(read_metrics(metrics))
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, max(1, len(kinds)), squeeze=False)[0]
+    for axis, (kind, lines) in zip(axes, kinds.items(), strict=False):
+        for label, points in lines.items():
+            axis.plot(*zip(*points, strict=True), marker=".", label=label)
+            last = points[-1][1]
+            text = f"{last:.2%}" if kind == "accuracy" else f"{last:.3f}"
+            above = 5 if label.startswith("training") else -10  # side by side they would overlap
+            axis.annotate(
+                text, points[-1], xytext=(2, above), textcoords="offset points", fontsize=8
+            )
+        axis.set_xlabel("epoch")
+        # Cross-entropy is in nats; a GAN's losses have names of their own and no unit.
+        axis.set_ylabel("loss (nats)" if kind == "loss" and "training" in lines else kind)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(title)
+    save_figure(figure, picture)
