@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from zoo.core.files import written_whole
 
 
 def save_grid(images: Tensor, columns: int, path: Path, scale: int = 2) -> None:
@@ -28,10 +29,8 @@ def save_grid(images: Tensor, columns: int, path: Path, scale: int = 2) -> None:
     picture = Image.fromarray(pixels).resize(
         (width * scale, height * scale), Image.Resampling.NEAREST
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part.png")
-    picture.save(partial)
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        picture.save(partial, format="png")
 
 
 def save_labelled(
@@ -60,10 +59,8 @@ def save_labelled(
 
 def save_figure(figure: Any, path: Path, dpi: int = 120) -> None:
     """A matplotlib figure as PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    figure.savefig(partial, format="png", dpi=dpi)
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=dpi)
 
 
 def animate(frames: Sequence[Path], path: Path, milliseconds: int = 400) -> None:
@@ -72,6 +69,12 @@ def animate(frames: Sequence[Path], path: Path, milliseconds: int = 400) -> None
 
     pictures = [Image.open(frame).convert("L") for frame in frames]
     durations = [milliseconds] * (len(pictures) - 1) + [4 * milliseconds]
-    partial = path.with_suffix(".part.gif")
-    pictures[0].save(partial, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        pictures[0].save(
+            partial,
+            format="gif",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=durations,
+            loop=0,
+        )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from zoo.data.module import DataModule
+from zoo.data.normalization import Normalization
 
 Split = Literal["train", "validation", "test"]
 
@@ -26,10 +28,6 @@ class LabelledImages(DataModule):
     std: Sequence[float]
     input_shape: Sequence[int]  # (C, H, W)
     batch_size: int
-
-    def __init__(self, fallback: str | None = None) -> None:
-        super().__init__(fallback)
-        self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
     def plain(self, split: Split, batch: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
@@ -50,13 +48,8 @@ class LabelledImages(DataModule):
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) → float32 with zero mean and unit variance a channel."""
-        scale, offset = self._scale(images.device)
-        return images.float().mul_(scale).sub_(offset)
+        return self._normalization(images)
 
-    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        # Made once a device: as slow as the normalizing itself.
-        if device not in self._scales:
-            mean = torch.tensor(self.used.mean, device=device)[:, None, None]
-            std = torch.tensor(self.used.std, device=device)[:, None, None]
-            self._scales[device] = 1 / (255 * std), mean / std
-        return self._scales[device]
+    @cached_property
+    def _normalization(self) -> Normalization:
+        return Normalization(self.used.mean, self.used.std)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import string
 import urllib.request
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 
 from filelock import FileLock
 
+from zoo.core.files import written_whole
 from zoo.data.download import check_file, data_folder
 from zoo.data.module import DataMissing
 from zoo.data.text import Text
@@ -133,10 +133,11 @@ def _download(file: Path) -> None:
         with FileLock(file.with_suffix(".lock")):
             if file.exists():  # another process was faster
                 return
-            partial = file.with_suffix(".part")
-            with urllib.request.urlopen(SOURCE, timeout=30) as answer:
+            with (
+                written_whole(file) as partial,
+                urllib.request.urlopen(SOURCE, timeout=30) as answer,
+            ):
                 partial.write_bytes(answer.read())
-            os.replace(partial, file)
     except OSError as error:  # URLError and timeouts are
         raise DataMissing(
             f"Shakespeare is not in {file.parent} and could not be downloaded ({error}). Set "

@@ -12,6 +12,7 @@ from zoo import registry
 from zoo.checkpoints import store
 from zoo.checkpoints.load import load
 from zoo.data.images import LabelledImages, Split
+from zoo.data.normalization import Normalization
 from zoo.errors import UserError
 from zoo.evaluation.audit import audit_counts
 
@@ -193,9 +194,7 @@ def _made(
 
 
 def _normalize(eye: Any, images: Tensor) -> Tensor:
-    mean = torch.tensor(eye.data_info["mean"])[:, None, None]
-    std = torch.tensor(eye.data_info["std"])[:, None, None]
-    return (images.cpu() - mean) / std
+    return Normalization(eye.data_info["mean"], eye.data_info["std"])(images.cpu())
 
 
 @torch.inference_mode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar
 from torch import Tensor
 
+from zoo.core.files import written_whole
 from zoo.runs.metrics import METRICS_FILE, draw_curves, duration, read_metrics, run_name
 from zoo.tasks.protocols import KeepsSamples
 
@@ -23,9 +23,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        partial = f"{path}.part"
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        os.replace(partial, path)
+        with written_whole(Path(path)) as partial:
+            super().save_checkpoint(checkpoint, partial, storage_options)
 
 
 class LastCheckpoint(Checkpoint):
@@ -173,14 +172,15 @@ class Predictions(BasePredictionWriter):
         path = self.path
         if trainer.world_size > 1:
             path = path.with_stem(f"{path.stem}_rank{trainer.global_rank}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
         list_files = getattr(getattr(trainer, "datamodule", None), "files", None)
         files: list[str] = list_files("test") if list_files is not None else []
         index = trainer.global_rank
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        heading = ["index", *(["file"] if files else []), "label", "confidence"]
+        with (
+            written_whole(path) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.writer(file)
-            heading = ["index", *(["file"] if files else []), "label", "confidence"]
             writer.writerow([*heading, *self.classes])
             for batch in probabilities:
                 for row in batch.tolist():
@@ -190,5 +190,4 @@ class Predictions(BasePredictionWriter):
                     which = [index, files[index]] if files else [index]
                     writer.writerow([*which, name, f"{row[best]:.6f}", *cells])
                     index += trainer.world_size
-        partial.replace(path)
         print(f"predictions: {path}")
