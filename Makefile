@@ -1,8 +1,13 @@
 # `make help` prints every target with the words beside it.
 .DEFAULT_GOAL := help
-.PHONY: help install fit test check lint types slow benchmarks clean
+.PHONY: help install fit test quick check lint types slow benchmarks clean
 
 PYTHON ?= python
+# What finds most mistakes soonest: imports, recipes, layers, rules, files, and one short fit.
+QUICK := tests/core tests/test_floors.py tests/test_init.py tests/test_main.py tests/test_recipes.py \
+	tests/networks/test_layers.py tests/data/test_augment.py tests/data/test_batches.py \
+	tests/diagnostics/test_rules.py tests/diagnostics/test_moments.py tests/tasks/test_optim.py \
+	tests/checkpoints tests/commands/test_list.py tests/test_testing.py
 
 help: ## what there is to run
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -15,6 +20,9 @@ fit: ## the main job: train a ResNet on FashionMNIST
 
 test: ## the everyday tests
 	$(PYTHON) -m pytest -m "not slow" -n 2
+
+quick: ## two minutes of tests, for the inner loop
+	$(PYTHON) -m pytest -m "not slow" -n 2 $(QUICK)
 
 slow: ## the long ones
 	$(PYTHON) -m pytest -m slow
