@@ -21,7 +21,7 @@ def digits_weights(zoo_cli, tmp_path: Path) -> str:
 def test_shipped_weights(zoo_cli, tmp_path: Path) -> None:
     result = zoo_cli("uncertainty", "--recipe", "resnet_fmnist", "--images", "500")
     assert result.code == 0, result.err
-    assert "500 test images of FashionMNIST; strangers: 360 of digits" in result.out
+    assert "500 test images of FashionMNIST; out of distribution: 360 of Digits" in result.out
     assert "has no dropout: MC dropout does not apply" in result.out
     for name in ("reliability.png", "certainty.png"):
         assert image.imread(tmp_path / "runs/resnet_fmnist/uncertainty" / name).shape[0] > 300
@@ -34,7 +34,7 @@ def test_an_ensemble_in_one_table(zoo_cli, tmp_path: Path, digits_weights, no_fa
     result = zoo_cli(*command, "--ensemble", other, "--json", "--to", "pictures")
     assert result.code == 0, result.err
     content = json.loads(result.out)
-    assert content["strangers"] is None  # the other images are not on this machine
+    assert content["out_of_distribution"] is None  # the other images are not on this machine
     assert set(content["rows"]) == {"one forward", "ensemble of 2"}
     one, both = content["rows"].values()
     assert one["accuracy"] > 0.5

@@ -16,7 +16,7 @@ COLUMNS = {
     "brier": "Brier",
     "ece": "ECE",
     "auroc_errors": "AUROC errors",
-    "auroc_ood": "AUROC strangers",
+    "auroc_ood": "AUROC OOD",
 }
 
 
@@ -199,10 +199,10 @@ class ClassifierCard(Card):
                 f"its running variance is {shift['running_ratio']:.3f} of that in evaluation, on "
                 "images that are not augmented."
             )
-        strangers = proof["strangers"]
+        other = proof["out_of_distribution"]
         lines += [
             f"- `python -m zoo uncertainty --recipe {self.name}`"
-            + (f" (strangers: {strangers}):" if strangers else ":"),
+            + (f" (out-of-distribution images: {other}):" if other else ":"),
             "",
             f"| prediction | {' | '.join(COLUMNS.values())} |",
             "|---" * (1 + len(COLUMNS)) + "|",

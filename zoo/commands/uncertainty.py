@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
         "data": data.used.name,
         "split": options.split,
         "images": len(known.labels),
-        "strangers": ood[0] if ood else None,
+        "out_of_distribution": ood[0] if ood else None,
         "seed": options.seed,
         "rows": rows,
     }

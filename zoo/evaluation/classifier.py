@@ -213,7 +213,7 @@ def prove(task: Any, data: LabelledImages, limit: int | None = None) -> dict[str
             "running_ratio": round(worst.running_ratio, 4),
         },
         "uncertainty": rows,
-        "strangers": other[0] if other else None,
+        "out_of_distribution": other[0] if other else None,
     }
 
 
