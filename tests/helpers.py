@@ -12,16 +12,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class KillAt(Callback):
-    """``kill -9`` of this very process before a training step."""
+    """``kill -9``, or another signal, of this very process before a training step."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, signal: int = signal.SIGKILL) -> None:
+        self.step, self.signal = step, signal
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signal)
 
 
 class SaveEachRank(Callback):

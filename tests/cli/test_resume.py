@@ -75,3 +75,26 @@ def test_killed_and_resumed_equals_uninterrupted(
     resumed = final(tmp_path)
     different = [n for n, tensor in uninterrupted.items() if not torch.equal(tensor, resumed[n])]
     assert not different
+
+
+def test_a_fit_that_is_told_to_end_saves_and_says_how_to_go_on(
+    uninterrupted: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    stop = ("--trainer.callbacks+=tests.helpers.KillAt", "--trainer.callbacks.step=14")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*FIT, *stop, "--trainer.callbacks.signal=15"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 143, done.stderr
+    saved = tmp_path / "runs/resnet_digits/version_0/checkpoints/last.ckpt"
+    assert torch.load(saved, weights_only=True)["global_step"] == 15
+    command = done.stdout.strip().splitlines()[-1].split()
+    assert command[:4] == ["python", "-m", "zoo", "fit"]
+    assert command[-2:] == ["--ckpt_path", "runs/resnet_digits/version_0/checkpoints/last.ckpt"]
+    assert run(tmp_path, *command[-2:]) == 0
+    resumed = final(tmp_path)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in uninterrupted.items())

@@ -9,21 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from zoo import recipes
 from zoo.checkpoints import store
 from zoo.checkpoints.load import check_same_classes, check_same_network, load_weights
 from zoo.cli import run_folder, trainer
 from zoo.cli.building import RecipeReader, debugging, refused_in_one_line
-from zoo.core.files import write_json, write_text
+from zoo.core.files import write_text
 from zoo.core.memory import keep_freed_memory
 from zoo.errors import UserError
-from zoo.runs.callbacks import AtomicCheckpointIO, Predictions
-from zoo.runs.metrics import METRICS_FILE
-from zoo.runs.summary import final_metrics, hardware, metric_lines, summary, versions
+from zoo.runs.callbacks import AtomicCheckpointIO, GivenSettings, Predictions
+from zoo.runs.metrics import METRICS_FILE, RunLogger
+from zoo.runs.record import RunRecord
+from zoo.runs.summary import final_metrics, metric_lines, summary, versions
 from zoo.tasks.base import read_checkpoint
 
 # Commands whose metrics Lightning would put into a table, which cuts their names and has a column
@@ -97,6 +99,7 @@ class ZooCLI(RecipeReader):
         runs = self.runs
         self.checkpoint = run_folder.find_checkpoint(self.options.ckpt_path, runs, self.command)
         settings = config["trainer"]
+        trainer.check_settings(settings)
         if trainer.must_do_without_bf16(settings, self.typed):
             # In config.yaml too, which says what ran.
             kwargs["precision"] = self.options["trainer"]["precision"] = "32-true"
@@ -104,23 +107,53 @@ class ZooCLI(RecipeReader):
             return super().instantiate_trainer(**kwargs)
 
         fitting = self.command == "fit"
+        changed = self._changes(runs) if fitting and self.checkpoint is not None else {}
         logger = run_folder.make_logger(runs, self.checkpoint if fitting else None)
         folder = self.folder = Path(logger.log_dir)
+        try:
+            kwargs |= self._trainer_arguments(config, folder, logger, changed)
+            return super().instantiate_trainer(**kwargs)
+        except Exception:
+            run_folder.remove_unbegun_run(folder)
+            raise
+
+    def _changes(self, runs: Path) -> dict[str, Any]:
+        """What a run that goes on in its folder does otherwise than before; refused or accepted."""
+        assert self.checkpoint is not None
+        if not run_folder.goes_on_in_place(runs, self.checkpoint):
+            return {}
+        run = self.checkpoint.parent.parent
+        now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.command]
+        changed = run_folder.changes(run, now)
+        run_folder.check_changes(changed, run, self.options.resume_changes == "accept")
+        return changed
+
+    def _trainer_arguments(
+        self, config: Any, folder: Path, logger: RunLogger, changed: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The zoo's own callbacks, loggers and placement, beside the recipe's."""
+        settings, fitting = config["trainer"], self.command == "fit"
         ours: list[Any] = []
         if fitting:
             ours = trainer.fit_callbacks(
                 folder, self.model, settings, self.describe_data(), config["save_every_n_steps"]
             )
+            self.record = RunRecord(folder, self._facts(changed))
+            ours.append(self.record)
+            if changed:
+                ours.append(GivenSettings())
         elif self.command == "predict":
             classes = self.describe_data().get("classes", [])
             ours = [Predictions(folder / "predictions.csv", classes)]
         bars, arguments = trainer.progress(settings)
         wandb = self.options.wandb if fitting else "off"
-        kwargs |= arguments | trainer.placement(settings, self.model)
-        kwargs["logger"] = [logger, *trainer.more_loggers(settings, folder, wandb)]
-        kwargs["callbacks"] = [*trainer.as_list(settings.get("callbacks")), *ours, *bars]
-        kwargs["plugins"] = [*trainer.as_list(settings.get("plugins")), AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        return {
+            **arguments,
+            **trainer.placement(settings, self.model),
+            "logger": [logger, *trainer.more_loggers(settings, folder, wandb)],
+            "callbacks": [*trainer.as_list(settings.get("callbacks")), *ours, *bars],
+            "plugins": [*trainer.as_list(settings.get("plugins")), AtomicCheckpointIO()],
+        }
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -135,13 +168,16 @@ class ZooCLI(RecipeReader):
             check_same_classes(known, self.describe_data(), self.checkpoint)
         elif subcommand != "fit":
             self._load_shipped_weights()
-        self.started = time.perf_counter()
         try:
             super()._run_subcommand(subcommand)
         except (UserError, MisconfigurationException):
             if hasattr(self, "folder") and self.trainer.is_global_zero:
                 run_folder.remove_unbegun_run(self.folder)
             raise
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C and to SIGTERM
+            if hasattr(self, "record") and self.trainer.is_global_zero:
+                print(f"stopped: {run_folder.how_to_go_on(self.folder, self.typed)}", flush=True)
+            raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from None
         finally:
             # Else a second run in this process would join the first.
             if self.options.wandb != "off":
@@ -171,38 +207,33 @@ class ZooCLI(RecipeReader):
     def after_fit(self) -> None:
         if self.trainer.interrupted or not hasattr(self, "folder"):
             return
-        seconds = time.perf_counter() - self.started
         tests = getattr(self.datamodule, "has_test", True) and getattr(self.model, "tests", True)
         if self.options.test_after_fit and tests:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if self.trainer.is_global_zero:
             for logger in self.trainer.loggers:
                 logger.save()
-            facts = self._facts(seconds)
-            write_json(self.folder / "run.json", facts)
-            text = summary(self.folder, facts, type(self.model).__name__)
+            metrics = final_metrics(self.folder / METRICS_FILE)
+            record = self.record.write(self.trainer, "finished", metrics=metrics)
+            text = summary(self.folder, record, type(self.model).__name__)
             write_text(self.folder / "summary.txt", text)
             print("\n" + text, flush=True)
 
-    def _facts(self, seconds: float) -> dict[str, Any]:
-        """What run.json says of a finished fit."""
-        return {
+    def _facts(self, changed: dict[str, Any]) -> dict[str, Any]:
+        """What run.json says of a fit from its start; ``changed`` since an earlier part of it."""
+        facts = {
             "recipe": self.recipe_name,
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "epochs": self.trainer.current_epoch,
-            "steps": self.trainer.global_step,
-            "wall_time_s": round(seconds, 1),
             "command": shlex.join(["python", "-m", "zoo", self.command, *self.typed]),
             "date": time.strftime("%Y-%m-%d"),
-            "hardware": hardware(self.trainer),
             "versions": versions(),
             "seed": self.options.seed_everything,
             "resumed": self.checkpoint is not None,
-            "devices": self.trainer.world_size,
-            "precision": self.trainer.precision,
             "data": self.describe_data(),
-            "metrics": final_metrics(self.folder / METRICS_FILE),
         }
+        if changed:
+            facts["changed"] = {key: list(pair) for key, pair in changed.items()}
+        return facts
 
     def after_validate(self) -> None:
         self._print_metrics()

@@ -77,6 +77,12 @@ class RecipeReader(LightningCLI):
             help="fit: steps within an epoch between two saves of checkpoints/last.ckpt",
         )
         parser.add_argument(
+            "--resume_changes",
+            type=Literal["refuse", "accept"],
+            default="refuse",
+            help="fit: whether --ckpt_path may go on with other settings than the run had",
+        )
+        parser.add_argument(
             "--wandb",
             type=Literal["off", "online", "offline"],
             default="off",

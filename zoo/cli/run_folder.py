@@ -2,21 +2,66 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
+from zoo import recipes
 from zoo.checkpoints import store
 from zoo.errors import UserError
 from zoo.runs.metrics import RunLogger
+from zoo.runs.record import read_record
 from zoo.tasks.base import read_checkpoint
+
+CONFIG_FILE = "config.yaml"
+# What a resumed run may change: how long it runs, on what, and what it tells; the rest makes it
+# another run.
+FREE = {"runs", "name", "wandb", "save_every_n_steps", "test_after_fit", "resume_changes"}
+FREE_OF_TRAINER = {
+    "accelerator",
+    "barebones",
+    "benchmark",
+    "callbacks",
+    "check_val_every_n_epoch",
+    "default_root_dir",
+    "detect_anomaly",
+    "devices",
+    "enable_autolog_hparams",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "fast_dev_run",
+    "limit_predict_batches",
+    "limit_test_batches",
+    "limit_val_batches",
+    "log_every_n_steps",
+    "logger",
+    "max_epochs",
+    "max_steps",
+    "max_time",
+    "min_epochs",
+    "min_steps",
+    "model_registry",
+    "num_nodes",
+    "num_sanity_val_steps",
+    "plugins",
+    "profiler",
+    "strategy",
+    "sync_batchnorm",
+    "val_check_interval",
+}
+# What no checkpoint can go on with: its state belongs to another network or another optimizer.
+NEVER = ("model.class_path", "model.init_args.network", "model.init_args.optimizer")
 
 
 def recipe_name(given: Sequence[str]) -> str:
     """The name of the last of the recipes that were given."""
     path = Path(given[-1] if given else "custom")
     # A run's own config.yaml, runs/RECIPE/VERSION/config.yaml, is the recipe it came from.
-    return path.parts[-3] if path.name == "config.yaml" and path.parts[2:] else path.stem
+    return path.parts[-3] if path.name == CONFIG_FILE and path.parts[2:] else path.stem
 
 
 def run_name(name: str, data: dict[str, Any]) -> str:
@@ -29,6 +74,9 @@ def run_name(name: str, data: dict[str, Any]) -> str:
     return f"{name}-on-{data['name'].lower()}" if "instead_of" in data else name
 
 
+# -- finding a checkpoint --------------------------------------------------------------------------
+
+
 def find_checkpoint(wanted: str | None, runs: Path, command: str) -> Path | None:
     """``--ckpt_path last|best|FILE`` as a file; None for shipped weights.
 
@@ -38,7 +86,7 @@ def find_checkpoint(wanted: str | None, runs: Path, command: str) -> Path | None
         command: ``fit`` cannot go on from shipped weights.
 
     Raises:
-        UserError: there is no such file, or no such run.
+        UserError: there is no such file or run, or the newest run saved none.
     """
     if wanted is None:
         return None
@@ -56,18 +104,33 @@ def find_checkpoint(wanted: str | None, runs: Path, command: str) -> Path | None
                 f"{runs}, or a shipped checkpoint's name)"
             )
         return Path(wanted)
-    run = last_run(runs)
-    file = run / "checkpoints" / f"{wanted}.ckpt" if run else None
-    if file is None or not file.is_file():
-        raise UserError(f"--ckpt_path {wanted}: no run with such a checkpoint in {runs}")
-    return file
+    fits = fits_of(runs)
+    if not fits:
+        raise UserError(f"--ckpt_path {wanted}: there is no run in {runs}")
+    if (file := _saved(fits[-1], wanted)).is_file():
+        return file
+    older = [_saved(run, wanted) for run in fits if _saved(run, wanted).is_file()]
+    raise UserError(
+        f"--ckpt_path {wanted}: the newest run, {fits[-1]}, ended before it saved {file.name}: "
+        "start anew without --ckpt_path"
+        + (f", or give an older run's, --ckpt_path {older[-1]}" if older else "")
+    )
 
 
-def last_run(runs: Path) -> Path | None:
-    """The newest run that has a checkpoint."""
-    found = runs.glob("*/checkpoints/last.ckpt")
-    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
-    return newest.parent.parent if newest else None
+def _saved(run: Path, name: str) -> Path:
+    return run / "checkpoints" / f"{name}.ckpt"
+
+
+def fits_of(runs: Path) -> list[Path]:
+    """The folders of fits, oldest first; commands that only measure leave folders, too."""
+    versions = [path for path in runs.glob("version_*") if path.name[8:].isdigit()]
+    return sorted(
+        (path for path in versions if read_record(path) or _saved(path, "last").is_file()),
+        key=lambda path: int(path.name[8:]),
+    )
+
+
+# -- a folder for a run ----------------------------------------------------------------------------
 
 
 def make_logger(runs: Path, resumed: Path | None) -> RunLogger:
@@ -77,21 +140,122 @@ def make_logger(runs: Path, resumed: Path | None) -> RunLogger:
         runs: the folder of all runs of this name.
         resumed: the checkpoint that a fit goes on from; None for all else.
     """
-    root, name = str(runs.parent), runs.name
-    if resumed is not None:
+    if resumed is not None and goes_on_in_place(runs, resumed):
         step = int(read_checkpoint(resumed).get("global_step", 0))
-        run = resumed.resolve().parent.parent
-        if run.parent == runs.resolve():  # goes on where it stopped
-            return RunLogger(root, name, run.name, resumed_step=step)
-    return RunLogger(root, name)
+        version = resumed.resolve().parent.parent.name
+        return RunLogger(str(runs.parent), runs.name, version, resumed_step=step)
+    return RunLogger(str(runs.parent), runs.name, claim(runs))
+
+
+def goes_on_in_place(runs: Path, checkpoint: Path) -> bool:
+    """Whether a checkpoint is that of one of these runs, which then goes on where it stopped."""
+    return checkpoint.resolve().parent.parent.parent == runs.resolve()
+
+
+def claim(runs: Path) -> str:
+    """Makes the folder of a new run, ``version_N``: no other process can have the same.
+
+    Of several processes of one run the first makes it, before it starts the others.
+    """
+    taken = [int(p.name[8:]) for p in runs.glob("version_*") if p.name[8:].isdigit()]
+    newest = max(taken, default=-1)
+    if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
+        return f"version_{max(newest, 0)}"
+    while True:
+        newest += 1
+        try:
+            (runs / f"version_{newest}").mkdir(parents=True)
+            return f"version_{newest}"
+        except FileExistsError:  # another run began at the same moment
+            continue
 
 
 def remove_unbegun_run(folder: Path) -> None:
     """What is refused as late as in the fit, an optimizer's argument say, leaves no folder."""
-    if not folder.is_dir() or [file.name for file in folder.iterdir()] != ["config.yaml"]:
+    if not folder.is_dir() or {file.name for file in folder.iterdir()} - {CONFIG_FILE}:
         return
-    (folder / "config.yaml").unlink()
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
     for empty in (folder, *folder.parents[:2]):  # runs/RECIPE/VERSION
         if any(empty.iterdir()):
             break
         empty.rmdir()
+
+
+# -- going on --------------------------------------------------------------------------------------
+
+
+def changes(run: Path, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What a resumed run would do otherwise than it did before: option → (before, now).
+
+    Args:
+        run: its folder.
+        config: the resolved recipe of now.
+    """
+    file = run / CONFIG_FILE
+    if not file.is_file():
+        return {}
+    before = _flat(recipes.read(file))
+    now = _flat(config)
+    return {
+        key: (before[key], now.get(key))
+        for key in before
+        if not _is_free(key) and key in now and before[key] != now[key]
+    }
+
+
+def check_changes(changed: dict[str, tuple[Any, Any]], run: Path, accepted: bool) -> None:
+    """Refuses to go on with what would make it another run.
+
+    Raises:
+        UserError: the message names each option, what it was and what it would be.
+    """
+    never = {key: pair for key, pair in changed.items() if key.startswith(NEVER)}
+    refused = never if accepted else changed
+    if not refused:
+        return
+    listed = ", ".join(f"{key} {old!r} → {new!r}" for key, (old, new) in refused.items())
+    advice = (
+        "start a new run for it"
+        if never
+        else "leave them as they were, or give --resume_changes accept"
+    )
+    raise UserError(f"{run} ran with other settings than are given now ({listed[:400]}): {advice}")
+
+
+def _is_free(key: str) -> bool:
+    parts = key.split(".")
+    if parts[0] == "trainer":
+        return parts[1] in FREE_OF_TRAINER
+    return parts[0] in FREE or parts[0] in ("ckpt_path", "recipe", "config", "weights_only")
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by keys with dots."""
+    flat: dict[str, Any] = {}
+    for key, value in (content or {}).items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def how_to_go_on(run: Path, command: Sequence[str]) -> str:
+    """The command that continues a stopped fit.
+
+    Args:
+        run: its folder.
+        command: what was typed after ``fit``.
+    """
+    file = _saved(run, "last")
+    if not file.is_file():
+        return "nothing was saved yet: start it anew"
+    kept, skip = [], False
+    for word in command:
+        if skip or word == "--ckpt_path":
+            skip = not skip
+        elif not word.startswith("--ckpt_path="):
+            kept.append(word)
+    step = read_checkpoint(file).get("global_step")
+    line = shlex.join(["python", "-m", "zoo", "fit", *kept, "--ckpt_path", file.as_posix()])
+    return f"saved at step {step}; go on with\n  {line}"

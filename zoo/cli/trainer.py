@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from zoo.core.devices import lacks_bf16, several_cpus, several_gpus
+from zoo.errors import UserError
 from zoo.runs import callbacks
 from zoo.runs.metrics import run_name
 from zoo.tasks.base import Task, metric_prefix
@@ -42,6 +43,19 @@ def must_do_without_bf16(settings: Any, typed: Sequence[str]) -> bool:
         "(--trainer.precision bf16-mixed does so all the same)"
     )
     return True
+
+
+def check_settings(settings: Any) -> None:
+    """Refuses what Lightning would take in silence.
+
+    Raises:
+        UserError: gradients are to be clipped to a negative norm, which would clip nothing.
+    """
+    clip = settings.get("gradient_clip_val")
+    if clip is not None and not clip >= 0:
+        raise UserError(
+            f"trainer.gradient_clip_val is {clip}: give a norm above 0, or null for no limit"
+        )
 
 
 def placement(settings: Any, model: LightningModule) -> dict[str, Any]:

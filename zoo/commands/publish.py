@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import yaml
 from zoo import recipes, registry
 from zoo.commands import Parser
 from zoo.errors import UserError
+from zoo.runs.record import is_finished, read_record
 
 # What a run's run.json tells, and the checkpoint keeps.
 RUN_FACTS = [
@@ -150,7 +150,9 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in ("run.json", "config.yaml", "checkpoints/last.ckpt"):
         if not (run / name).is_file():
             raise UserError(f"{run}: no {name}: it is not the folder of a finished fit")
-    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    facts = read_record(run)
+    if not is_finished(facts):
+        raise UserError(f"{run}: the fit is not finished (run.json: {facts.get('status')})")
     recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     return facts, recipe
 

@@ -7,12 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from zoo.core.files import written_whole
+from zoo.errors import UserError
 from zoo.runs.metrics import METRICS_FILE, draw_curves, duration, read_metrics, run_name
 from zoo.tasks.protocols import KeepsSamples
 
@@ -30,12 +33,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class LastCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt``: after every epoch, and every so many steps within one.
 
+    Where the process is told to end (SIGTERM), it saves once more, between two batches. State that
+    is not finite is never saved.
+
     Args:
         folder: where ``last.ckpt`` goes.
         every_n_steps: optimizer steps between two saves within an epoch.
+
+    Raises:
+        UserError: fewer than one step.
     """
 
     def __init__(self, folder: Path, every_n_steps: int = 1000) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"--save_every_n_steps is {every_n_steps}: it must be at least 1")
         self.path = folder / "last.ckpt"
         self.every_n_steps = every_n_steps
         self._saved = 0
@@ -56,9 +67,34 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step:
             self._save(trainer)
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        # Ctrl-C may come in the middle of a step, and what is then in memory is no step's state.
+        if isinstance(exception, SIGTERMException) and trainer.global_step > self._saved:
+            self._save(trainer)
+
     def _save(self, trainer: Trainer) -> None:
+        if name := not_finite(trainer.lightning_module):
+            saved = f"{self.path} is of step {self._saved}" if self._saved else "none was saved"
+            raise UserError(
+                f"{name} is no longer finite at step {trainer.global_step}: it is not saved, and "
+                f"the last checkpoint is as it was ({saved}); lower model.lr, warm up longer, or "
+                "train in trainer.precision 32-true"
+            )
         self._saved = trainer.global_step
         trainer.save_checkpoint(self.path, weights_only=False)
+
+
+def not_finite(module: LightningModule) -> str | None:
+    """The first parameter or buffer that holds a NaN or an infinity."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    floating = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
+    if not floating:
+        return None
+    # One wait for the device in place of one a tensor.
+    whole = torch.stack([tensor.detach().isfinite().all() for _, tensor in floating]).tolist()
+    return next((name for (name, _), fine in zip(floating, whole, strict=True) if not fine), None)
 
 
 class RunBar(RichProgressBar):
@@ -107,6 +143,29 @@ class EpochLine(Callback):
         print(line, flush=True)
 
 
+class GivenSettings(Callback):
+    """Lets a resumed fit step by the settings that it is given; else the saved ones would win."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._groups = [
+            [{k: v for k, v in group.items() if k != "params"} for group in one.param_groups]
+            for one in trainer.optimizers
+        ]
+        self._bases = [list(one.scheduler.base_lrs) for one in trainer.lr_scheduler_configs]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer, groups in zip(trainer.optimizers, self._groups, strict=True):
+            for group, given in zip(optimizer.param_groups, groups, strict=True):
+                group.update(given)
+        for one, bases in zip(trainer.lr_scheduler_configs, self._bases, strict=True):
+            scheduler: Any = one.scheduler  # of zoo.tasks.schedule: a factor of the peak
+            scheduler.base_lrs = bases
+            for group, base, factor in zip(
+                scheduler.optimizer.param_groups, bases, scheduler.lr_lambdas, strict=True
+            ):
+                group["lr"] = base * factor(scheduler.last_epoch)
+
+
 class Curves(Callback):
     """Draws ``curves.png`` after every epoch: loss and accuracy, where there are any.
 
@@ -122,6 +181,11 @@ class Curves(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._draw(trainer)  # of a run that diverges, too
 
     def _draw(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:

@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from zoo.core.files import written_whole
 from zoo.core.pictures import save_figure
 
 METRICS_FILE = "metrics.csv"
@@ -46,20 +47,34 @@ class RunLogger(CSVLogger):
         if self._experiment is None:
             path = Path(self.log_dir)
             path.mkdir(parents=True, exist_ok=True)
-            rows = read_metrics(path / METRICS_FILE)
-            # Lightning's writer warns of a folder that is not empty and deletes what it finds:
-            # it is shown an empty one, and given the rows to keep.
             writer = _Writer(log_dir=str(path))
             if self.resumed_step is not None:
+                rows = read_metrics(path / METRICS_FILE)
                 writer.metrics = [row for row in rows if row["step"] < self.resumed_step]
-            (path / METRICS_FILE).unlink(missing_ok=True)
             self._experiment = writer
         return self._experiment  # type: ignore[return-value]
 
 
 class _Writer(ExperimentWriter):
+    """Writes all rows anew each time, whole or not at all: a kill loses none."""
+
     def _check_log_dir_exists(self) -> None:
-        """Nothing: the logger has seen to it."""
+        """Lightning would warn of a folder that is not empty, and delete what it finds."""
+
+    def save(self) -> None:
+        rows, self.metrics = self.metrics, []
+        super().save()  # without rows: hparams.yaml alone
+        self.metrics = rows
+        if not rows:
+            return
+        self.metrics_keys = sorted({name for row in rows for name in row})
+        with (
+            written_whole(Path(self.metrics_file_path)) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def run_name(folder: Path) -> str:
