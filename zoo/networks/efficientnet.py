@@ -16,12 +16,12 @@ Shapes: B batch, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypedDict, Unpack
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict, Unpack
 
 from torch import Tensor, nn
 
-from zoo.networks.base import ImageNetwork, check_rates, check_sizes
+from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_rates, check_sizes
 from zoo.networks.fast import global_average
 from zoo.networks.initializers import init_he
 from zoo.networks.inverted_residuals import (
@@ -130,6 +130,9 @@ class EfficientNet(ImageNetwork):
                 channels, done = out_channels, done + 1
             self.blocks.append(nn.Sequential(*blocks))
 
+        # A resolution ends where the next stage halves it, as timm counts.
+        self.stage_ends = [*(stage[4] > 1 for stage in stages[1:]), True]
+        self.num_stages = sum(self.stage_ends)
         features = round_channels(head_channels * width)
         self.conv_head = pointwise(channels, features)
         self.bn2 = nn.BatchNorm2d(features)
@@ -140,9 +143,16 @@ class EfficientNet(ImageNetwork):
         )
         init_he(self)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → feature maps (B, num_features, H', W')."""
-        x = self.blocks(self.act(self.bn1(self.conv_stem(x))))
+    def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
+        """(B, C, H, W) → the maps of the last stage at each resolution."""
+        x = self.act(self.bn1(self.conv_stem(x)))
+        for stage, ends in zip(self.blocks, self.stage_ends, strict=True):
+            x = self.run_stage(stage, x)
+            if ends:
+                yield x
+
+    def forward_end(self, x: Tensor) -> Tensor:
+        """The last stage's maps → feature maps (B, num_features, H', W')."""
         return self.act(self.bn2(self.conv_head(x)))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
@@ -153,6 +163,13 @@ class EfficientNet(ImageNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), normalized → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        block = r"^blocks\.(\d+)\." if coarse else r"^blocks\.(\d+)\.(\d+)\."
+        return {
+            "stem": r"^(?:conv_stem|bn1)\.",
+            "blocks": [(block, None), (r"^(?:conv_head|bn2)\.", JOINS_PREVIOUS)],
+        }
 
 
 def efficientnet_b0(
