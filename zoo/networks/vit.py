@@ -23,7 +23,19 @@ from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_choice, check_
 from zoo.networks.fast import FastDropout, attend
 from zoo.networks.initializers import init_transformer
 from zoo.networks.layers import make_norm
-from zoo.networks.stems import ConvEmbed, PatchEmbed
+from zoo.networks.stems import ConvEmbed
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, each projected to an embedding (section 3.1, equation 1)."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, D, H / patch, W / patch)."""
+        return self.proj(x)
 
 
 class Attention(nn.Module):
@@ -273,22 +285,15 @@ class ViT(ImageNetwork):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Any] | tuple[Tensor, list[Any]]:
-        """Runs the network and returns the patches after its blocks, as timm's does.
+        """Returns the patches after its blocks; see ``ImageNetwork.forward_intermediates``.
 
         Args:
-            x: images (B, C, H, W).
-            indices: which blocks; see ``ImageNetwork``.
             return_prefix_tokens: gives pairs of patches and class token (B, 1, D).
             norm: applies the final norm to each.
-            stop_early: computes nothing after the last block asked for.
-            output_fmt: ``NCHW``, maps (B, D, H / patch, W / patch), or ``NLC``, (B, H · W, D).
-            intermediates_only: returns the list alone.
+            output_fmt: ``NCHW``, maps (B, D, H / patch, W / patch), or ``NLC``, tokens (B, T, D).
 
         Returns:
-            The normalized tokens (B, T, D) and the list.
-
-        Raises:
-            ValueError: there is no such block, or another format.
+            The normalized tokens (B, T, D) after the last block that ran, and the list.
         """
         check_choice("output_fmt", output_fmt, "NCHW", "NLC")
         height, width = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
