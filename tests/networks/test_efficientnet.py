@@ -5,12 +5,13 @@ import math
 import pytest
 import timm
 import torch
+from timm.models._efficientnet_blocks import EdgeResidual
 from torch import nn
 
 from tests.networks.test_resnet import randomized
 from zoo import networks, recipes
 from zoo.networks import EfficientNet
-from zoo.networks.inverted_residuals import FusedMBConv, MBConv, Separable
+from zoo.networks.efficientnet import FusedMBConv, MBConv, Separable, round_channels
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -31,6 +32,23 @@ def test_weights_load_strictly_and_give_the_same_logits(name: str) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(16, 1), (24, 2)])
+def test_a_fused_block_loads_timms_strictly_and_gives_the_same(channels: int, stride: int) -> None:
+    torch.manual_seed(0)
+    theirs = randomized(
+        EdgeResidual(16, channels, 3, stride, exp_ratio=4, act_layer=nn.SiLU, pad_type="")
+    )
+    ours = FusedMBConv(16, channels, 3, stride, 4, 0.0).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.randn(2, 16, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_round_channels() -> None:
+    assert [round_channels(c) for c in (1, 8, 12, 19, 28.8, 44.8)] == [8, 8, 16, 24, 32, 48]
 
 
 def test_the_first_stages_are_fused_and_no_others() -> None:

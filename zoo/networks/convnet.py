@@ -16,7 +16,8 @@ Shapes: B batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,8 @@ class ConvNet(ImageNetwork):
         ValueError: an unknown choice, a size below one, or a rate outside [0, 1).
     """
 
+    global_pools = ()  # the head sees a grid
+
     def __init__(
         self,
         num_classes: int = 10,
@@ -116,6 +119,7 @@ class ConvNet(ImageNetwork):
 
         channels = in_channels
         self.stages = nn.ModuleList()
+        self.num_stages = len(stages)
         for index, widths in enumerate(stages):
             blocks: list[nn.Module] = []
             for number, width in enumerate(widths):
@@ -146,10 +150,14 @@ class ConvNet(ImageNetwork):
         )
         self.init(self)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → feature maps (B, C', 3, 3)."""
+    def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
+        """(B, C, H, W) → the maps of each stage, half as large as the last one's."""
         for stage in self.stages:
-            x = stage(x)
+            x = self.run_stage(stage, x)
+            yield x
+
+    def forward_end(self, x: Tensor) -> Tensor:
+        """The last stage's maps → feature maps (B, C', 3, 3)."""
         return self.pool(x)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
@@ -160,6 +168,12 @@ class ConvNet(ImageNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), normalized → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {
+            "blocks": r"^stages\.(\d+)\." if coarse else r"^stages\.(\d+)\.(\d+)\.",
+            "hidden": r"^hidden\.",
+        }
 
     def make_linear(self, in_features: int, out_features: int) -> nn.Linear:
         rate = self.weight_drop_rate

@@ -14,12 +14,14 @@ Shapes: B batch, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.base import ImageNetwork, check_choice, check_rates, check_sizes
+from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_choice, check_rates, check_sizes
+from zoo.networks.checkpointing import recomputed
 from zoo.networks.initializers import init_he
 
 
@@ -36,14 +38,16 @@ class DenseLayer(nn.Module):
         self.conv2 = nn.Conv2d(bottleneck * growth, growth, 3, padding=1, bias=False)
         self.drop = nn.Dropout2d(drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, growth, H, W)."""
-        x = self.conv1(self.relu1(self.norm1(x)))
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Maps of all layers before it, (B, in_channels, H, W) in all → (B, growth, H, W)."""
+        x = self.conv1(self.relu1(self.norm1(torch.cat(maps, 1))))
         return self.drop(self.conv2(self.relu2(self.norm2(x))))
 
 
 class DenseBlock(nn.ModuleDict):
     """Layers that each add their maps to what the next one sees (section 3, equation 2)."""
+
+    grad_checkpointing = False
 
     def __init__(
         self, in_channels: int, layers: int, growth: int, bottleneck: int, drop_rate: float
@@ -58,7 +62,7 @@ class DenseBlock(nn.ModuleDict):
         """(B, in_channels, H, W) → (B, in_channels + layers · growth, H, W)."""
         maps = [x]
         for layer in self.values():
-            maps.append(layer(torch.cat(maps, 1)))
+            maps.append(recomputed(layer, *maps) if self.grad_checkpointing else layer(*maps))
         return torch.cat(maps, 1)
 
 
@@ -140,15 +144,21 @@ class DenseNet(ImageNetwork):
                 channels //= 2
         features[f"norm{len(layers) + 1}"] = nn.BatchNorm2d(channels)
         self.features = nn.Sequential(features)
+        self.stage_ends = ["relu0", *(f"denseblock{index}" for index in range(1, len(layers)))]
+        self.num_stages = len(self.stage_ends) + 1
         self.num_features, self.num_classes = channels, num_classes
         self.classifier: nn.Module = (
             nn.Linear(channels, num_classes) if num_classes else nn.Identity()
         )
         init_he(self)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → feature maps (B, num_features, H', W')."""
-        return self.features(x).relu()
+    def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
+        """(B, C, H, W) → the maps of the stem, of all blocks but the last, and the features."""
+        for name, module in self.features.named_children():
+            x = module(x)
+            if name in self.stage_ends:
+                yield x
+        yield x.relu()
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, H', W') → logits (B, K), or (B, num_features) if ``pre_logits``."""
@@ -158,6 +168,23 @@ class DenseNet(ImageNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), normalized → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        blocks = [
+            (r"^features\.denseblock(\d+)\.denselayer(\d+)\.", None),
+            (r"^features\.transition(\d+)\.", JOINS_PREVIOUS),
+        ]
+        return {
+            "stem": r"^features\.(?:conv|norm)0\.",
+            "blocks": r"^features\.(?:denseblock|transition)(\d+)\." if coarse else blocks,
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        # Of a block's memory most is the inputs of its layers, each longer than the last.
+        super().set_grad_checkpointing(enable)
+        for module in self.features:
+            if isinstance(module, DenseBlock):
+                module.grad_checkpointing = enable
 
 
 def densenet121(num_classes: int = 1000, in_channels: int = 3, drop_rate: float = 0.0) -> DenseNet:

@@ -16,22 +16,137 @@ Shapes: B batch, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypedDict, Unpack
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict, Unpack
 
+from timm.layers import DropPath
 from torch import Tensor, nn
 
-from zoo.networks.base import ImageNetwork, check_rates, check_sizes
-from zoo.networks.fast import global_average
+from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_rates, check_sizes
+from zoo.networks.fast import DepthwiseConv2d, SiLU, global_average, scale_channels
 from zoo.networks.initializers import init_he
-from zoo.networks.inverted_residuals import (
-    FusedMBConv,
-    MBConv,
-    Separable,
-    SiLU,
-    pointwise,
-    round_channels,
-)
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of 8, never more than 10 % below (as in Tan & Le's code)."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def pointwise(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighed by a gate that sees all positions (Hu et al. 2018, section 3)."""
+
+    def __init__(self, channels: int, reduced: int) -> None:
+        super().__init__()
+        self.conv_reduce = nn.Conv2d(channels, reduced, 1)
+        self.act = SiLU()
+        self.conv_expand = nn.Conv2d(reduced, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → the same."""
+        means = global_average(x)[:, :, None, None]
+        gate = self.conv_expand(self.act(self.conv_reduce(means))).sigmoid()
+        return scale_channels(x, gate.flatten(1))
+
+
+class Residual(nn.Module):
+    """A branch, added to its input where the two have one shape; it may be dropped whole."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, drop_path: float) -> None:
+        super().__init__()
+        self.has_skip = stride == 1 and in_channels == out_channels
+        self.drop_path = DropPath(drop_path)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
+        out = self.branch(x)
+        return x + self.drop_path(out) if self.has_skip else out
+
+
+class Separable(Residual):
+    """Depthwise and pointwise convolution: the block without expansion."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, drop_path: float
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride, drop_path)
+        self.conv_dw = DepthwiseConv2d(in_channels, kernel, stride)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.act = SiLU()
+        self.se = SqueezeExcite(in_channels, max(1, round(in_channels / 4)))
+        self.conv_pw = pointwise(in_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def branch(self, x: Tensor) -> Tensor:
+        out = self.se(self.act(self.bn1(self.conv_dw(x))))
+        return self.bn2(self.conv_pw(out))
+
+
+class MBConv(Residual):
+    """Expand, depthwise, squeeze-excite, project: an inverted residual (Sandler et al. 2018)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        expansion: int,
+        drop_path: float,
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride, drop_path)
+        wide = round_channels(in_channels * expansion)
+        self.conv_pw = pointwise(in_channels, wide)
+        self.bn1 = nn.BatchNorm2d(wide)
+        self.conv_dw = DepthwiseConv2d(wide, kernel, stride)
+        self.bn2 = nn.BatchNorm2d(wide)
+        self.act = SiLU()
+        # A quarter of the block's input, not of the expanded channels (Tan & Le's code).
+        self.se = SqueezeExcite(wide, max(1, round(in_channels / 4)))
+        self.conv_pwl = pointwise(wide, out_channels)
+        self.bn3 = nn.BatchNorm2d(out_channels)  # and no activation: the bottleneck is linear
+
+    def branch(self, x: Tensor) -> Tensor:
+        out = self.act(self.bn1(self.conv_pw(x)))
+        out = self.se(self.act(self.bn2(self.conv_dw(out))))
+        return self.bn3(self.conv_pwl(out))
+
+
+class FusedMBConv(Residual):
+    """One whole convolution in place of expansion and depthwise one, then the projection.
+
+    For early stages, where channels are few and positions many: more multiplications, but fewer
+    values to move and to normalize (Tan & Le 2021, section 3.2, figure 2). No squeeze-excitation.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        expansion: int,
+        drop_path: float,
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride, drop_path)
+        wide = round_channels(in_channels * expansion)
+        self.conv_exp = nn.Conv2d(in_channels, wide, kernel, stride, kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(wide)
+        self.act = SiLU()
+        self.conv_pwl = pointwise(wide, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)  # and no activation
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv_pwl(self.act(self.bn1(self.conv_exp(x)))))
+
 
 # Of B0 (Tan & Le 2019, table 1): expansion, channels, blocks, kernel, stride.
 B0_STAGES = (
@@ -130,6 +245,9 @@ class EfficientNet(ImageNetwork):
                 channels, done = out_channels, done + 1
             self.blocks.append(nn.Sequential(*blocks))
 
+        # A resolution ends where the next stage halves it, as timm counts.
+        self.stage_ends = [*(stage[4] > 1 for stage in stages[1:]), True]
+        self.num_stages = sum(self.stage_ends)
         features = round_channels(head_channels * width)
         self.conv_head = pointwise(channels, features)
         self.bn2 = nn.BatchNorm2d(features)
@@ -140,9 +258,16 @@ class EfficientNet(ImageNetwork):
         )
         init_he(self)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → feature maps (B, num_features, H', W')."""
-        x = self.blocks(self.act(self.bn1(self.conv_stem(x))))
+    def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
+        """(B, C, H, W) → the maps of the last stage at each resolution."""
+        x = self.act(self.bn1(self.conv_stem(x)))
+        for stage, ends in zip(self.blocks, self.stage_ends, strict=True):
+            x = self.run_stage(stage, x)
+            if ends:
+                yield x
+
+    def forward_end(self, x: Tensor) -> Tensor:
+        """The last stage's maps → feature maps (B, num_features, H', W')."""
         return self.act(self.bn2(self.conv_head(x)))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
@@ -153,6 +278,13 @@ class EfficientNet(ImageNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), normalized → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        block = r"^blocks\.(\d+)\." if coarse else r"^blocks\.(\d+)\.(\d+)\."
+        return {
+            "stem": r"^(?:conv_stem|bn1)\.",
+            "blocks": [(block, None), (r"^(?:conv_head|bn2)\.", JOINS_PREVIOUS)],
+        }
 
 
 def efficientnet_b0(

@@ -15,10 +15,13 @@ Shapes: B batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.base import ImageNetwork, check_rates, check_sizes
+from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_rates, check_sizes
 from zoo.networks.initializers import init_he
 from zoo.networks.resnet import conv1x1, conv3x3
 
@@ -62,6 +65,8 @@ class PreActResNet(ImageNetwork):
         ValueError: no stage, a size below one, or a rate outside [0, 1).
     """
 
+    ends_in_norm = True
+
     def __init__(
         self,
         num_classes: int = 10,
@@ -79,6 +84,7 @@ class PreActResNet(ImageNetwork):
         self.conv = conv3x3(in_channels, width)
         channels = width
         self.stages = nn.ModuleList()
+        self.num_stages = 1 + len(layers)
         for stage, depth in enumerate(layers):
             out_channels = width * widen * 2**stage
             blocks = []
@@ -93,11 +99,16 @@ class PreActResNet(ImageNetwork):
         self.fc: nn.Module = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
         init_he(self)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → feature maps (B, num_features, H', W')."""
+    def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
+        """(B, C, H, W) → the maps of the stem, then those of each stage."""
         x = self.conv(x)
+        yield x
         for stage in self.stages:
-            x = stage(x)
+            x = self.run_stage(stage, x)
+            yield x
+
+    def forward_end(self, x: Tensor) -> Tensor:
+        """The last stage's maps → the same, normalized, after ReLU."""
         return self.norm(x).relu()
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
@@ -108,6 +119,10 @@ class PreActResNet(ImageNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), normalized → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        block = r"^stages\.(\d+)\." if coarse else r"^stages\.(\d+)\.(\d+)\."
+        return {"stem": r"^conv\.", "blocks": [(block, None), (r"^norm\.", JOINS_PREVIOUS)]}
 
 
 def preact_resnet18(

@@ -13,6 +13,7 @@ Shapes: B batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -178,6 +179,7 @@ class ResNet(ImageNetwork):
             self.stages.append(f"layer{stage + 1}")
             self.add_module(self.stages[-1], nn.Sequential(*blocks))
 
+        self.num_stages = 1 + len(layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.num_features = channels
         self.num_classes = num_classes
@@ -189,12 +191,14 @@ class ResNet(ImageNetwork):
                 # Each block starts as the identity (Goyal et al. 2017, section 5.1).
                 nn.init.zeros_(module.last_norm.weight)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → feature maps (B, num_features, H', W')."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+    def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
+        """(B, C, H, W) → the stem's maps before pooling, then those of each stage."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        yield x
+        x = self.maxpool(x)
         for stage in self.stages:
-            x = self.get_submodule(stage)(x)
-        return x
+            x = self.run_stage(getattr(self, stage), x)
+            yield x
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, H', W') → logits (B, K), or (B, num_features) if ``pre_logits``."""
@@ -204,6 +208,12 @@ class ResNet(ImageNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), normalized → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {
+            "stem": r"^(?:conv1|bn1)\.",
+            "blocks": r"^layer(\d+)\." if coarse else r"^layer(\d+)\.(\d+)\.",
+        }
 
 
 def resnet18(num_classes: int = 1000, in_channels: int = 3) -> ResNet:

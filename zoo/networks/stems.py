@@ -1,4 +1,4 @@
-"""What turns an image into a transformer's tokens: plain patches, or a few convolutions.
+"""A few convolutions that turn an image into a transformer's tokens, in place of plain patches.
 
 Shapes: B batch, C channels, H height, W width, D embedding.
 """
@@ -9,18 +9,6 @@ import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-
-
-class PatchEmbed(nn.Module):
-    """Non-overlapping patches, each projected to an embedding (section 3.1, equation 1)."""
-
-    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, D, H / patch, W / patch)."""
-        return self.proj(x)
 
 
 class ConvPair(nn.Module):

@@ -14,7 +14,8 @@ Shapes: B batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,7 @@ class UNet(ImageNetwork):
     """
 
     classifier_name = "head"
+    global_pools = ()  # every pixel has its label
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class UNet(ImageNetwork):
         check_rates(drop_rate=drop_rate)
         widths = [width * 2**level for level in range(depth + 1)]
         self.depth = depth
+        self.num_stages = 2 * depth + 1
         self.down = nn.ModuleList(
             DoubleConv(before, after, norm)
             for before, after in zip([in_channels, *widths], widths, strict=False)
@@ -105,8 +108,8 @@ class UNet(ImageNetwork):
                 nn.init.zeros_(layer.bias)
         init_head(self.head)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, width, H, W).
+    def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
+        """(B, C, H, W) → the maps of each level down, then up again; the last (B, width, H, W).
 
         Raises:
             ValueError: height or width is no multiple of ``2 ** depth``.
@@ -117,12 +120,14 @@ class UNet(ImageNetwork):
             )
         kept = []
         for level, block in enumerate(self.down):
-            x = block(self.pool(x) if level else x)
+            x = self.run(block, self.pool(x) if level else x)
             kept.append(x)
+            yield x
         x = self.drop(kept.pop())
         for grow, block in zip(self.grow, self.up, strict=True):
-            x = block(torch.cat([kept.pop(), grow(x)], 1))  # what the contracting path saw there
-        return x
+            # Beside what comes from below, what the contracting path saw there.
+            x = self.run(block, torch.cat([kept.pop(), grow(x)], 1))
+            yield x
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, width, H, W) → logits (B, K, H, W), or the features if ``pre_logits``."""
@@ -131,6 +136,9 @@ class UNet(ImageNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), normalized → logits of every pixel (B, K, H, W)."""
         return self.forward_head(self.forward_features(x))
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"down": r"^down\.(\d+)\.", "up": r"^(?:grow|up)\.(\d+)\."}
 
     def make_classifier(self, num_classes: int) -> nn.Module:
         head = nn.Conv2d(self.num_features, num_classes, 1) if num_classes else nn.Identity()

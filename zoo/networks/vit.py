@@ -11,19 +11,31 @@ Shapes: B batch, C channels, H height, W width, T tokens, D embedding, K classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypedDict, Unpack
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.networks.base import ImageNetwork, check_choice, check_rates, check_sizes
+from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_choice, check_rates, check_sizes
 from zoo.networks.fast import FastDropout, attend
 from zoo.networks.initializers import init_transformer
 from zoo.networks.layers import make_norm
-from zoo.networks.stems import ConvEmbed, PatchEmbed
+from zoo.networks.stems import ConvEmbed
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, each projected to an embedding (section 3.1, equation 1)."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, D, H / patch, W / patch)."""
+        return self.proj(x)
 
 
 class Attention(nn.Module):
@@ -100,6 +112,12 @@ class DropRates(TypedDict, total=False):
     drop_path_rate: float
 
 
+def check_pool(global_pool: str, class_token: bool) -> None:
+    check_choice("global_pool", global_pool, "token", "avg")
+    if global_pool == "token" and not class_token:
+        raise ValueError("global_pool is 'token': without a class token choose avg")
+
+
 class ViT(ImageNetwork):
     """A pre-norm vision transformer.
 
@@ -111,7 +129,8 @@ class ViT(ImageNetwork):
         patch_size: pixels a side that become a token.
         embed_dim, depth, num_heads, mlp_ratio: size of the transformer.
         norm: ``layernorm``, or ``rmsnorm``, which drops the centring (Zhang & Sennrich 2019).
-        global_pool: ``token``, a class token, or ``avg``, the mean over all patches.
+        global_pool: ``token``, the class token, or ``avg``, the mean over all patches.
+        class_token: stands before the patches; None has one where ``global_pool`` is ``token``.
         stem: ``patch`` or ``conv``.
         stem_stages: of a ``conv`` stem: channels, residual pairs and stride of each; by default
             channels double up to ``embed_dim``, with one pair and a stride of 2.
@@ -140,6 +159,7 @@ class ViT(ImageNetwork):
         mlp_ratio: float = 4.0,
         norm: Literal["layernorm", "rmsnorm"] = "layernorm",
         global_pool: Literal["token", "avg"] = "token",
+        class_token: bool | None = None,
         stem: Literal["patch", "conv"] = "patch",
         stem_stages: Sequence[Sequence[int]] | None = None,
         drop_rate: float = 0.0,
@@ -163,7 +183,9 @@ class ViT(ImageNetwork):
             raise ValueError(f"image_size {image_size} is no multiple of patch_size {patch_size}")
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
-        check_choice("global_pool", global_pool, "token", "avg")
+        if class_token is None:
+            class_token = global_pool == "token"
+        check_pool(global_pool, class_token)
         check_choice("stem", stem, "patch", "conv")
         check_rates(
             drop_rate=drop_rate,
@@ -183,10 +205,10 @@ class ViT(ImageNetwork):
             if stem == "conv"
             else PatchEmbed(in_channels, embed_dim, patch_size)
         )
-        self.cls_token = (
-            nn.Parameter(torch.zeros(1, 1, embed_dim)) if global_pool == "token" else None
-        )
-        tokens = self.grid**2 + (global_pool == "token")
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.num_prefix_tokens = int(class_token)
+        self.global_pool: str = global_pool
+        tokens = self.num_prefix_tokens + self.grid**2
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))
         self.pos_drop = FastDropout(pos_drop_rate)
         self.blocks = nn.Sequential(
@@ -204,6 +226,7 @@ class ViT(ImageNetwork):
                 for index in range(depth)
             )
         )
+        self.num_stages = depth
         self.norm = make_norm(norm, embed_dim)
         self.head_drop = FastDropout(drop_rate)
         self.num_features, self.num_classes = embed_dim, num_classes
@@ -227,8 +250,8 @@ class ViT(ImageNetwork):
         resized = F.interpolate(square, (height, width), mode="bicubic", antialias=True)
         return torch.cat([first, resized.flatten(2).transpose(1, 2)], 1)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → tokens (B, T, D), normalized.
+    def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
+        """(B, C, H, W) → the tokens (B, T, D) after each block.
 
         Raises:
             ValueError: height or width is no multiple of the patch.
@@ -242,16 +265,73 @@ class ViT(ImageNetwork):
         x = x.flatten(2).transpose(1, 2)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
-        return self.norm(self.blocks(self.pos_drop(x + positions)))
+        x = self.pos_drop(x + positions)
+        for block in self.blocks:
+            x = self.run(block, x)
+            yield x
+
+    def forward_end(self, x: Tensor) -> Tensor:
+        """Tokens (B, T, D) → the same, normalized."""
+        return self.norm(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Any] | tuple[Tensor, list[Any]]:
+        """Returns the patches after its blocks; see ``ImageNetwork.forward_intermediates``.
+
+        Args:
+            return_prefix_tokens: gives pairs of patches and class token (B, 1, D).
+            norm: applies the final norm to each.
+            output_fmt: ``NCHW``, maps (B, D, H / patch, W / patch), or ``NLC``, tokens (B, T, D).
+
+        Returns:
+            The normalized tokens (B, T, D) after the last block that ran, and the list.
+        """
+        check_choice("output_fmt", output_fmt, "NCHW", "NLC")
+        height, width = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
+        x, blocks, _ = self.take_stages(x, indices, stop_early)
+        taken: list[Any] = []
+        for tokens in blocks:
+            prefix, patches = (self.norm(tokens) if norm else tokens).tensor_split(
+                [self.num_prefix_tokens], 1
+            )
+            if output_fmt == "NCHW":
+                patches = patches.transpose(1, 2).unflatten(2, (height, width)).contiguous()
+            with_prefix = return_prefix_tokens and self.num_prefix_tokens
+            taken.append((patches, prefix) if with_prefix else patches)
+        return taken if intermediates_only else (self.norm(x), taken)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, T, D) → logits (B, K), or (B, D) if ``pre_logits``."""
-        pooled = features.mean(1) if self.cls_token is None else features[:, 0]
+        if self.global_pool == "token":
+            pooled = features[:, 0]
+        else:
+            pooled = features[:, self.num_prefix_tokens :].mean(1)
         return pooled if pre_logits else self.head(self.head_drop(pooled))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), normalized → logits (B, K)."""
         return self.forward_head(self.forward_features(x))
+
+    def set_global_pool(self, global_pool: str) -> None:
+        has_token = self.cls_token is not None
+        check_pool(global_pool, has_token)
+        self.global_pool = global_pool
+        self.config.update(global_pool=global_pool, class_token=has_token)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {
+            "stem": r"^(?:cls_token|pos_embed|patch_embed)",
+            "blocks": [(r"^blocks\.(\d+)\.", None), (r"^norm\.", JOINS_PREVIOUS)],
+        }
 
     def make_classifier(self, num_classes: int) -> nn.Module:
         head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
