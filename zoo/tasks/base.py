@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,30 +25,51 @@ from zoo.tasks.schedule import Schedule, make_schedule
 class Task(LightningModule):
     """How a network learns, whatever its architecture.
 
-    ``hparams`` hold JSON values only, the network's description among them, so that a ``.ckpt``
-    loads with ``weights_only=True``, in user code, without the command line. A fit begins in
-    training mode; resuming restores the random state of every process.
+    ``hparams`` hold the constructor's arguments, which are JSON values, with the network's
+    description in place of the network, so that a ``.ckpt`` loads with ``weights_only=True``, in
+    user code, without the command line. Metrics of stand-in data are logged under the name of
+    these data, ``digits/val/accuracy``. A fit begins in training mode; resuming restores the random
+    state of every process.
+
+    Args:
+        network: what is trained.
+        optimizer: its name, as ``make_optimizer`` takes it.
+        lr: peak learning rate.
+        weight_decay: of matrices and filters; norms and biases are never decayed.
+        momentum: where the optimizer has one.
+        optimizer_args: further arguments of the optimizer.
+        schedule: of the learning rate after the warm-up, as ``make_schedule`` takes it.
+        warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
+        final_lr: what the schedule ends at, as a share of the peak.
+        ema_decay: of the averaged weights; None for no average.
+        channels_last: memory format of images and filters.
+        compile: the network, by torch.compile.
+
+    Raises:
+        UserError: an argument is out of range.
     """
 
     network: nn.Module
-    monitor = "val/loss"  # what the best checkpoint is best in,
-    alternates = False  # whether a step leaves some parameters without a gradient
+    monitor = "val/loss"  # the metric that the best checkpoint is best in
+    monitor_mode = "min"  # whether less or more of it is better
     headline = "val/loss"  # what a card states first
-    monitor_mode = "min"  # and whether less or more of it is better
+    alternates = False  # whether a step leaves some parameters without a gradient
 
     def __init__(
         self,
         network: nn.Module,
+        *,
         optimizer: str,
         lr: float,
-        weight_decay: float,
+        weight_decay: float = 0.0,
         momentum: float,
         optimizer_args: dict[str, Any] | None,
         schedule: Schedule,
         warmup: float,
+        final_lr: float = 0.0,
         ema_decay: float | None,
-        channels_last: bool,
-        compile: bool,
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if lr <= 0:
@@ -55,32 +78,28 @@ class Task(LightningModule):
             raise UserError(f"model.weight_decay is {weight_decay}: it cannot be negative")
         if warmup < 0:
             raise UserError(f"model.warmup is {warmup}: it cannot be negative")
+        if not 0 <= final_lr <= 1:
+            raise UserError(f"model.final_lr is {final_lr}: a share of the peak, from 0 to 1")
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise UserError(f"model.ema_decay is {ema_decay}: it must lie between 0 and 1, or null")
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.momentum, self.optimizer_args = momentum, optimizer_args
-        self.schedule, self.warmup, self.ema_decay = schedule, warmup, ema_decay
-        self.final_lr = 0.0  # what the schedule ends at, as a share of the peak
+        self.schedule, self.warmup, self.final_lr = schedule, warmup, final_lr
+        self.ema_decay = ema_decay
         self.channels_last = channels_last and not _overruns(network)
         self.network = network
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if compile:
             self.network.compile()  # in place: the names of the state dict stay as they are
-        self.data_info: dict[
-            str, Any
-        ] = {}  # what the network was trained on, as its data module says
+        # The arguments of the constructor that called this one. LightningCLI adds two names.
+        self.save_hyperparameters(
+            ignore=["network", "_class_path", "_instantiator"], frame=sys._getframe(1)
+        )
+        self.save_hyperparameters({"network": networks.describe(network)})
+        # What the network was trained on, as its data module describes it.
+        self.data_info: dict[str, Any] = {}
         self._random_state: list[dict[str, Tensor]] | None = None
-
-    def remember(self, arguments: Mapping[str, Any]) -> None:
-        """Keeps a constructor's ``locals()`` as hyper-parameters, the network by description."""
-        kept = {
-            name: value
-            for name, value in arguments.items()
-            if name not in ("self", "network") and not name.startswith("__")
-        }
-        kept["network"] = networks.describe(self.network)
-        self.save_hyperparameters(kept)
 
     # -- input and output ------------------------------------------------------------------------
 
@@ -89,8 +108,8 @@ class Task(LightningModule):
         return (data.example_input(),)
 
     def inputs_of(self, batch: Any) -> Any:
-        """The network's input within a batch."""
-        return batch[0]
+        """The network's input within a batch (inputs, targets), or a batch of inputs alone."""
+        return batch[0] if isinstance(batch, tuple | list) else batch
 
     def statistics_forward(self, batch: Any) -> None:
         """A forward by which BatchNorm of averaged weights learns its statistics."""
@@ -114,9 +133,23 @@ class Task(LightningModule):
         """Outputs (2, …) for an input that is always the same: a checkpoint keeps them."""
         raise NotImplementedError
 
-    def report(self, name: str, value: Any, **options: Any) -> None:
-        """Logs a metric; one of stand-in data is named for them, ``digits/val/accuracy``."""
-        self.log(metric_prefix(self.data_info) + name, value, **options)
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Logs a metric as Lightning does; one of stand-in data is named after these data."""
+        super().log(metric_prefix(self.data_info) + name, value, *args, **kwargs)
+
+    def log_training(self, batch_size: int, **values: Tensor) -> None:
+        """Logs an epoch's mean training metrics, and the step's ``loss`` to the progress bar."""
+        for name, value in values.items():
+            self.log(
+                f"train/{name}",
+                value,
+                on_step=False,
+                on_epoch=True,
+                batch_size=batch_size,
+                sync_dist=True,
+            )
+        # For the progress bar alone; the epoch's mean is what metrics.csv keeps.
+        self.log("loss", values["loss"], prog_bar=True, logger=False)
 
     def check_finite(self, loss: Tensor, applied: bool = False) -> Tensor:
         """Stops the run before a loss that is no number reaches the weights, or once it has."""
@@ -191,7 +224,7 @@ class Task(LightningModule):
             self._random_state = None
 
     def on_train_epoch_end(self) -> None:
-        self.report("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = {"cpu": torch.get_rng_state()}
@@ -245,6 +278,12 @@ class Task(LightningModule):
         return super().load_from_checkpoint(
             path, map_location, hparams_file, strict, weights_only, **kwargs
         )
+
+
+def ramp(shape: Sequence[int]) -> Tensor:
+    """Computes numbers in [-1, 1] that are always the same: an input for golden outputs."""
+    steps = torch.arange(math.prod(shape), dtype=torch.float64)
+    return torch.sin(steps * 0.37 + steps.square() * 1e-4).float().view(*shape)
 
 
 def _overruns(network: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from zoo.core.modes import evaluating
 from zoo.core.seeds import step_seed
 from zoo.data.augment import move
 from zoo.errors import UserError
-from zoo.tasks.base import Task
+from zoo.tasks.base import Task, ramp
 from zoo.tasks.graphs import StepGraph, make_portable
 from zoo.tasks.optim import make_optimizer
 from zoo.tasks.schedule import Schedule, make_schedule
@@ -120,16 +120,14 @@ class GAN(Task):
     ) -> None:
         super().__init__(
             network,
-            optimizer,
-            lr,
-            0.0,
-            momentum,
-            optimizer_args,
-            schedule,
-            warmup,
-            ema_decay,
-            channels_last,
-            False,
+            optimizer=optimizer,
+            lr=lr,
+            momentum=momentum,
+            optimizer_args=optimizer_args,
+            schedule=schedule,
+            warmup=warmup,
+            ema_decay=ema_decay,
+            channels_last=channels_last,
         )
         if discriminator_steps < 1:
             raise UserError(f"model.discriminator_steps is {discriminator_steps}: at least 1")
@@ -152,7 +150,6 @@ class GAN(Task):
         self.gradient_clip, self._temperature = gradient_clip, temperature
         self.one_stage, self.mismatch, self.cuda_graph = one_stage, mismatch, cuda_graph
         self.shift = shift
-        self.remember(locals())
         self.loss_discriminator, self.loss_generator = MeanMetric(), MeanMetric()
         self.verdict_real, self.verdict_made = MeanMetric(), MeanMetric()
         self._noise: torch.Generator | None = None
@@ -238,7 +235,7 @@ class GAN(Task):
         for scheduler in schedulers:
             scheduler.step()
         for name in ("loss_discriminator", "loss_generator"):
-            self.report(f"train/{name}", getattr(self, name), on_step=False, on_epoch=True)
+            self.log(f"train/{name}", getattr(self, name), on_step=False, on_epoch=True)
 
     def _part(self, real: Tensor, labels: Tensor) -> Part:
         count = len(labels)
@@ -453,7 +450,7 @@ class GAN(Task):
         for name, verdicts in (("real", real), ("made", fake)):
             metric = getattr(self, f"verdict_{name}")
             metric.update(verdicts)
-            self.report(f"val/{name}", metric, on_epoch=True, batch_size=len(images))
+            self.log(f"val/{name}", metric, on_epoch=True, batch_size=len(images))
         groups = labels if self.network.num_classes else torch.zeros_like(labels)
         for name, pixels in (("real", images), ("made", made)):
             spreads = [
@@ -467,7 +464,7 @@ class GAN(Task):
         made, real = (torch.stack(self._spread[name]).mean() for name in ("made", "real"))
         spread = float((made / real).sqrt())
         self._spread = {"real": [], "made": []}
-        self.report("val/spread", spread, sync_dist=True)
+        self.log("val/spread", spread, sync_dist=True)
         if spread < COLLAPSED and not self.trainer.sanity_checking:
             rank_zero_warn(
                 f"epoch {self.current_epoch + 1}: the generator has collapsed: its samples of a "
@@ -593,9 +590,7 @@ class GAN(Task):
         pictures.animate(frames, folder / "samples.gif")
 
     def golden(self) -> Tensor:
-        size = self.network.latent_size
-        ramp = torch.arange(2 * size, dtype=torch.float64)
-        latents = torch.sin(ramp * 0.37 + ramp.square() * 1e-4).float().view(2, size)
+        latents = ramp([2, self.network.latent_size])
         return self(latents, self._labels(torch.tensor([0, 1])))
 
 

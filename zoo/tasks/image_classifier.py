@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from zoo.core.modes import evaluating
 from zoo.diagnostics.forward import logits_in
 from zoo.diagnostics.trace.snapshot import eagerly
 from zoo.errors import UserError
-from zoo.tasks.base import Task
+from zoo.tasks.base import Task, ramp
 from zoo.tasks.schedule import Schedule
 
 
@@ -63,23 +62,22 @@ class ImageClassifier(Task):
     ) -> None:
         super().__init__(
             network,
-            optimizer,
-            lr,
-            weight_decay,
-            momentum,
-            optimizer_args,
-            schedule,
-            warmup,
-            ema_decay,
-            channels_last,
-            compile,
+            optimizer=optimizer,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            optimizer_args=optimizer_args,
+            schedule=schedule,
+            warmup=warmup,
+            ema_decay=ema_decay,
+            channels_last=channels_last,
+            compile=compile,
         )
         if not 0 <= label_smoothing < 1:
             raise UserError(
                 f"model.label_smoothing is {label_smoothing}: it must be at least 0 and below 1"
             )
         self.label_smoothing = label_smoothing
-        self.remember(locals())
         # Means over samples, not over batches, and over all processes.
         self.metrics = nn.ModuleDict(
             {
@@ -123,9 +121,7 @@ class ImageClassifier(Task):
             )
 
     def golden(self) -> Tensor:
-        shape = [2, *self.data_info["input_shape"]]
-        ramp = torch.arange(math.prod(shape), dtype=torch.float64)
-        return self(torch.sin(ramp * 0.37 + ramp.square() * 1e-4).float().view(shape))
+        return self(ramp([2, *self.data_info["input_shape"]]))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -140,22 +136,10 @@ class ImageClassifier(Task):
                 f"(epoch {self.current_epoch}, batch {batch_idx}); the last checkpoint is intact"
             ) from None
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
-        values = {
-            "loss": self.check_finite(loss).detach(),
-            # Of mixed images, whose labels are (B, K), the greater part counts.
-            "accuracy": (logits.detach().argmax(1) == _hard(labels)).float().mean(),
-        }
-        for name, value in values.items():
-            self.report(
-                f"train/{name}",
-                value,
-                on_step=False,
-                on_epoch=True,
-                batch_size=len(images),
-                sync_dist=True,
-            )
-        # For the progress bar alone; the epoch's mean is what metrics.csv keeps.
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        # Of mixed images, whose labels are (B, K), the greater part counts.
+        accuracy = (logits.detach().argmax(1) == _hard(labels)).float().mean()
+        loss = self.check_finite(loss)
+        self.log_training(len(images), loss=loss.detach(), accuracy=accuracy)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -166,8 +150,7 @@ class ImageClassifier(Task):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class probabilities (B, K) of a batch (images, labels), or of images alone."""
-        images = batch[0] if isinstance(batch, tuple | list) else batch
-        return torch.softmax(self(images).float(), dim=1)
+        return torch.softmax(self(self.inputs_of(batch)).float(), dim=1)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, prefix: str) -> None:
         images, labels = batch
@@ -181,7 +164,7 @@ class ImageClassifier(Task):
         for name, value in values.items():
             metric = self.metrics[f"{stage}_{name}"]
             metric.update(value)  # type: ignore[operator]
-            self.report(
+            self.log(
                 f"{prefix}/{name}", metric, on_epoch=True, prog_bar=True, batch_size=len(images)
             )
 

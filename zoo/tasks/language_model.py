@@ -42,10 +42,6 @@ class LanguageModel(Task):
         compile: the network, by torch.compile.
     """
 
-    monitor = "val/loss"
-    headline = "val/loss"
-    monitor_mode = "min"
-
     def __init__(
         self,
         network: nn.Module,
@@ -62,21 +58,17 @@ class LanguageModel(Task):
     ) -> None:
         super().__init__(
             network,
-            optimizer,
-            lr,
-            weight_decay,
-            momentum,
-            optimizer_args,
-            schedule,
-            warmup,
-            ema_decay,
-            False,
-            compile,
+            optimizer=optimizer,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            optimizer_args=optimizer_args,
+            schedule=schedule,
+            warmup=warmup,
+            final_lr=final_lr,
+            ema_decay=ema_decay,
+            compile=compile,
         )
-        if not 0 <= final_lr <= 1:
-            raise UserError(f"model.final_lr is {final_lr}: a share of the peak, from 0 to 1")
-        self.final_lr = final_lr
-        self.remember(locals())
         # Means over tokens, not over batches, and over all processes.
         self.sweep, self.windows, self.seen = MeanMetric(), MeanMetric(), MeanMetric()
 
@@ -88,16 +80,7 @@ class LanguageModel(Task):
         tokens, targets = batch
         losses = self._losses(tokens, targets)
         loss = self.check_finite(losses.mean())
-        self.report(
-            "train/loss",
-            loss.detach(),
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(losses),
-            sync_dist=True,
-        )
-        # For the progress bar alone; the epoch's mean is what metrics.csv keeps.
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        self.log_training(len(losses), loss=loss.detach())
         return loss
 
     def validation_step(
@@ -110,7 +93,7 @@ class LanguageModel(Task):
             ("loss_seen", self.seen),
         ][dataloader_idx]
         metric.update(losses)
-        self.report(
+        self.log(
             f"val/{name}",
             metric,
             on_epoch=True,
@@ -121,8 +104,8 @@ class LanguageModel(Task):
 
     def on_validation_epoch_end(self) -> None:
         loss = float(self.sweep.compute())
-        self.report("val/perplexity", math.exp(min(loss, 700.0)))
-        self.report("val/bits_per_character", loss / math.log(2))
+        self.log("val/perplexity", math.exp(min(loss, 700.0)))
+        self.log("val/bits_per_character", loss / math.log(2))
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Logits (B, T, V) of a batch (tokens, targets), or of tokens alone."""
