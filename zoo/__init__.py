@@ -23,7 +23,7 @@ _HOME = {
     "unfreeze": "zoo.networks.freezing",
     "variance_shift": "zoo.diagnostics.variance_shift",
 }
-_ROOMS = (
+_PACKAGES = (
     "checkpoints",
     "data",
     "diagnostics",
@@ -62,10 +62,10 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
-    if name in _ROOMS:
+    if name in _PACKAGES:
         return import_module(f"zoo.{name}")
     raise AttributeError(f"module 'zoo' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_ROOMS})
+    return sorted({*globals(), *_HOME, *_PACKAGES})
