@@ -16,7 +16,8 @@ import torch
 from turns import compare, print_peaks
 
 from zoo.cli.building import from_recipe
-from zoo.tasks.optim import Muon
+from zoo.core.devices import imitates_bfloat16
+from zoo.tasks.muon import Muon
 
 ROUNDS = 30
 
@@ -30,14 +31,16 @@ def stepper(name: str, ours: bool) -> Callable[[], None]:
             parameter.grad = torch.randn_like(parameter)
     if ours:
         return optimizer.step
-    dtype = optimizer.dtype
-    optimizer.__class__ = timm.optim.Muon
+    shared = ("momentum", "ns_steps", "adjust_lr_fn", "fallback_lr_scale", "betas", "eps")
+    settings = {key: optimizer.defaults[key] for key in shared}
+    theirs = timm.optim.Muon(optimizer.param_groups, lr=optimizer.defaults["lr"], **settings)
     iterate = timm.optim.muon.zeropower_via_newtonschulz
+    dtype = torch.float32 if imitates_bfloat16("cpu") else torch.bfloat16
 
     def run() -> None:
         timm.optim.muon.zeropower_via_newtonschulz = functools.partial(iterate, dtype=dtype)
         try:
-            optimizer.step()
+            theirs.step()
         finally:
             timm.optim.muon.zeropower_via_newtonschulz = iterate
 
