@@ -11,7 +11,7 @@ from torch import nn
 
 from zoo.networks.base import ImageNetwork, Network
 from zoo.networks.convnet import ConvNet
-from zoo.networks.densenet import DenseNet, densenet121
+from zoo.networks.densenet import DenseNet, densenet121, densenet161, densenet169, densenet201
 from zoo.networks.efficientnet import (
     EfficientNet,
     efficientnet_b0,
@@ -19,6 +19,9 @@ from zoo.networks.efficientnet import (
     efficientnet_b2,
     efficientnet_b3,
     efficientnet_b4,
+    efficientnet_b5,
+    efficientnet_b6,
+    efficientnet_b7,
     efficientnet_small,
 )
 from zoo.networks.freezing import freeze, unfreeze
@@ -31,14 +34,23 @@ from zoo.networks.resnet import (
     resnet34,
     resnet50,
     resnet101,
+    resnet152,
     resnext50_32x4d,
+    resnext101_32x8d,
     wide_resnet50_2,
+    wide_resnet101_2,
 )
 from zoo.networks.sngan import SNGAN, Discriminator, Generator
 from zoo.networks.timm_network import timm_network
 from zoo.networks.transformer import Transformer
 from zoo.networks.unet import UNet
-from zoo.networks.vit import ViT, vit_small_patch16_224, vit_tiny_patch16_224
+from zoo.networks.vit import (
+    ViT,
+    vit_base_patch16_224,
+    vit_base_patch32_224,
+    vit_small_patch16_224,
+    vit_tiny_patch16_224,
+)
 
 __all__ = [
     "LSTM",
@@ -59,12 +71,18 @@ __all__ = [
     "build",
     "defaults",
     "densenet121",
+    "densenet161",
+    "densenet169",
+    "densenet201",
     "describe",
     "efficientnet_b0",
     "efficientnet_b1",
     "efficientnet_b2",
     "efficientnet_b3",
     "efficientnet_b4",
+    "efficientnet_b5",
+    "efficientnet_b6",
+    "efficientnet_b7",
     "efficientnet_small",
     "freeze",
     "generate",
@@ -73,12 +91,17 @@ __all__ = [
     "resnet34",
     "resnet50",
     "resnet101",
+    "resnet152",
     "resnext50_32x4d",
+    "resnext101_32x8d",
     "timm_network",
     "unfreeze",
+    "vit_base_patch16_224",
+    "vit_base_patch32_224",
     "vit_small_patch16_224",
     "vit_tiny_patch16_224",
     "wide_resnet50_2",
+    "wide_resnet101_2",
     "wrn28_10",
 ]
 

@@ -190,3 +190,18 @@ class DenseNet(ImageNetwork):
 def densenet121(num_classes: int = 1000, in_channels: int = 3, drop_rate: float = 0.0) -> DenseNet:
     """DenseNet-121 (Huang et al. 2017, table 1): 8.0 M parameters at 1000 classes."""
     return DenseNet(num_classes, in_channels, drop_rate=drop_rate)
+
+
+def densenet161(num_classes: int = 1000, in_channels: int = 3, drop_rate: float = 0.0) -> DenseNet:
+    """DenseNet-161, torchvision's with a growth of 48: 28.7 M parameters at 1000 classes."""
+    return DenseNet(num_classes, in_channels, (6, 12, 36, 24), 48, 96, drop_rate=drop_rate)
+
+
+def densenet169(num_classes: int = 1000, in_channels: int = 3, drop_rate: float = 0.0) -> DenseNet:
+    """DenseNet-169 (Huang et al. 2017, table 1): 14.1 M parameters at 1000 classes."""
+    return DenseNet(num_classes, in_channels, (6, 12, 32, 32), drop_rate=drop_rate)
+
+
+def densenet201(num_classes: int = 1000, in_channels: int = 3, drop_rate: float = 0.0) -> DenseNet:
+    """DenseNet-201 (Huang et al. 2017, table 1): 20.0 M parameters at 1000 classes."""
+    return DenseNet(num_classes, in_channels, (6, 12, 48, 32), drop_rate=drop_rate)

@@ -325,6 +325,30 @@ def efficientnet_b4(
     return EfficientNet(num_classes, in_channels, width=1.4, depth=1.8, **rates)
 
 
+def efficientnet_b5(
+    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
+) -> EfficientNet:
+    """EfficientNet-B5, for 456 × 456: 30.4 M parameters at 1000 classes; dropout 0.4."""
+    rates = {"drop_rate": 0.4, **rates}
+    return EfficientNet(num_classes, in_channels, width=1.6, depth=2.2, **rates)
+
+
+def efficientnet_b6(
+    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
+) -> EfficientNet:
+    """EfficientNet-B6, for 528 × 528: 43.0 M parameters at 1000 classes; dropout 0.5."""
+    rates = {"drop_rate": 0.5, **rates}
+    return EfficientNet(num_classes, in_channels, width=1.8, depth=2.6, **rates)
+
+
+def efficientnet_b7(
+    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
+) -> EfficientNet:
+    """EfficientNet-B7, for 600 × 600: 66.3 M parameters at 1000 classes; dropout 0.5."""
+    rates = {"drop_rate": 0.5, **rates}
+    return EfficientNet(num_classes, in_channels, width=2.0, depth=3.1, **rates)
+
+
 def efficientnet_small(
     num_classes: int = 10, in_channels: int = 1, **rates: Unpack[DropRates]
 ) -> EfficientNet:

@@ -236,6 +236,11 @@ def resnet101(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
     return ResNet(num_classes, in_channels, "bottleneck", (3, 4, 23, 3))
 
 
+def resnet152(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
+    """ResNet-152 (He et al. 2016, table 1): 60.2 M parameters at 1000 classes."""
+    return ResNet(num_classes, in_channels, "bottleneck", (3, 8, 36, 3))
+
+
 def resnext50_32x4d(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
     """ResNeXt-50 32 × 4d (Xie et al. 2017, table 1): 25.0 M parameters at 1000 classes."""
     return ResNet(
@@ -243,6 +248,18 @@ def resnext50_32x4d(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
     )
 
 
+def resnext101_32x8d(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
+    """ResNeXt-101 32 × 8d (Mahajan et al., ECCV 2018): 88.8 M parameters at 1000 classes."""
+    return ResNet(
+        num_classes, in_channels, "bottleneck", (3, 4, 23, 3), groups=32, group_width=8 / 64
+    )
+
+
 def wide_resnet50_2(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
     """Wide ResNet-50-2 (Zagoruyko & Komodakis 2016, table 8): 68.9 M parameters."""
     return ResNet(num_classes, in_channels, "bottleneck", (3, 4, 6, 3), group_width=2.0)
+
+
+def wide_resnet101_2(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
+    """Wide ResNet-101-2, as ``wide_resnet50_2`` with more blocks: 126.9 M parameters."""
+    return ResNet(num_classes, in_channels, "bottleneck", (3, 4, 23, 3), group_width=2.0)

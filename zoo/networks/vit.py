@@ -351,3 +351,17 @@ def vit_small_patch16_224(
 ) -> ViT:
     """ViT-S/16 (Touvron et al. 2021, table 1): 22.1 M parameters at 1000 classes."""
     return ViT(num_classes, in_channels, embed_dim=384, num_heads=6, **drop_rates)
+
+
+def vit_base_patch16_224(
+    num_classes: int = 1000, in_channels: int = 3, **drop_rates: Unpack[DropRates]
+) -> ViT:
+    """ViT-B/16 (Dosovitskiy et al. 2021, table 1): 86.6 M parameters at 1000 classes."""
+    return ViT(num_classes, in_channels, embed_dim=768, num_heads=12, **drop_rates)
+
+
+def vit_base_patch32_224(
+    num_classes: int = 1000, in_channels: int = 3, **drop_rates: Unpack[DropRates]
+) -> ViT:
+    """ViT-B/32 (Dosovitskiy et al. 2021, table 1): 88.2 M parameters at 1000 classes."""
+    return ViT(num_classes, in_channels, patch_size=32, embed_dim=768, num_heads=12, **drop_rates)
