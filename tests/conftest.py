@@ -82,15 +82,15 @@ def recorded_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     replays: list[int] = []
 
-    def record(step, inputs):
+    def capture(step, inputs):
         def replay():
             replays.append(len(replays))
             return step(*inputs)
 
         return replay
 
-    monkeypatch.setattr(graphs, "record", record)
-    monkeypatch.setattr(graphs, "beside", lambda step, inputs: step(*inputs))
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(graphs, "on_side_stream", lambda step, inputs: step(*inputs))
     return replays
 
 

@@ -88,7 +88,7 @@ def test_a_step_is_recorded_once_and_keeps_no_weights_half_precision(
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     assert torch.is_autocast_cache_enabled()
-    replay = graphs.record(step, [torch.zeros(2)])
+    replay = graphs.capture(step, [torch.zeros(2)])
     assert said == ["begin thread_local", "step, cache False", "end"]
     assert torch.is_autocast_cache_enabled()
     first = replay()

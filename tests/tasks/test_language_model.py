@@ -125,6 +125,17 @@ def test_validation_is_the_mean_over_all_held_out_characters(text: Path) -> None
     assert windows["val/loss_windows"] == pytest.approx(sweep["val/loss"], abs=0.2)
 
 
+def test_predict_gives_probabilities_of_each_next_token() -> None:
+    task = LanguageModel(Transformer(27, 16, 16, 1, 2)).eval()
+    tokens = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        probabilities = task.predict_step((tokens, tokens), 0)
+        odds = task(tokens).exp()
+        assert torch.equal(task.predict_step(tokens, 0), probabilities)
+    assert probabilities.shape == (2, 6, 27)
+    torch.testing.assert_close(probabilities, odds / odds.sum(2, keepdim=True))
+
+
 def test_the_recurrent_counterpart_learns_too(zoo_cli, text: Path) -> None:
     Path("mine.yaml").write_text(RECIPE)
     result = zoo_cli(

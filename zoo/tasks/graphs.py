@@ -50,9 +50,9 @@ class StepGraph:
         self.taken += 1
         if self.recorded is None and self.taken > WARMUP:
             kept = [each.clone() for each in inputs]
-            self.recorded = kept, record(self.step, kept)
+            self.recorded = kept, capture(self.step, kept)
         if self.recorded is None or not _alike(self.recorded[0], inputs):
-            outputs = beside(self.step, inputs)
+            outputs = on_side_stream(self.step, inputs)
         else:
             kept, replay = self.recorded
             for own, given in zip(kept, inputs, strict=True):
@@ -64,7 +64,7 @@ class StepGraph:
         return outputs
 
 
-def record(step: Step, inputs: Sequence[Tensor]) -> Callable[[], Sequence[Tensor]]:
+def capture(step: Step, inputs: Sequence[Tensor]) -> Callable[[], Sequence[Tensor]]:
     """Records a step on tensors that are to stay where they are; what is returned repeats it."""
     graph = torch.cuda.CUDAGraph()
     # Autocast would keep the half precision of a weight as it was before recording. And another
@@ -87,7 +87,7 @@ def record(step: Step, inputs: Sequence[Tensor]) -> Callable[[], Sequence[Tensor
     return replay
 
 
-def beside(step: Step, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+def on_side_stream(step: Step, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
     """The step on a stream of its own, as recording will have it."""
     current, own = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     own.wait_stream(current)

@@ -26,7 +26,7 @@ class LanguageModel(Task):
     ``val/bits_per_character`` (the same in bits) and ``lr``; outside a fit also
     ``val/loss_windows``, the mean over nanoGPT's 200 × 64 random windows, and ``val/loss_seen``,
     that over the end of the training text, as much as is held out, with dropout off: as far as it
-    is below ``val/loss``, text was learnt by heart.
+    is below ``val/loss``, the network memorizes its text.
 
     Args:
         network: any module with logits out.
@@ -108,8 +108,8 @@ class LanguageModel(Task):
         self.log("val/bits_per_character", loss / math.log(2))
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Logits (B, T, V) of a batch (tokens, targets), or of tokens alone."""
-        return self(batch[0] if isinstance(batch, tuple | list) else batch).float()
+        """Probabilities (B, T, V) of each next token, of a batch (tokens, targets) or of tokens."""
+        return torch.softmax(self(self.inputs_of(batch)).float(), dim=-1)
 
     def _losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood (N,) in nats, of the targets that count."""
@@ -149,10 +149,10 @@ class LanguageModel(Task):
             )
         tokens = torch.tensor([[vocabulary.index(character) for character in prompt]])
         try:
-            made = generate(self.network, tokens, max_new_tokens, **sampling)
+            generated = generate(self.network, tokens, max_new_tokens, **sampling)
         except ValueError as error:
             raise UserError(str(error)) from None
-        return (vocabulary[int(token)] for token in made)
+        return (vocabulary[int(token)] for token in generated)
 
     def generate(
         self,

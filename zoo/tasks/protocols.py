@@ -1,4 +1,4 @@
-"""What a task can do beside learning: ``python -m zoo sample`` and the run's folder ask for it."""
+"""What a task may do besides learning, for ``python -m zoo sample`` and the run's folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SamplesImages(Protocol):
 
 @runtime_checkable
 class StreamsText(Protocol):
-    """Goes on with a text."""
+    """Continues a text."""
 
     def stream(self, prompt: str, max_new_tokens: int = 200, **sampling: Any) -> Iterator[str]:
         """Pieces of text, one after another."""

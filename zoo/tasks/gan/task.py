@@ -1,0 +1,488 @@
+"""Adversarial training: a generator against a discriminator, counted in generator steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from zoo.core.seeds import step_seed
+from zoo.data.augment import move
+from zoo.errors import UserError
+from zoo.tasks.gan.losses import LOSSES, r1_penalty
+from zoo.tasks.gan.sampling import LatentSampler, check_temperature
+from zoo.tasks.graphs import StepGraph, make_portable
+from zoo.tasks.optim import make_optimizer
+from zoo.tasks.schedule import Schedule, make_schedule
+
+COLLAPSED = 0.2  # spread of the samples relative to real images', below which a fit warns
+SATURATED = 0.02  # discriminator loss, below which a fit warns that it has won
+SLOPE = 1e-3  # the least slope of a discriminator's loss whose backward serves both networks
+
+
+class Part(NamedTuple):
+    """What one update learns from."""
+
+    real: Tensor  # (B, C, H, W) in [-1, 1]
+    labels: Tensor  # (B,)
+    latents: Tensor  # (B, Z), of the images to be generated
+    others: Tensor  # (B,), a class that each image is not of; its own without ``mismatch``
+    real_offsets: Tensor  # (2, B), pixels down and right by which real images are moved
+    generated_offsets: Tensor  # (2, B)
+
+
+class GAN(LatentSampler):
+    """Trains a generator by the hinge loss of Lim & Ye 2017, or relativistic pairing.
+
+    A training batch is divided into ``discriminator_steps`` updates of the discriminator, followed
+    by one of the generator: ``global_step``, ``max_steps``, schedules and checkpoint intervals
+    count generator steps. Only the generator is averaged, with BatchNorm statistics of its own.
+
+    Logs ``train/loss_discriminator``, ``train/loss_generator``, ``val/real`` and ``val/made`` (the
+    discriminator's mean scores of real and of generated images: if real images score higher in
+    training than in validation, it memorizes its training images), ``val/spread`` (standard
+    deviation of a pixel over the samples of a class, relative to real images': 1 is as varied, 0 is
+    collapsed) and ``lr``.
+
+    Args:
+        network: with ``generator``, ``discriminator``, ``latent_size`` and ``num_classes``.
+        optimizer: of both: ``adam``, ``adamw``, ``muon``, or another of timm's.
+        lr: the generator's peak learning rate.
+        discriminator_lr: the discriminator's; the generator's where none is given.
+        discriminator_steps: updates of the discriminator to one of the generator.
+        loss: ``hinge``, or ``relativistic``: a softplus of the difference between the scores of a
+            real image and a generated one (Jolicoeur-Martineau 2019; Huang et al. 2024, R3GAN).
+        one_stage: both networks learn from one forward and one backward of the discriminator, on
+            the same generated images (Fang et al., "Training Generative Adversarial Networks in One
+            Stage", CVPR 2021, section 3), which is a quarter less to compute than in turns. The
+            generator follows the discriminator as it was before its own step.
+        mismatch: weight of real images with a class that is not theirs, which the discriminator
+            learns to reject as it does generated ones (Reed et al., "Generative Adversarial Text to
+            Image Synthesis", ICML 2016, section 4.2); otherwise no pair teaches it that a class is
+            wrong. No image goes through the network again for it; 0 for none.
+        shift: pixels by which every image, real or generated, is moved at most each way before the
+            discriminator sees it, black coming in (Zhao et al., "Differentiable Augmentation for
+            Data-Efficient GAN Training", NeurIPS 2020, section 3). It memorizes fewer of the
+            training images, and since generated images are moved too, the generator does not learn
+            to move them.
+        r1: weight of the squared gradient of the score at real images (Mescheder et al. 2018,
+            section 4.1); 0 for none.
+        momentum: of ``sgd`` and ``muon``; of the others' ``betas`` the first is 0 unless
+            ``optimizer_args`` has them.
+        optimizer_args: further arguments of both optimizers.
+        schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down to zero, or
+            ``constant``.
+        warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
+        ema_decay: of the averaged generator, which generates the samples; null for none.
+        gradient_clip: the largest norm of each network's gradient; null for no limit. The
+            trainer's own clipping does not work with two optimizers.
+        channels_last: memory format of the filters; faster for convolutions.
+        temperature: of ``sample`` and ``interpolate`` where they are given none: the standard
+            deviation of the latents they draw, one number or one for each class. Below the 1 of
+            training, samples are more typical and less varied (Brock et al., ICLR 2019, section
+            3.1, cut the tails for the same). ``zoo.evaluation.temperatures`` chooses a list.
+        cuda_graph: on a single CUDA device, record a step and replay it (``graphs.StepGraph``): a
+            small network's step is mostly launching kernels. Nothing else changes, except that a
+            loss that is not finite has reached the weights when the run stops. Elsewhere it does
+            nothing.
+    """
+
+    network: Any  # with generator, discriminator, latent_size and num_classes
+    alternates = True  # each step leaves some parameters without a gradient
+    monitor = ""  # nothing here tells which epoch is best
+    headline = "agreement"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: str = "adam",
+        lr: float = 2e-4,
+        discriminator_lr: float | None = None,
+        discriminator_steps: int = 2,
+        loss: Literal["hinge", "relativistic"] = "hinge",
+        r1: float = 0.0,
+        optimizer_args: dict[str, Any] | None = None,
+        schedule: Schedule = "linear",
+        warmup: float = 0.0,
+        ema_decay: float | None = 0.999,
+        gradient_clip: float | None = None,
+        channels_last: bool = False,
+        temperature: float | list[float] = 1.0,
+        one_stage: bool = False,
+        momentum: float = 0.9,
+        mismatch: float = 0.0,
+        cuda_graph: bool = False,
+        shift: int = 0,
+    ) -> None:
+        super().__init__(
+            network,
+            optimizer=optimizer,
+            lr=lr,
+            momentum=momentum,
+            optimizer_args=optimizer_args,
+            schedule=schedule,
+            warmup=warmup,
+            ema_decay=ema_decay,
+            channels_last=channels_last,
+        )
+        if discriminator_steps < 1:
+            raise UserError(f"model.discriminator_steps is {discriminator_steps}: at least 1")
+        if loss not in LOSSES:
+            raise UserError(f"model.loss is {loss!r}: choose {' or '.join(LOSSES)}")
+        if r1 < 0 or (gradient_clip is not None and gradient_clip <= 0):
+            raise UserError("model.r1 cannot be negative, and model.gradient_clip is above 0")
+        if mismatch < 0 or (mismatch and self.network.num_classes < 2):
+            raise UserError(
+                f"model.mismatch is {mismatch}: it cannot be negative, and needs two classes"
+            )
+        if shift < 0:
+            raise UserError(f"model.shift is {shift}: it cannot be negative")
+        check_temperature("model.temperature", temperature, self.network.num_classes)
+        if one_stage:
+            _check_uncoupled(network)
+        self.automatic_optimization = False
+        self.discriminator_lr = lr if discriminator_lr is None else discriminator_lr
+        self.discriminator_steps, self.loss, self.r1 = discriminator_steps, LOSSES[loss], r1
+        self.gradient_clip, self._temperature = gradient_clip, temperature
+        self.one_stage, self.mismatch, self.cuda_graph = one_stage, mismatch, cuda_graph
+        self.shift = shift
+        self.loss_discriminator, self.loss_generator = MeanMetric(), MeanMetric()
+        self.score_real, self.score_generated = MeanMetric(), MeanMetric()
+        self._graph: StepGraph | None = None
+        self._spread: dict[str, list[Tensor]] = {"real": [], "generated": []}
+
+    # -- input and output ------------------------------------------------------------------------
+
+    def example_inputs(self, data: Any) -> tuple[Tensor, ...]:
+        batch = data.used.batch_size // self.discriminator_steps
+        latents = self.draw(batch, torch.Generator().manual_seed(0))
+        classes = self.network.num_classes
+        return (latents, torch.arange(batch) % classes) if classes else (latents,)
+
+    def statistics_forward(self, batch: Any) -> None:
+        # Only the generator is averaged, and it has its input from latents.
+        self(self.draw(len(batch[1])), self._labels(batch[1]))
+
+    def averaged(self) -> nn.Module:
+        generator: nn.Module = self.network.generator
+        return generator
+
+    def _denormalized(self, images: Tensor) -> Tensor:
+        """Normalized images → the same in [-1, 1]."""
+        mean = torch.tensor(self.data_info["mean"], device=images.device)[:, None, None]
+        std = torch.tensor(self.data_info["std"], device=images.device)[:, None, None]
+        return (images * std + mean) * 2 - 1
+
+    # -- training --------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise UserError(
+                "trainer.precision 16-mixed scales one optimizer's loss, and a GAN has two: use "
+                "bf16-mixed or 32-true"
+            )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        if len(images) < self.discriminator_steps:
+            raise UserError(
+                f"data.batch_size {len(images)} is divided among model.discriminator_steps "
+                f"{self.discriminator_steps}: it must be at least as large"
+            )
+        # The discriminator's is stepped past Lightning, which would count its steps too.
+        counted: Any = self.optimizers()
+        uncounted: Any = self.optimizers(use_pl_optimizer=False)
+        # All that is random is drawn before anything is computed.
+        self._noise = torch.Generator().manual_seed(step_seed(self.trainer, stream=1))
+        shares = list(
+            zip(
+                self._denormalized(images).tensor_split(self.discriminator_steps),
+                labels.tensor_split(self.discriminator_steps),
+                strict=True,
+            )
+        )
+        parts = [
+            self._part(*share) for share in (shares if self.one_stage else [*shares, shares[-1]])
+        ]
+        if self._graph is None:
+            losses: Sequence[Tensor] = self._learn(parts, counted[0], uncounted[1])
+        else:
+            losses = self._replayed(parts, counted[0])
+        self.loss_discriminator.update(losses[0])
+        self.loss_generator.update(losses[1])
+        schedulers: Any = self.lr_schedulers()
+        for scheduler in schedulers:
+            scheduler.step()
+        for name in ("loss_discriminator", "loss_generator"):
+            self.log(f"train/{name}", getattr(self, name), on_step=False, on_epoch=True)
+
+    def _part(self, real: Tensor, labels: Tensor) -> Part:
+        count = len(labels)
+        latents = self.draw(count)
+        others = self._other_classes(labels) if self.mismatch else labels
+        offsets = torch.zeros(2, 2, count, dtype=torch.int64)
+        if self.shift:
+            offsets.random_(-self.shift, self.shift + 1, generator=self._noise)
+        return Part(real, labels, latents, others, *offsets.to(self.device))
+
+    def _moved(self, images: Tensor, offsets: Tensor) -> Tensor:
+        return move(images, offsets, fill=-1.0) if self.shift else images
+
+    def _learn(
+        self, parts: Sequence[Part], generators: Any, discriminators: Any
+    ) -> tuple[Tensor, Tensor]:
+        """A step: the losses (S,) of the discriminator's updates, and the generator's."""
+        *before, last = parts
+        losses = [self._discriminator_step(part, discriminators) for part in before]
+        if self.one_stage:
+            loss, loss_generator = self._both_steps(last, generators, discriminators)
+            losses.append(loss)
+        else:
+            loss_generator = self._generator_step(last, generators)
+        return torch.stack(losses), loss_generator
+
+    def _replayed(self, parts: Sequence[Part], counted: Any) -> Sequence[Tensor]:
+        assert self._graph is not None
+        losses = self._graph(*(tensor for part in parts for tensor in part))
+        counted.step()  # without a gradient left it moves nothing, and Lightning counts a step
+        super().check_finite(losses[0].sum() + losses[1], applied=True)
+        return losses
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._graph = None
+        if not self._records():
+            return
+        optimizers: Any = self.optimizers(use_pl_optimizer=False)
+
+        def step(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+            size = len(Part._fields)
+            parts = [Part(*tensors[at : at + size]) for at in range(0, len(tensors), size)]
+            return self._learn(parts, *optimizers)
+
+        self._graph = StepGraph(step, optimizers, self.device)
+
+    def _records(self) -> bool:
+        return self.cuda_graph and self.device.type == "cuda" and self.trainer.world_size == 1
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self._graph = None  # it holds memory, and no copy can be made of it
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        make_portable(checkpoint.get("optimizer_states", []))
+
+    def check_finite(self, loss: Tensor, applied: bool = False) -> Tensor:
+        if self._graph is not None:  # what is recorded cannot ask; it is asked after the step
+            return loss
+        return super().check_finite(loss, applied)
+
+    def _discriminator_step(self, part: Part, optimizer: Any) -> Tensor:
+        with torch.no_grad():
+            generated = self._generated(part)
+        loss, _ = self._discriminator_loss(part, generated)
+        self._step(self.check_finite(loss), self.network.discriminator, optimizer)
+        return loss.detach()
+
+    def _generator_step(self, part: Part, optimizer: Any) -> Tensor:
+        with without_gradient(self.network.discriminator):
+            generated = self._moved(self._generated(part), part.generated_offsets)
+            if self.loss.paired:
+                real = self._moved(part.real, part.real_offsets)
+                loss = self.loss.generator(*self._scores(real, generated, part.labels))
+            else:
+                scores = self.network.discriminator(generated, self._labels(part.labels)).float()
+                loss = self.loss.generator(scores, scores)
+            self._step(self.check_finite(loss), self.network.generator, optimizer)
+        return loss.detach()
+
+    def _both_steps(
+        self, part: Part, generators: Any, discriminators: Any
+    ) -> tuple[Tensor, Tensor]:
+        """One forward and one backward of the discriminator for both networks.
+
+        No image's score depends on another image. So the gradient of either loss with respect to a
+        generated image is that of its score, times a number, the slope of that loss in the score.
+        The discriminator's backward has the first, and the number is exchanged.
+
+        Returns:
+            The discriminator's loss and the generator's.
+        """
+        generated = self._generated(part)
+        seen = generated.detach().requires_grad_()
+        loss, scores = self._discriminator_loss(part, seen)
+        first, second = (each.detach().requires_grad_() for each in scores)
+        loss_generator = self.check_finite(self.loss.generator(first, second))
+        slopes = [
+            torch.autograd.grad(each, second)[0]
+            for each in (loss_generator, self._score_loss(first, second))
+        ]
+        self._step(self.check_finite(loss), self.network.discriminator, discriminators)
+        assert seen.grad is not None
+        pull = seen.grad * (slopes[0] / slopes[1]).view(-1, *[1] * (generated.ndim - 1))
+        self._step((generated * pull).sum(), self.network.generator, generators)
+        return loss.detach(), loss_generator.detach()
+
+    def _generated(self, part: Part) -> Tensor:
+        images: Tensor = self(part.latents, self._labels(part.labels))
+        return images
+
+    def _scores(
+        self, real: Tensor, generated: Tensor, labels: Tensor, others: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One forward of both: spectral norm steps once, and under DDP there is one forward.
+
+        Returns:
+            Scores (B,) of the real and of the generated images; with ``others`` (B, 2), the second
+            column under these classes.
+        """
+        asked = labels if others is None else torch.stack([labels, others], dim=1)
+        both = self._labels(torch.cat([asked, asked]))
+        scores: Tensor = self.network.discriminator(torch.cat([real, generated]), both)
+        first, second = scores.float().chunk(2)
+        return first, second
+
+    def _discriminator_loss(
+        self, part: Part, generated: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The loss, and the scores of real and generated images that it is of."""
+        images = self._moved(part.real, part.real_offsets).detach().requires_grad_(bool(self.r1))
+        generated = self._moved(generated, part.generated_offsets)
+        others = part.others if self.mismatch else None
+        real, fake = self._scores(images, generated, part.labels, others)
+        if others is None:
+            loss = self._score_loss(real, fake)
+        else:
+            (real, wrong), fake = real.unbind(1), fake[:, 0]
+            loss = self._score_loss(real, fake) + self.mismatch * self.loss.mismatch(real, wrong)
+        if self.r1:
+            loss = loss + self.r1 * r1_penalty(real, images)
+        return loss, (real, fake)
+
+    def _score_loss(self, real: Tensor, generated: Tensor) -> Tensor:
+        """The discriminator's loss, as far as it is of the scores alone."""
+        loss = self.loss.discriminator(real, generated)
+        if self.one_stage:  # where the loss is flat there would be no gradient to pass on
+            loss = loss + SLOPE * (generated - real).mean()
+        return loss
+
+    def _other_classes(self, labels: Tensor) -> Tensor:
+        """A class for each label (B,), any but its own."""
+        classes = self.network.num_classes
+        away = torch.randint(1, classes, labels.shape, generator=self._noise)
+        return (labels + away.to(labels.device)) % classes
+
+    def _step(self, loss: Tensor, network: nn.Module, optimizer: Any) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        if self.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)
+        optimizer.step()
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer(self.network.generator, self.lr)
+
+    def _optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
+        extra = {"betas": [0.0, 0.9], **(self.optimizer_args or {})}
+        return make_optimizer(network, self.optimizer, lr, 0.0, self.momentum, extra)
+
+    def configure_optimizers(self) -> Any:
+        networks = (self.network.generator, self.network.discriminator)
+        optimizers = [
+            self._optimizer(network, lr)
+            for network, lr in zip(networks, (self.lr, self.discriminator_lr), strict=True)
+        ]
+        steps = self._total_steps()
+        return optimizers, [
+            make_schedule(optimizer, self.schedule, self.warmup, steps) for optimizer in optimizers
+        ]
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        loss = float(self.loss_discriminator.compute())
+        if loss < SATURATED:
+            rank_zero_warn(
+                f"epoch {self.current_epoch + 1}: the discriminator has won (its loss is "
+                f"{loss:.3g}) and teaches the generator nothing: lower model.discriminator_lr or "
+                "model.discriminator_steps, or give model.r1"
+            )
+
+    # -- validation ------------------------------------------------------------------------------
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = self._denormalized(batch[0]), batch[1]
+        generator = torch.Generator().manual_seed(batch_idx)
+        generated = self(self.draw(len(images), generator), self._labels(labels))
+        real, fake = self._scores(images, generated, labels)
+        for name, metric, scores in (
+            ("real", self.score_real, real),
+            ("made", self.score_generated, fake),
+        ):
+            metric.update(scores)
+            self.log(f"val/{name}", metric, on_epoch=True, batch_size=len(images))
+        groups = labels if self.network.num_classes else torch.zeros_like(labels)
+        for name, pixels in (("real", images), ("generated", generated)):
+            self._spread[name].append(variance_within(pixels, groups))
+
+    def on_validation_epoch_end(self) -> None:
+        real, generated = (torch.stack(values).mean() for values in self._spread.values())
+        spread = float((generated / real).sqrt())
+        for values in self._spread.values():
+            values.clear()
+        self.log("val/spread", spread, sync_dist=True)
+        if spread < COLLAPSED and not self.trainer.sanity_checking:
+            rank_zero_warn(
+                f"epoch {self.current_epoch + 1}: the generator has collapsed: its samples of a "
+                f"class vary {spread:.2f} times as much as real images: lower model.lr, or give "
+                "model.r1 or more model.discriminator_steps"
+            )
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        raise UserError(
+            "GAN cannot predict classes; use an ImageClassifier, or generate images with "
+            "python -m zoo sample"
+        )
+
+
+@contextmanager
+def without_gradient(network: nn.Module) -> Iterator[None]:
+    """Lets a network's trainable parameters require no gradient for a while."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def variance_within(images: Tensor, groups: Tensor) -> Tensor:
+    """Computes the mean variance of a pixel over the images of a group.
+
+    Args:
+        images: (B, C, H, W).
+        groups: (B,); groups of one image do not count.
+    """
+    variances = [
+        images[groups == group].float().var(0).mean()
+        for group in torch.unique(groups)
+        if int((groups == group).sum()) > 1
+    ]
+    return torch.stack(variances).mean()
+
+
+def _check_uncoupled(network: Any) -> None:
+    for name, module in network.discriminator.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise UserError(
+                f"model.one_stage: the discriminator's {name} ties the scores of a batch's "
+                "images together, and one backward cannot serve both networks"
+            )
