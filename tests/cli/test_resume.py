@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from zoo.runs.metrics import read_metrics
+
 ROOT = Path(__file__).parents[2]
+METRICS = ("loss", "accuracy")
 FIT = (
     *(sys.executable, "-m", "zoo", "fit", "--recipe", "resnet_digits", "--test_after_fit", "false"),
     *("--model.network.width", "8", "--trainer.max_epochs", "5", "--save_every_n_steps", "4"),
@@ -29,10 +32,14 @@ def run(folder: Path, *arguments: str) -> int:
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / "runs/resnet_digits/version_0/checkpoints/last.ckpt"
-    content = torch.load(path, weights_only=True)
+    """The final weights and their average, and what was logged of every epoch of training."""
+    run = folder / "runs/resnet_digits/version_0"
+    content = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert content["global_step"] == 45
-    return {
+    rows = [row for row in read_metrics(run / "metrics.csv") if "train/loss" in row]
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3, 4]
+    logged = {f"train/{name}": [row[f"train/{name}"] for row in rows] for name in METRICS}
+    return {name: torch.tensor(values) for name, values in logged.items()} | {
         f"{part}.{name}": tensor
         for part in ("state_dict", "current_model_state")
         for name, tensor in content[part].items()

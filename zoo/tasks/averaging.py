@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch import Tensor
 
 from zoo.diagnostics.recalibrate import estimate_running_statistics
@@ -75,7 +75,9 @@ class EMA(WeightAveraging):
         # The first step's weights are the average's first.
         rate = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
         with torch.no_grad():
-            kept, live = zip(*self._averaged, strict=True)
+            kept = [mean for mean, _ in self._averaged]
+            # Of weights in half precision, the average keeps its own.
+            live = [one.to(mean.dtype) for mean, one in self._averaged]
             torch._foreach_lerp_(kept, live, 1 - rate)
             if self._followed:
                 kept, live = zip(*self._followed, strict=True)
@@ -84,12 +86,18 @@ class EMA(WeightAveraging):
         self._latest_update_step = trainer.global_step
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:  # after a fit the module is the average
+            return
         super().on_validation_epoch_start(trainer, pl_module)  # the average is now in pl_module
         if self._average_model is not None and not trainer.sanity_checking:
             # What the last validation says is of the final weights, with their statistics.
             last = is_last_epoch(trainer)
             batches = self.batches if last else self.validation_batches
             self._renew_statistics(trainer, pl_module, batches)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_validation_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)  # the average is now in pl_module, for good

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from zoo import networks
 from zoo.core.renamed import renamed_network
@@ -72,6 +73,9 @@ class Task(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        compiled = getattr(network, "_orig_mod", None)
+        if isinstance(compiled, nn.Module):  # by torch.compile, which renames the weights
+            network, compile = compiled, True
         if lr <= 0:
             raise UserError(f"model.lr is {lr}: it must be positive")
         if weight_decay < 0:
@@ -99,6 +103,7 @@ class Task(LightningModule):
         self.save_hyperparameters({"network": networks.describe(network)})
         # What the network was trained on, as its data module describes it.
         self.data_info: dict[str, Any] = {}
+        self.training_metrics = nn.ModuleDict()  # of this epoch, by name
         self._random_state: list[dict[str, Tensor]] | None = None
 
     # -- input and output ------------------------------------------------------------------------
@@ -120,6 +125,8 @@ class Task(LightningModule):
         return None
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_floating_point():
+            x = x.to(self.dtype)  # of weights in half or double precision
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         return self.network(x)
@@ -138,15 +145,22 @@ class Task(LightningModule):
         super().log(metric_prefix(self.data_info) + name, value, *args, **kwargs)
 
     def log_training(self, batch_size: int, **values: Tensor) -> None:
-        """Logs an epoch's mean training metrics, and the step's ``loss`` to the progress bar."""
+        """Logs an epoch's mean training metrics, and the step's ``loss`` to the progress bar.
+
+        The means are over samples and over all processes, and a run that is resumed within an
+        epoch goes on with them.
+        """
         for name, value in values.items():
+            if name not in self.training_metrics:
+                self.training_metrics[name] = MeanMetric().to(self.device)
+            metric = self.training_metrics[name]
+            metric.update(value, weight=batch_size)  # type: ignore[operator]
             self.log(
                 f"train/{name}",
-                value,
+                metric,
                 on_step=False,
                 on_epoch=True,
-                batch_size=batch_size,
-                sync_dist=True,
+                metric_attribute=f"training_metrics.{name}",  # which Lightning may have missed
             )
         # For the progress bar alone; the epoch's mean is what metrics.csv keeps.
         self.log("loss", values["loss"], prog_bar=True, logger=False)
@@ -157,7 +171,7 @@ class Task(LightningModule):
             fate = "have taken it" if applied else "were not changed by it"
             raise UserError(
                 f"the training loss is {loss.item()} at step {self.global_step}: the weights "
-                f"{fate} and the last checkpoint is intact; lower model.lr "
+                f"{fate}, and no checkpoint was written with it; lower model.lr "
                 f"({self.lr}), warm up longer, or train in trainer.precision 32-true"
             )
         return loss
@@ -237,11 +251,19 @@ class Task(LightningModule):
         checkpoint["random_state"] = states
         checkpoint["task"] = type(self).__name__
         checkpoint["data"] = self.data_info
+        if self._trainer is not None and not _is_last_batch(self.trainer):
+            checkpoint["training_metrics"] = {
+                name: metric.metric_state for name, metric in self.training_metrics.items()
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.data_info = checkpoint.get("data", {})
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._random_state = checkpoint.get("random_state")
+            if self.trainer.is_global_zero:  # one process has all that was gathered
+                for name, state in checkpoint.get("training_metrics", {}).items():
+                    self.training_metrics[name] = MeanMetric()
+                    self.training_metrics[name].load_state_dict(state, strict=False)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -278,6 +300,10 @@ class Task(LightningModule):
         return super().load_from_checkpoint(
             path, map_location, hparams_file, strict, weights_only, **kwargs
         )
+
+
+def _is_last_batch(trainer: Any) -> bool:
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
 def ramp(shape: Sequence[int]) -> Tensor:

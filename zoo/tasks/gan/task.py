@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 
 from zoo.core.seeds import step_seed
 from zoo.data.augment import move
+from zoo.data.normalization import Normalization
 from zoo.errors import UserError
 from zoo.tasks.gan.losses import LOSSES, r1_penalty
 from zoo.tasks.gan.sampling import LatentSampler, check_temperature
@@ -151,7 +152,9 @@ class GAN(LatentSampler):
         self.gradient_clip, self._temperature = gradient_clip, temperature
         self.one_stage, self.mismatch, self.cuda_graph = one_stage, mismatch, cuda_graph
         self.shift = shift
-        self.loss_discriminator, self.loss_generator = MeanMetric(), MeanMetric()
+        for name in ("loss_discriminator", "loss_generator"):
+            self.training_metrics[name] = MeanMetric()
+        self._normalization: Normalization | None = None
         self.score_real, self.score_generated = MeanMetric(), MeanMetric()
         self._graph: StepGraph | None = None
         self._spread: dict[str, list[Tensor]] = {"real": [], "generated": []}
@@ -174,9 +177,11 @@ class GAN(LatentSampler):
 
     def _denormalized(self, images: Tensor) -> Tensor:
         """Normalized images → the same in [-1, 1]."""
-        mean = torch.tensor(self.data_info["mean"], device=images.device)[:, None, None]
-        std = torch.tensor(self.data_info["std"], device=images.device)[:, None, None]
-        return (images * std + mean) * 2 - 1
+        known = self._normalization
+        if known is None or known.mean != self.data_info["mean"]:
+            known = Normalization(self.data_info["mean"], self.data_info["std"])
+            self._normalization = known
+        return known.undo(images) * 2 - 1
 
     # -- training --------------------------------------------------------------------------------
 
@@ -214,13 +219,13 @@ class GAN(LatentSampler):
             losses: Sequence[Tensor] = self._learn(parts, counted[0], uncounted[1])
         else:
             losses = self._replayed(parts, counted[0])
-        self.loss_discriminator.update(losses[0])
-        self.loss_generator.update(losses[1])
         schedulers: Any = self.lr_schedulers()
         for scheduler in schedulers:
             scheduler.step()
-        for name in ("loss_discriminator", "loss_generator"):
-            self.log(f"train/{name}", getattr(self, name), on_step=False, on_epoch=True)
+        for name, loss in zip(("loss_discriminator", "loss_generator"), losses, strict=True):
+            metric = self.training_metrics[name]
+            metric.update(loss)  # type: ignore[operator]
+            self.log(f"train/{name}", metric, on_step=False, on_epoch=True)
 
     def _part(self, real: Tensor, labels: Tensor) -> Part:
         count = len(labels)
@@ -406,7 +411,7 @@ class GAN(LatentSampler):
 
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
-        loss = float(self.loss_discriminator.compute())
+        loss = float(self.training_metrics["loss_discriminator"].compute())  # type: ignore[operator]
         if loss < SATURATED:
             rank_zero_warn(
                 f"epoch {self.current_epoch + 1}: the discriminator has won (its loss is "
