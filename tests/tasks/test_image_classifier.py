@@ -10,12 +10,11 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import zoo
 from zoo.core.seeds import step_seed
 from zoo.data import Digits
 from zoo.errors import UserError
 from zoo.networks import ResNet
-from zoo.tasks import EMA, ImageClassifier
+from zoo.tasks import ImageClassifier
 
 
 def network(**changes: Any) -> ResNet:
@@ -67,47 +66,11 @@ def test_any_network_with_logits_out(tmp_path: Path) -> None:
     assert torch.equal(twin.network[1].weight, plain[1].weight)
 
 
-def test_a_checkpoint_needs_nothing_but_itself(tmp_path: Path) -> None:
-    task = ImageClassifier(network(), label_smoothing=0.1, optimizer_args={"dampening": 0.0})
-    run = trainer(tmp_path)
-    run.fit(task, datamodule=Digits())
-    run.save_checkpoint(tmp_path / "x.ckpt", weights_only=False)
-    content = torch.load(tmp_path / "x.ckpt", weights_only=True)
-    assert content["hyper_parameters"]["network"]["name"] == "ResNet"
-    assert content["hyper_parameters"]["label_smoothing"] == 0.1
-    assert content["data"]["name"] == "Digits"
-    twin = ImageClassifier.load_from_checkpoint(tmp_path / "x.ckpt").eval()
-    images = torch.randn(3, 1, 8, 8)
-    assert torch.equal(twin(images), task.eval()(images))
-
-
 def test_a_fit_begins_in_training_mode(tmp_path: Path) -> None:
     task = ImageClassifier(network()).eval()
     before = task.network.bn1.running_mean.clone()
     trainer(tmp_path, max_steps=2).fit(task, datamodule=Digits())
     assert not torch.equal(before, task.network.bn1.running_mean)
-
-
-def test_a_fit_leaves_a_frozen_backbone_bit_identical(tmp_path: Path) -> None:
-    task = zoo.freeze(ImageClassifier(network(), lr=0.1, ema_decay=0.9))
-    before = copy.deepcopy(task.network.state_dict())
-    trainer(tmp_path, max_epochs=2).fit(task, datamodule=Digits())
-    for name, value in task.network.state_dict().items():
-        assert torch.equal(value, before[name]) != name.startswith("fc."), name
-
-
-def test_the_average_has_running_statistics_of_its_own(tmp_path: Path) -> None:
-    """They equal the moments, over the training images, of the averaged network's activations."""
-    task = ImageClassifier(network(), optimizer="muon", lr=0.05, weight_decay=0, ema_decay=0.99)
-    data = Digits(shift=0)  # no augmentation: the images are known
-    trainer(tmp_path, max_epochs=3).fit(task, datamodule=data)
-    stem = task.network
-    images = torch.cat([images for images, _ in data._batches(data._train)])[: 9 * 128]
-    activations = stem.conv1(data.normalize(images))
-    # The last epoch's nine batches hold all but 105 of the training images.
-    torch.testing.assert_close(
-        stem.bn1.running_var, activations.var((0, 2, 3)), rtol=0.05, atol=1e-3
-    )
 
 
 @pytest.mark.parametrize(("limit", "batches"), [(1.0, 9), (2, 2)])
@@ -127,38 +90,6 @@ def test_renewal_augments_each_batch_anew(tmp_path: Path, limit: int | float, ba
     assert len(seeds) == 3 * batches  # of the epoch, and of the renewals before and after its end
     assert len(set(seeds)) == 2 * batches  # the two renewals draw alike
     assert torch.initial_seed() == state
-
-
-def test_averaging_buffers_would_have_been_wrong(tmp_path: Path) -> None:
-    """What the test above guards against: without renewal the statistics lag far behind."""
-
-    class Lagging(EMA):
-        def _renew_statistics(self, *_: Any) -> None:
-            pass
-
-    class Task(ImageClassifier):
-        def configure_callbacks(self) -> list:
-            return [Lagging(0.99)]
-
-    task = Task(network(), optimizer="muon", lr=0.05, weight_decay=0)
-    data = Digits(shift=0)
-    trainer(tmp_path, max_epochs=3).fit(task, datamodule=data)
-    activations = task.network.conv1(data.normalize(data._train[0]))
-    ratio = task.network.bn1.running_var / activations.var((0, 2, 3))
-    assert (ratio.log().abs() > 0.05).any()
-
-
-def test_what_is_validated_is_the_average(tmp_path: Path) -> None:
-    seen = []
-
-    class Watching(ImageClassifier):
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            if not self.trainer.sanity_checking:
-                seen.append(self.network.fc.weight.detach().clone())
-
-    task = Watching(network(), lr=0.1, ema_decay=0.9)
-    trainer(tmp_path, max_epochs=2).fit(task, datamodule=Digits())
-    assert torch.equal(seen[-1], task.network.fc.weight)  # what a fit ends with
 
 
 def test_a_last_batch_of_one_stops_with_advice(tmp_path: Path) -> None:
