@@ -80,8 +80,8 @@ class EMA(WeightAveraging):
             live = [one.to(mean.dtype) for mean, one in self._averaged]
             torch._foreach_lerp_(kept, live, 1 - rate)
             if self._followed:
-                kept, live = zip(*self._followed, strict=True)
-                torch._foreach_copy_(kept, live)
+                followed, lead = zip(*self._followed, strict=True)
+                torch._foreach_copy_(followed, lead)
         self._average_model.n_averaged += 1
         self._latest_update_step = trainer.global_step
 
