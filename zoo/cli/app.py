@@ -27,6 +27,7 @@ from zoo.runs.metrics import METRICS_FILE, RunLogger
 from zoo.runs.record import RunRecord
 from zoo.runs.summary import final_metrics, metric_lines, summary, versions
 from zoo.tasks.base import read_checkpoint
+from zoo.tasks.protocols import SamplesImages, StreamsText
 
 # Commands whose metrics Lightning would put into a table, which cuts their names and has a column
 # for each loader; they print a line a metric, as a fit does at its end.
@@ -143,6 +144,11 @@ class ZooCLI(RecipeReader):
             if changed:
                 ours.append(GivenSettings())
         elif self.command == "predict":
+            if isinstance(self.model, SamplesImages | StreamsText):
+                raise UserError(
+                    f"predict writes class probabilities, and {type(self.model).__name__} has "
+                    "none: python -m zoo sample shows what it generates"
+                )
             classes = self.describe_data().get("classes", [])
             ours = [Predictions(folder / "predictions.csv", classes)]
         bars, arguments = trainer.progress(settings)
