@@ -172,7 +172,7 @@ class ImageNetwork(Network):
             raise ValueError(f"global_pool is {global_pool!r}: {type(self).__name__} takes {known}")
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that no optimizer should decay, beside the norms and biases that all know."""
+        """Parameters that no optimizer should decay, in addition to norms and biases."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
