@@ -1,6 +1,6 @@
 """The one exception that a user's own input can cause."""
 
-LENGTH = 600  # characters that a message has at most
+LENGTH = 560  # characters that a message has at most, to which the command's name is added
 
 
 class UserError(Exception):

@@ -151,8 +151,8 @@ def _check(value: Any, source: str, at: str = "") -> None:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _check(item, source, f"{at}[{index}]")
-    elif value != value:
-        raise UserError(f"{source}: {at} is not a number (nan)")
+    elif value != value or (isinstance(value, int) and abs(value) >= 2**63):
+        raise UserError(f"{source}: {at} is {shown(value)}: no number that torch can compute with")
     elif not isinstance(value, str | int | float | None):
         raise UserError(f"{source}: {at} is {shown(value)}: write it in quotes")
     if at in NOT_IN_A_FILE:

@@ -23,7 +23,7 @@ from typing import (
 from zoo.core.text import nearest, shown
 from zoo.errors import UserError
 
-DEPTH, VALUES = 60, 1_000_000  # more than this no file of ours nests or holds
+DEPTH, VALUES = 60, 200_000  # more than this no file of ours nests or holds
 WORDS = {
     str: "text",
     int: "a whole number",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,32 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar
 from torch import Tensor
 
+from zoo.core.files import sha256, written_whole
+from zoo.core.lightning_file import checksum_file, write_checksum
 from zoo.runs.metrics import METRICS_FILE, draw_curves, duration, read_metrics, run_name
 from zoo.tasks.protocols import KeepsSamples
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file and renames, so that a killed run leaves no half checkpoint."""
+    """Writes beside the file and renames, so that a killed run leaves no half checkpoint.
+
+    The file's sha256 is written beside it, and compared with it whenever it is read.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        partial = f"{path}.part"
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        os.replace(partial, path)
+        file = Path(path)
+        with written_whole(file) as partial:
+            super().save_checkpoint(checkpoint, partial, storage_options)
+            digest = sha256(partial)
+            # Killed before the new one is written, it leaves none rather than a wrong one.
+            checksum_file(file).unlink(missing_ok=True)
+        write_checksum(file, digest)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        super().remove_checkpoint(path)
+        checksum_file(Path(path)).unlink(missing_ok=True)
 
 
 class LastCheckpoint(Checkpoint):
@@ -173,12 +185,13 @@ class Predictions(BasePredictionWriter):
         path = self.path
         if trainer.world_size > 1:
             path = path.with_stem(f"{path.stem}_rank{trainer.global_rank}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
         list_files = getattr(getattr(trainer, "datamodule", None), "files", None)
         files: list[str] = list_files("test") if list_files is not None else []
         index = trainer.global_rank
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with (
+            written_whole(path) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.writer(file)
             heading = ["index", *(["file"] if files else []), "label", "confidence"]
             writer.writerow([*heading, *self.classes])
@@ -190,5 +203,4 @@ class Predictions(BasePredictionWriter):
                     which = [index, files[index]] if files else [index]
                     writer.writerow([*which, name, f"{row[best]:.6f}", *cells])
                     index += trainer.world_size
-        partial.replace(path)
         print(f"predictions: {path}")
