@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from zoo import registry
+from zoo.core.files import FULL, full_disk
 from zoo.core.text import nearest
 from zoo.core.version import __version__
 from zoo.errors import UserError
@@ -42,13 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
         run = registry.load(registry.COMMANDS[command].run)
         return int(run(arguments[1:]))
     except UserError as error:
-        message = " ".join(str(error).split())
+        message = str(error)
     except BrokenPipeError:  # `zoo list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        message = f"{where}{error.strerror or error}"
+        reason = error.strerror or error
+        if error.errno in FULL:
+            reason = full_disk(Path(error.filename or "."))
+        message = str(UserError(f"{where}{reason}"))
     print(f"zoo {command}: error: {message}", file=sys.stderr)
     return 2
 

@@ -10,23 +10,58 @@ A recipe is a YAML file with ``model``, ``data`` and ``trainer`` (LightningCLI's
 
 from __future__ import annotations
 
-import json
 import re
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
+from zoo.core.checkpoint_config import CONFIG, read_config
+from zoo.core.files import is_file, read_text
 from zoo.core.renamed import renamed_recipe
-from zoo.core.text import nearest
+from zoo.core.text import nearest, shown
 from zoo.errors import UserError
 
 OWN_KEYS = ("base", "about")
+SECTIONS = ("about", "model", "data", "trainer")
+NOT_IN_A_FILE = ("recipe", "config", "print_config", "help")
+
+
+DEPTH, VALUES = 40, 20_000  # more than this no recipe nests or holds
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats: a bare ``1e-4`` is a number, as everybody expects, and not a string."""
+    """YAML 1.2's floats: a bare ``1e-4`` is a number, as everybody expects, and not a string.
+
+    What aliases stand for is counted where they stand, so that a few lines cannot grow into
+    millions of values, and none stands within itself.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = self._values = 0
+        self._sizes: dict[str, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        anchor, before = event.anchor, self._values
+        self._depth, self._values = self._depth + 1, self._values + 1
+        if isinstance(event, yaml.AliasEvent):
+            if anchor in self.anchors and anchor not in self._sizes:
+                self._refuse("an alias stands within what it stands for", event)
+            self._values += self._sizes.get(anchor, 0)
+        if self._depth > DEPTH or self._values > VALUES:
+            self._refuse("it is nested too deeply or too long", event)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if anchor is not None and not isinstance(event, yaml.AliasEvent):
+            self._sizes[anchor] = self._values - before
+        return node
+
+    def _refuse(self, problem: str, event: Any) -> NoReturn:
+        raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
 
 
 _Loader.add_implicit_resolver(
@@ -68,13 +103,13 @@ def find(recipe: str, beside: Path | None = None) -> Path:
     if beside is not None:
         candidates[1:1] = [beside.parent / recipe, beside.parent / f"{recipe}.yaml"]
     for path in candidates:
-        if path.is_file():
+        if is_file(path):
             return path
     where = f"{beside}: base: " if beside else ""
     if recipe.endswith((".yaml", ".yml")):
         raise UserError(f"{where}no such file: {recipe}")
     raise UserError(
-        f"{where}no recipe named {recipe!r}{nearest(recipe, names())} "
+        f"{where}no recipe named {shown(recipe)}{nearest(recipe, names())} "
         "(python -m zoo list shows them all)"
     )
 
@@ -85,18 +120,45 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is not YAML, or not a mapping.
     """
+    text = read_text(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from None
+        content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UserError(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
+    except ValueError as error:  # of a number or a date that cannot be
+        raise UserError(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of model, data and trainer")
+    _check(content, str(path))
     recipe: dict[str, Any] = renamed_recipe(content)
     return recipe
+
+
+def _check(value: Any, source: str, at: str = "") -> None:
+    """Refuses what YAML can say and a recipe cannot.
+
+    Raises:
+        UserError: a key that is no text, a value that is not JSON's, or a section that is a file's
+            name: it would be read, and shown where it is no recipe.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise UserError(f"{source}: {at or 'the recipe'} has {shown(key)} as a name")
+            _check(item, source, f"{at}.{key[:40]}" if at else key[:40])
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check(item, source, f"{at}[{index}]")
+    elif value != value or (isinstance(value, int) and abs(value) >= 2**63):
+        raise UserError(f"{source}: {at} is {shown(value)}: no number that torch can compute with")
+    elif not isinstance(value, str | int | float | None):
+        raise UserError(f"{source}: {at} is {shown(value)}: write it in quotes")
+    if at in NOT_IN_A_FILE:
+        raise UserError(f"{source}: {at} is an option of the command line, not of a recipe")
+    if at in SECTIONS and not isinstance(value, dict) and value is not None:
+        raise UserError(f"{source}: {at} is {shown(value)}, expected a mapping: {at}: {{...}}")
 
 
 def chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -190,9 +252,17 @@ def entries() -> list[Entry]:
 
 
 def checkpoint_configs() -> dict[str, dict[str, Any]]:
-    """``config.json`` of every shipped checkpoint, by its name."""
-    files = sorted(shipped_folder("checkpoints").glob("*/config.json"))
-    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    """``config.json`` of every shipped checkpoint, by its name.
+
+    One that is damaged is left out with a warning: the others, and recipes, have no part in it.
+    """
+    configs = {}
+    for file in sorted(shipped_folder("checkpoints").glob(f"*/{CONFIG}")):
+        try:
+            configs[file.parent.name] = read_config(file.parent)
+        except UserError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    return configs
 
 
 def trained_by(config: dict[str, Any]) -> str | None:

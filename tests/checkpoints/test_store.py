@@ -171,7 +171,7 @@ def test_a_configuration_names_no_import_path(copied: Path) -> None:
     config = json.loads((copied / "config.json").read_text())
     config["network"]["name"] = "os.system"
     (copied / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="no network named"):
+    with pytest.raises(UserError, match="no network named"):
         zoo.load(copied)
 
 

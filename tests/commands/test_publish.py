@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -12,6 +14,7 @@ import zoo
 from tests.conftest import needs_fashion_mnist
 from zoo import registry
 from zoo.checkpoints.card import Card
+from zoo.commands import publish
 from zoo.core.files import sha256
 from zoo.data import FashionMNIST
 from zoo.evaluation import generator
@@ -142,3 +145,94 @@ def test_runs_of_different_recipes_have_no_common_mean(zoo_cli) -> None:
     assert result.code == 2
     assert "another recipe" in result.err
     assert not Path("out").exists()
+
+
+@pytest.fixture
+def shipped(tmp_path: Path) -> Path:
+    """A folder of checkpoints with one file in one of them."""
+    (tmp_path / "shipped/tiny").mkdir(parents=True)
+    (tmp_path / "shipped/tiny/file").write_text("former")
+    return tmp_path / "shipped"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from zoo.commands import publish
+
+calls = 0
+def watch(event, arguments):
+    global calls
+    if event == "os.rename":
+        calls += 1
+        if calls == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+with publish._published_whole(Path(sys.argv[1]), "tiny") as fresh:
+    fresh.mkdir()
+    (fresh / "file").write_text("new")
+    sys.addaudithook(watch)
+"""
+
+
+@pytest.mark.parametrize("rename", [1, 2, 3])
+def test_killed_at_any_rename_it_leaves_a_whole_folder(shipped: Path, rename: int) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(shipped), str(rename)], check=False)
+    assert (shipped / "tiny/file").read_text() in ("former", "new")
+    with publish._published_whole(shipped, "tiny") as fresh:  # and the next one goes through
+        fresh.mkdir()
+        (fresh / "file").write_text("third")
+    assert {path.name for path in shipped.iterdir()} == {"tiny", "MANIFEST.json"}
+    assert (shipped / "tiny/file").read_text() == "third"
+    listed = json.loads((shipped / "MANIFEST.json").read_text())
+    assert listed == {"tiny/file": sha256(shipped / "tiny/file")}
+
+
+def test_where_folders_cannot_be_exchanged_they_are_renamed(shipped: Path, monkeypatch) -> None:
+    monkeypatch.setattr("zoo.core.files.exchange", lambda *_: False)
+    with publish._published_whole(shipped, "tiny") as fresh:
+        fresh.mkdir()
+        (fresh / "file").write_text("new")
+    assert (shipped / "tiny/file").read_text() == "new"
+    assert {path.name for path in shipped.iterdir()} == {"tiny", "MANIFEST.json"}
+
+
+def test_what_fails_before_the_end_leaves_the_former_one(shipped: Path) -> None:
+    def fail() -> None:
+        with publish._published_whole(shipped, "tiny") as fresh:
+            fresh.mkdir()
+            raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        fail()
+    assert [path.name for path in shipped.iterdir()] == ["tiny"]
+    assert (shipped / "tiny/file").read_text() == "former"
+
+
+@pytest.mark.parametrize("name", ["../../outside", "a/b", ".hidden", "..", ""])
+def test_a_name_is_that_of_a_folder(zoo_cli, name: str) -> None:
+    result = zoo_cli("publish", "runs", f"--name={name}", "--to", "out")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "--name" in result.err
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("run.json", "[]", "run.json: its content is [], expected an object"),
+        ("run.json", "{", "run.json: not JSON"),
+        ("run.json", '{"data": {}}', "run.json: metrics is missing"),
+        ("config.yaml", "model: {}", "config.yaml: data is missing"),
+        ("config.yaml", "[", "config.yaml:1: not YAML"),
+    ],
+)
+def test_a_damaged_run_is_told(zoo_cli, file: str, text: str, message: str) -> None:
+    Path("runs/checkpoints").mkdir(parents=True)
+    facts = {"data": {}, "metrics": {}, "seed": 0, "wall_time_s": 1.0}
+    Path("runs/run.json").write_text(json.dumps(facts))
+    Path("runs/config.yaml").write_text("{}")
+    Path("runs/checkpoints/last.ckpt").touch()
+    Path("runs", file).write_text(text)
+    result = zoo_cli("publish", "runs", "--name", "x", "--to", "out")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert message in result.err

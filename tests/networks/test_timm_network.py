@@ -63,11 +63,41 @@ def test_pretrained_weights_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) 
     ("arguments", "message"),
     [
         ({"name": "resnet19"}, "did you mean"),
-        ({"name": "resnet18", "args": {"drop_rat": 0.1}}, "refuses its arguments"),
+        ({"name": "resnet18", "args": {"drop_rat": 0.1}}, "did you mean 'drop_rate'"),
         ({"name": "resnet18", "in_channels": -1}, "refuses its arguments"),
+        ({"name": "resnet18", "args": {"checkpoint_path": "x.bin"}}, "not a size or a rate"),
+        ({"name": "resnet18", "args": {"pretrained_cfg": {"url": "u"}}}, "not a size or a rate"),
+        ({"name": "resnet18", "args": {"cache_dir": "x"}}, "not a size or a rate"),
+        ({"name": "hf-hub:somebody/model"}, "no network named"),
         ({"name": "test_resnet.nosuchtag", "pretrained": True}, "refuses its arguments"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: dict, message: str) -> None:
     with pytest.raises(zoo.UserError, match=message):
         timm_network(**arguments)
+
+
+@pytest.mark.parametrize("failure", [OSError("no route"), ConnectionError("down"), Exception("x")])
+def test_a_download_that_fails_is_no_argument(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def create(*_: object, **__: object) -> torch.nn.Module:
+        raise failure
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(zoo.UserError, match="cannot be downloaded"):
+        timm_network("resnet18", pretrained=True)
+
+
+def test_a_description_that_asks_for_weights_is_built_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+    create = timm.create_model
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda name, pretrained, **given: asked.append(pretrained) or create(name, **given),
+    )
+    networks.build({"name": "timm_network", "args": {"name": "test_resnet", "pretrained": True}})
+    assert asked == [False]

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from typing import Any
+from typing import Annotated, Any, ClassVar, TypedDict
 
 from zoo import registry
+from zoo.core.checkpoint_config import Seed
+from zoo.core.schema import Count, Positive, Sha256, Size, check
+from zoo.core.text import shown
+from zoo.errors import UserError
 
 # Columns of what `python -m zoo uncertainty` measures.
 COLUMNS = {
@@ -18,6 +22,59 @@ COLUMNS = {
     "auroc_errors": "AUROC errors",
     "auroc_ood": "AUROC OOD",
 }
+
+
+# What every card needs of a config.json beside what loading needs; each task's has more.
+NEEDS: dict[str, Any] = {
+    "name": str,
+    "parameters": Count,
+    "headline": str,
+    "metrics": dict[str, float],
+    "samples": dict[str, Count],
+    "seeds": list[Seed],
+    "run": {
+        "command": str,
+        "date": str,
+        "seed": int | bool | None,
+        "epochs": Count,
+        "steps": Count,
+        "wall_time_s": float,
+        "hardware": str,
+        "versions": dict[str, str],
+    },
+    "recipe": {"model": {"init_args": {"network": {"init_args": dict[str, Any]}}}},
+    "proof": {"audit": dict[str, Count]},
+}
+IMAGES = {
+    "name": str,
+    "classes": Annotated[list[str], len, "a list of names"],
+    "mean": list[float],
+    "std": list[float],
+    "input_shape": list[Size],
+}
+
+
+class Shift(TypedDict):
+    """The BatchNorm whose variance dropout shifts most."""
+
+    layers: Count
+    module: str
+    ratio: float
+    running_ratio: float
+
+
+class Scores(TypedDict):
+    """Of one way to predict."""
+
+    accuracy: float | None
+    nll: float | None
+    brier: float | None
+    ece: float | None
+    auroc_errors: float | None
+    auroc_ood: float | None
+
+
+Share = Annotated[float, lambda value: 0 <= value <= 1, "a share, from 0 to 1"]
 
 
 def card(config: dict[str, Any]) -> str:
@@ -32,8 +89,11 @@ def headline(config: dict[str, Any]) -> str:
 
 def _card(config: dict[str, Any]) -> Card:
     entry = registry.find(registry.TASKS, config["task"]["name"], "task")
-    made: Card = registry.load(entry.card)(config)
-    return made
+    cls: type[Card] = registry.load(entry.card)
+    where = f"the card of {shown(config.get('name'))}"
+    for needs in (NEEDS, cls.needs):
+        check(config, needs, where)
+    return cls(config)
 
 
 def form_of(metric: str) -> str:
@@ -47,7 +107,12 @@ def standard_error(accuracy: float, samples: int) -> float:
 
 
 class Card:
-    """What the cards of all tasks share; a task's own says what it measures, takes and gives."""
+    """What the cards of all tasks share; a task's own says what it measures, takes and gives.
+
+    ``needs`` says what forms it counts on, by the key of config.json.
+    """
+
+    needs: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config, self.name = config, str(config["name"])
@@ -149,7 +214,9 @@ class Card:
         seeds = self.config["seeds"]
         if len(seeds) < 2:
             return []
-        values = [seed["metrics"][metric] for seed in seeds]
+        values = [seed["metrics"][metric] for seed in seeds if metric in seed["metrics"]]
+        if len(values) < len(seeds):
+            raise UserError(f"the card of {self.name!r}: a seed of it has no {metric}")
         listed = ", ".join(
             f"{v:{form}} (seed {s['seed']})" for v, s in zip(values, seeds, strict=True)
         )
@@ -164,6 +231,22 @@ class Card:
 
 class ClassifierCard(Card):
     """Of ``ImageClassifier``."""
+
+    needs: ClassVar[dict[str, Any]] = {
+        "data": IMAGES,
+        "samples": {"train": Count, "val": Count, "test": Size},
+        "metrics": {
+            "test/accuracy": Share,
+            "test/loss": float,
+            "val/accuracy": Share,
+            "val/loss": float,
+        },
+        "proof": {
+            "variance_shift": Shift | None,
+            "strangers": str | None,
+            "uncertainty": dict[str, Scores],
+        },
+    }
 
     def usage(self) -> list[str]:
         return [
@@ -240,6 +323,16 @@ class ClassifierCard(Card):
 class LanguageCard(Card):
     """Of ``LanguageModel``."""
 
+    needs: ClassVar[dict[str, Any]] = {
+        "data": {"name": str, "vocabulary": str},
+        "samples": {"train": Count, "val": Count},
+        "metrics": {
+            f"val/{name}": float
+            for name in ("loss", "bits_per_character", "perplexity", "loss_windows")
+        },
+        "text": {"prompt": str, "made": str},
+    }
+
     def usage(self) -> list[str]:
         return [
             f'model = zoo.load("{self.name}")  # in eval mode, sha256 verified',
@@ -293,6 +386,22 @@ class LanguageCard(Card):
 
 class GANCard(Card):
     """Of ``GAN``."""
+
+    needs: ClassVar[dict[str, Any]] = {
+        "data": IMAGES,
+        "samples": {"train": Count, "test": Count},
+        "judged": {
+            "agreement": Share,
+            "agreement_by_class": Annotated[dict[str, Share], len, "shares by class"],
+            "frechet": float,
+            "frechet_floor": Positive,
+            "recall": Share,
+            "samples": Count,
+            "temperature": float | list[float],
+            "real": Count,
+            "classifier": {"name": str, "sha256": Sha256},
+        },
+    }
 
     def usage(self) -> list[str]:
         first = json.dumps(self.data["classes"][-1])  # in double quotes, as all of the README's

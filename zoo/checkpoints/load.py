@@ -10,8 +10,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from zoo import networks, registry
-from zoo.checkpoints.store import WEIGHTS, folder_of, read_weights, verify
+from zoo import networks
+from zoo.checkpoints.rebuild import load_state, rebuild, task_class
+from zoo.checkpoints.store import CONFIG, WEIGHTS, folder_of, read_weights, verify
+from zoo.core.text import shown
 from zoo.errors import UserError
 from zoo.networks.layers import adapt_input, adapt_statistics
 from zoo.recipes import trained_by
@@ -35,16 +37,15 @@ def load(
     Raises:
         UserError: no such checkpoint, or a file of it is altered.
     """
+    _check_number("num_classes", num_classes, 0)
+    _check_number("in_channels", in_channels, 1)
     if str(source).endswith(".ckpt"):
-        path = Path(source)
-        content = read_checkpoint(path)
-        task: Task = _task_class(content.get("task"), path).load_from_checkpoint(path)
-        task.data_info = content.get("data", {})
+        task = _from_lightning(Path(source))
     else:
         folder = folder_of(source)
-        config = verify(folder)
-        task = task_from(config, folder)
-        task.network.load_state_dict(read_weights(folder / WEIGHTS))
+        config, weights = verify(folder), read_weights(folder / WEIGHTS)
+        task = rebuild(config["task"], config["network"], weights, str(folder / CONFIG))
+        load_state(task.network, weights, str(folder / WEIGHTS))
         task.data_info = config["data"]
     fresh: list[str] = []
     if in_channels is not None:
@@ -57,20 +58,27 @@ def load(
     return task.eval()
 
 
-def _task_class(name: Any, source: Path) -> type[Task]:
-    cls: type[Task] = registry.load(registry.find(registry.TASKS, name, "task", str(source)).task)
-    return cls
+def _check_number(name: str, value: int | None, least: int) -> None:
+    if value is not None and (not isinstance(value, int) or value < least):
+        raise UserError(f"zoo.load: {name} is {shown(value)}: give a whole number from {least} up")
 
 
-def task_from(config: dict[str, Any], source: Path) -> Task:
-    """The task and network that a config.json describes, with fresh weights.
-
-    Args:
-        config: the content of a config.json.
-        source: its folder, for messages.
-    """
-    task = config["task"]
-    return _task_class(task["name"], source)(networks.build(config["network"]), **task["args"])
+def _from_lightning(path: Path) -> Task:
+    """The task of a ``.ckpt``, with its weights."""
+    content = read_checkpoint(path)
+    cls = task_class(content.get("task"), str(path))
+    args = dict(content.get("hyper_parameters", {}))
+    if (network := args.pop("network", None)) is None:
+        raise UserError(
+            f"{path} was trained on a network that is not the zoo's: pass it, "
+            f"{cls.__name__}.load_from_checkpoint(path, network=...)"
+        )
+    state = content["state_dict"]
+    task = rebuild({"name": cls.__name__, "args": args}, network, state, str(path))
+    task.on_load_checkpoint(content)
+    load_state(task, state, str(path))
+    task.data_info = content.get("data", {})
+    return task
 
 
 def load_weights(task: nn.Module, source: str | Path) -> None:
@@ -84,7 +92,8 @@ def load_weights(task: nn.Module, source: str | Path) -> None:
     recipe = trained_by(config)
     advice = f"--recipe {recipe} --ckpt_path {folder.name}" if recipe else ""
     check_same_network(config["network"], task, folder, advice)
-    task.network.load_state_dict(read_weights(folder / WEIGHTS))  # type: ignore[union-attr]
+    network: nn.Module = task.network  # type: ignore[assignment]
+    load_state(network, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
 
 
 def check_same_network(
@@ -103,7 +112,9 @@ def check_same_network(
     if recorded["name"] == asked["name"] and theirs == ours:
         return
     differ = [key for key in theirs if theirs[key] != ours.get(key)]
-    detail = ", ".join(f"{key} {theirs[key]} there and {ours.get(key)} here" for key in differ)
+    detail = ", ".join(
+        f"{key} {shown(theirs[key])} there and {shown(ours.get(key))} here" for key in differ
+    )
     if source.suffix == ".ckpt":
         advice = f"--recipe {source.parent.parent / 'config.yaml'}"
     raise UserError(

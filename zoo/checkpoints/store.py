@@ -6,25 +6,22 @@ recipe, what was measured, and how the run was made. Nothing of a shipped checkp
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zoo import networks
-from zoo.core.files import sha256, write_json
-from zoo.core.renamed import renamed_network
-from zoo.core.text import nearest
+from zoo.core.checkpoint_config import CONFIG, MANIFEST, read_config, read_manifest
+from zoo.core.files import is_file, is_folder, sha256, write_json, written_whole
+from zoo.core.text import first_line, nearest, shown
 from zoo.errors import UserError
 from zoo.recipes import shipped_folder
 from zoo.tasks.base import Task
 
-WEIGHTS, CONFIG, CARD, MANIFEST = "model.safetensors", "config.json", "README.md", "MANIFEST.json"
+WEIGHTS, CARD = "model.safetensors", "README.md"
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -42,35 +39,21 @@ def folder_of(source: str | Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    for folder in (shipped_folder("checkpoints") / str(source), Path(source)):
-        if (folder / CONFIG).is_file():
+    name = str(source)
+    for folder in (shipped_folder("checkpoints") / name, Path(name)):
+        if is_file(folder / CONFIG):
             return folder
-    if Path(source).is_dir():
-        raise UserError(f"{source}: no {CONFIG} in this folder: it is not a checkpoint")
+    if is_folder(Path(name)):
+        raise UserError(f"{name}: no {CONFIG} in this folder: it is not a checkpoint")
     raise UserError(
-        f"no checkpoint named {str(source)!r}{nearest(str(source), names())} "
+        f"no checkpoint named {shown(name)}{nearest(name, names())} "
         f"(shipped: {', '.join(names()) or 'none'}; or give a folder, or a .ckpt file)"
     )
 
 
 def manifest() -> dict[str, str]:
     """sha256 of every shipped file, by ``NAME/FILE``."""
-    path = shipped_folder("checkpoints") / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A checkpoint's config.json.
-
-    Raises:
-        UserError: it is not JSON, or not one of the zoo's.
-    """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        assert {"task", "network", "weights_sha256"} <= set(config)
-    except (ValueError, AssertionError, TypeError):
-        raise UserError(f"{folder / CONFIG}: not a configuration that the zoo wrote") from None
-    return {**config, "network": renamed_network(config["network"])}
+    return read_manifest(shipped_folder("checkpoints"))
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -82,8 +65,6 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: a file is missing, truncated or altered.
     """
-    config = read_config(folder)
-    expected = {WEIGHTS: config["weights_sha256"]}
     if folder.parent.resolve() == shipped_folder("checkpoints").resolve():
         listed = {
             key.removeprefix(f"{folder.name}/"): digest
@@ -92,26 +73,34 @@ def verify(folder: Path) -> dict[str, Any]:
         }
         if WEIGHTS not in listed:
             raise UserError(f"{folder} is not listed in {folder.parent / MANIFEST}")
-        expected = listed
+        _compare(folder, listed)  # before anything of it is read
+        return read_config(folder)
+    config = read_config(folder)
+    _compare(folder, {WEIGHTS: config["weights_sha256"]})
+    return config
+
+
+def _compare(folder: Path, expected: dict[str, str]) -> None:
     for name, digest in expected.items():
-        if not (folder / name).is_file():
+        if not is_file(folder / name):
             raise UserError(f"{folder / name} is missing")
         if (found := sha256(folder / name)) != digest:
             raise UserError(
                 f"{folder / name} is truncated or altered (sha256 {found[:12]}…, expected "
                 f"{digest[:12]}…): restore the file, nothing was loaded"
             )
-    return config
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a safetensors file.
+
+    Raises:
+        UserError: it is not one.
+    """
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file ({error})") from None
-
-
-# -- load ------------------------------------------------------------------------------------------
+    except Exception as error:  # SafetensorError, and torch's own of a dtype or size of no tensor
+        raise UserError(f"{path}: not a safetensors file ({first_line(error)})") from None
 
 
 # -- save ------------------------------------------------------------------------------------------
@@ -153,20 +142,18 @@ def save(task: Task, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     network = networks.describe(task.network)
     if network is None:
         raise UserError(f"{type(task.network).__name__} is not a network of the zoo's registry")
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / (WEIGHTS + ".part")
-    save_file(_plain(task.network.state_dict()), partial)
     args = {name: value for name, value in task.hparams.items() if name != "network"}
-    complete = {
-        "format": 1,
-        "task": {"name": type(task).__name__, "args": args},
-        "network": network,
-        "parameters": sum(p.numel() for p in task.network.parameters()),
-        "data": task.data_info,
-        **config,
-        "golden": golden_outputs(task),
-        "weights_sha256": sha256(partial),
-    }
-    os.replace(partial, folder / WEIGHTS)
+    with written_whole(folder / WEIGHTS) as partial:
+        save_file(_plain(task.network.state_dict()), partial)
+        complete = {
+            "format": 1,
+            "task": {"name": type(task).__name__, "args": args},
+            "network": network,
+            "parameters": sum(p.numel() for p in task.network.parameters()),
+            "data": task.data_info,
+            **config,
+            "golden": golden_outputs(task),
+            "weights_sha256": sha256(partial),
+        }
     write_json(folder / CONFIG, complete)
     return complete

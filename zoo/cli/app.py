@@ -58,6 +58,9 @@ class ZooCLI(RecipeReader):
         return {self.command: given | {"verbose"} if self.command in TABLED else given}
 
     def _set_seed(self) -> None:
+        seed = self.options.seed_everything
+        if not 0 <= int(seed) < 2**32:
+            raise UserError(f"seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
         LightningCLI._set_seed(self)
 
     @property

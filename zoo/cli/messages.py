@@ -38,8 +38,11 @@ def in_one_line(message: str, parser: Any) -> str:
     for pattern, known in _HINTS:
         if unknown := re.search(pattern, text):
             hint = nearest(unknown[1], known(parser))
-            # A name that exists, but not before there is a model to have it.
-            return text + ("; give --recipe NAME before it" if f"'{unknown[1]}'" in hint else hint)
+            if f"'{unknown[1]}'" not in hint:
+                return text + hint
+            # A name that exists, of another class; or of the recipe's, which is not read yet.
+            before = "" if parser.recipes else "; give --recipe NAME before it"
+            return text + (before or "; it is an argument of another class than the recipe's")
     return text
 
 

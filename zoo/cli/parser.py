@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from typing import Any, NoReturn
+from importlib import import_module
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zoo import recipes
@@ -43,11 +45,27 @@ class RecipeParser(LightningArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self.recipes: list[str] = []
 
+    def add_class_arguments(self, *args: Any, **options: Any) -> Any:
+        # A class is described in place. jsonargparse would read it from any file that a recipe
+        # names, and quote the file where it is no description.
+        return super().add_class_arguments(*args, **{**options, "sub_configs": False})
+
+    def add_subclass_arguments(self, *args: Any, **options: Any) -> Any:
+        added = super().add_subclass_arguments(*args, **options)
+        actions: list[Any] = self._actions
+        for action in actions:
+            if getattr(action, "_enable_path", False):  # for which there is no option here
+                action._enable_path = False
+                action.sub_add_kwargs = {**action.sub_add_kwargs, "sub_configs": False}
+        return added
+
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
         # jsonargparse 4.53 hands an option of a nested class on as text, where null reads None.
         if args is not None:
             args = [re.sub(r"^(--[\w.]+=)None$", r"\1null", argument) for argument in args]
-        return super().parse_args(args, *others, **options)
+        parsed = super().parse_args(args, *others, **options)
+        _refuse_nothing(parsed, "")
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         cause: BaseException | None = ex
@@ -59,3 +77,32 @@ class RecipeParser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         raise UserError(in_one_line(message, parser))
+
+
+def _refuse_nothing(settings: Any, at: str) -> None:
+    """Refuses null where a class of the zoo takes none, and numbers that are not numbers.
+
+    jsonargparse takes null for every argument, and a range lets nan through.
+
+    Raises:
+        UserError: the argument is named.
+    """
+    if isinstance(settings, float) and settings != settings:
+        raise UserError(f"{at} is nan: give a number")
+    if isinstance(settings, list):
+        for index, item in enumerate(settings):
+            _refuse_nothing(item, f"{at}[{index}]")
+    if not isinstance(settings, Namespace):
+        return
+    for key, value in vars(settings).items():
+        _refuse_nothing(value, f"{at}.{key}" if at else key)
+    path, args = settings.get("class_path"), settings.get("init_args")
+    if not isinstance(path, str) or not path.startswith("zoo.") or args is None:
+        return
+    module, _, name = path.rpartition(".")
+    made = getattr(import_module(module), name)
+    hints = get_type_hints(made.__init__ if inspect.isclass(made) else made)
+    for key, value in vars(args).items():
+        taken = get_args(hints.get(key)) or (hints.get(key, Any),)
+        if value is None and not {type(None), Any} & set(taken):
+            raise UserError(f"{at}.{key} is null, and {name} needs a value for it")

@@ -11,6 +11,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from zoo import recipes
 from zoo.checkpoints import store
+from zoo.core.files import is_file
+from zoo.core.text import shown
 from zoo.errors import UserError
 from zoo.runs.metrics import RunLogger
 from zoo.runs.record import read_record
@@ -70,7 +72,12 @@ def run_name(name: str, data: dict[str, Any]) -> str:
     Args:
         name: what was typed, or the recipe's name.
         data: as the data module describes them.
+
+    Raises:
+        UserError: it is not the name of one folder.
     """
+    if name != Path(name).name or name in (".", "..") or not name.isprintable() or len(name) > 200:
+        raise UserError(f"--name {shown(name)}: give the name of one folder, without /")
     return f"{name}-on-{data['name'].lower()}" if "instead_of" in data else name
 
 
@@ -98,7 +105,7 @@ def find_checkpoint(wanted: str | None, runs: Path, command: str) -> Path | None
             )
         return None
     if wanted not in ("last", "best"):
-        if not Path(wanted).is_file():
+        if not is_file(Path(wanted)):
             raise UserError(
                 f"--ckpt_path: no such file: {wanted} (or last, or best, of the newest run in "
                 f"{runs}, or a shipped checkpoint's name)"

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import NoReturn
 
 from zoo.core.text import nearest
 from zoo.errors import UserError
+
+
+def _finite(text: str) -> float:
+    """A number; ``nan``, which passes every test of a range, is none."""
+    if not math.isfinite(value := float(text)):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,6 +24,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"python -m zoo {command}", description=description, allow_abbrev=False
         )
+        self.register("type", float, _finite)
 
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from zoo import recipes, registry
 from zoo.commands import Parser
+from zoo.core.files import is_file, read_json
+from zoo.core.schema import check
+from zoo.core.text import shown
 from zoo.errors import UserError
-from zoo.runs.record import is_finished, read_record
+from zoo.runs.record import is_finished
 
 # What a run's run.json tells, and the checkpoint keeps.
 RUN_FACTS = [
@@ -28,6 +31,18 @@ RUN_FACTS = [
     "hardware",
     "versions",
 ]
+
+FACTS: dict[str, Any] = {
+    "data": dict[str, Any],
+    "metrics": dict[str, float],
+    "seed": int | bool | None,
+    "wall_time_s": float,
+}
+RECIPE: dict[str, Any] = {
+    "model": dict[str, Any],
+    "data": {"class_path": str, "init_args": dict[str, Any]},
+    "trainer": {"max_epochs": int | None, "precision": str | int | None},
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -84,6 +99,8 @@ def publish(
     from zoo.tasks.base import read_checkpoint
     from zoo.tasks.protocols import SamplesImages
 
+    if not name or name.startswith(".") or name != Path(name).name:
+        raise UserError(f"--name {shown(name)}: a folder's name, without / and no dot before it")
     facts, recipe = _read_run(run)
     _refuse_stand_in(run, facts, recipe)
     others = []
@@ -104,56 +121,84 @@ def publish(
     if temperatures:
         measured["judged"]["chosen"] = True
     root = to or recipes.shipped_folder("checkpoints")
-    fresh = root / f".{name}.part"
-    shutil.rmtree(fresh, ignore_errors=True)
-    config = store.save(
-        task,
-        fresh,
-        {
-            "name": name,
-            **measured,
-            "seeds": [
-                {"seed": f["seed"], "metrics": f["metrics"], "wall_time_s": f["wall_time_s"]}
-                for f in (facts, *others)
-            ],
-            "run": {key: facts[key] for key in RUN_FACTS if key in facts},
-            "global_step": int(content["global_step"]),
-            "recipe": recipe,
-        },
-    )
-    if (run / "curves.png").is_file():
-        shutil.copy(run / "curves.png", fresh / "curves.png")
-    if isinstance(task, SamplesImages):
-        draw_samples(task, name, fresh / "samples.png")
-    write_text(fresh / store.CARD, card(config))
-    target = root / name
-    old = root / f".{name}.old"
-    if target.exists():
-        target.rename(old)
-    fresh.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-    write_manifest(root)
-    return target
+    with _published_whole(root, name) as fresh:
+        config = store.save(
+            task,
+            fresh,
+            {
+                "name": name,
+                **measured,
+                "seeds": [
+                    {"seed": f["seed"], "metrics": f["metrics"], "wall_time_s": f["wall_time_s"]}
+                    for f in (facts, *others)
+                ],
+                "run": {key: facts[key] for key in RUN_FACTS if key in facts},
+                "global_step": content.get("global_step", 0),
+                "recipe": recipe,
+            },
+        )
+        if (run / "curves.png").is_file():
+            shutil.copy(run / "curves.png", fresh / "curves.png")
+        if isinstance(task, SamplesImages):
+            draw_samples(task, name, fresh / "samples.png")
+        write_text(fresh / store.CARD, card(config))
+    return root / name
 
 
-def write_manifest(root: Path) -> None:
-    """``MANIFEST.json``: sha256 of every file of every checkpoint below ``root``."""
+@contextmanager
+def _published_whole(root: Path, name: str) -> Iterator[Path]:
+    """A folder to fill; at the end it is ``ROOT/NAME``, and listed, and the former one is gone.
+
+    The two change places in one step where the system can do that (Linux): killed at any time, the
+    command leaves the former folder or the new one, whole.
+    """
     from zoo.checkpoints import store
-    from zoo.core.files import sha256, write_json
+    from zoo.core.files import exchange, json_text, sha256, write_text
 
-    files = sorted(p for folder in root.glob("[!.]*/") for p in folder.iterdir() if p.is_file())
-    digests = {file.relative_to(root).as_posix(): sha256(file) for file in files}
-    write_json(root / store.MANIFEST, digests)
+    fresh, target = root / f".{name}.part", root / name
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        yield fresh
+        # Read before anything is renamed, so that little time lies between folder and list.
+        listed = {file: sha256(path) for file, path in _files(root, {target: fresh})}
+        if not target.exists():
+            fresh.rename(target)
+        elif not exchange(fresh, target):
+            former = root / f".{name}.old"
+            shutil.rmtree(former, ignore_errors=True)
+            target.rename(former)
+            fresh.rename(target)
+            former.rename(fresh)
+        write_text(root / store.MANIFEST, json_text(listed))
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _files(root: Path, instead: dict[Path, Path]) -> list[tuple[str, Path]]:
+    """Every file of every checkpoint below ``root``, as the manifest names it, and where it lies.
+
+    Args:
+        root: the folder of checkpoints.
+        instead: of a checkpoint's folder, the one that takes its place.
+    """
+    folders = {folder for folder in root.glob("[!.]*/") if folder.is_dir()} | set(instead)
+    return sorted(
+        (f"{folder.name}/{file.name}", file)
+        for folder in folders
+        for file in instead.get(folder, folder).iterdir()
+        if file.is_file()
+    )
 
 
 def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in ("run.json", "config.yaml", "checkpoints/last.ckpt"):
-        if not (run / name).is_file():
+        if not is_file(run / name):
             raise UserError(f"{run}: no {name}: it is not the folder of a finished fit")
-    facts = read_record(run)
-    if not is_finished(facts):
+    facts, recipe = read_json(run / "run.json"), recipes.read(run / "config.yaml")
+    if isinstance(facts, dict) and not is_finished(facts):
         raise UserError(f"{run}: the fit is not finished (run.json: {facts.get('status')})")
-    recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    check(facts, FACTS, str(run / "run.json"))
+    check(recipe, RECIPE, str(run / "config.yaml"))
     return facts, recipe
 
 

@@ -1,12 +1,33 @@
-"""Help with words that were misspelt."""
+"""Help with words that were misspelt, and values in a message."""
 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHORT.maxlevel = 3
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """``"; did you mean 'X'?"`` for the choice most like ``word``, or nothing."""
+    if len(word) > 100:  # no name is as long, and comparing would take seconds
+        return ""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: its ``repr``, cut short however deep or long it is."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # a whole number of more digits than Python prints
+        return f"a {type(value).__name__} of many digits"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says in its first line, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -150,13 +150,14 @@ def defaults(name: str) -> dict[str, Any]:
     return json.loads(json.dumps(given))
 
 
-def build(description: dict[str, Any]) -> nn.Module:
-    """A network with fresh weights from what ``describe`` wrote.
+def build(description: Mapping[str, Any]) -> nn.Module:
+    """A network with fresh weights from what ``describe`` wrote; nothing is downloaded for it.
 
     Raises:
         ValueError: the name is not in the registry.
     """
-    name = description.get("name")
+    name, args = description.get("name"), description["args"]
     if name not in REGISTRY:
         raise ValueError(f"no network named {name!r}: choose one of {', '.join(REGISTRY)}")
-    return REGISTRY[name](**description["args"])
+    # Weights follow, so that a description that asks for others is not one that describe wrote.
+    return REGISTRY[name](**{**args, "pretrained": False} if "pretrained" in args else args)

@@ -72,8 +72,8 @@ def check(
         raise ValueError("the prompt is empty: give at least one token")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: it cannot be negative")
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}: it cannot be negative")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}: give a number from 0 up")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}: it must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:

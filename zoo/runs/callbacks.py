@@ -14,20 +14,33 @@ from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichPr
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from zoo.core.files import written_whole
+from zoo.core.files import sha256, written_whole
+from zoo.core.lightning_file import checksum_file, write_checksum
 from zoo.errors import UserError
 from zoo.runs.metrics import METRICS_FILE, draw_curves, duration, read_metrics, run_name
 from zoo.tasks.protocols import KeepsSamples
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file and renames, so that a killed run leaves no half checkpoint."""
+    """Writes beside the file and renames, so that a killed run leaves no half checkpoint.
+
+    The file's sha256 is written beside it, and compared with it whenever it is read.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        with written_whole(Path(path)) as partial:
+        file = Path(path)
+        with written_whole(file) as partial:
             super().save_checkpoint(checkpoint, partial, storage_options)
+            digest = sha256(partial)
+            # Killed before the new one is written, it leaves none rather than a wrong one.
+            checksum_file(file).unlink(missing_ok=True)
+        write_checksum(file, digest)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        super().remove_checkpoint(path)
+        checksum_file(Path(path)).unlink(missing_ok=True)
 
 
 class LastCheckpoint(Checkpoint):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from zoo import networks
-from zoo.core.renamed import renamed_network
+from zoo.core.lightning_file import read_checkpoint
 from zoo.errors import UserError
 from zoo.tasks.averaging import EMA
 from zoo.tasks.optim import make_optimizer
@@ -330,24 +330,3 @@ def _overruns(network: nn.Module) -> bool:
 def metric_prefix(data: dict[str, Any]) -> str:
     """What metrics of stand-in data begin with; ``data`` is what a data module's describe says."""
     return f"{data['name'].lower()}/" if "instead_of" in data else ""
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a Lightning ``.ckpt``; only tensors and JSON values are unpickled.
-
-    Raises:
-        UserError: no such file, or it is not a checkpoint.
-    """
-    if not path.is_file():
-        raise UserError(f"no such checkpoint: {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is not a readable checkpoint: {first[:200]}") from None
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise UserError(f"{path} is not a Lightning checkpoint: it has no state_dict")
-    hparams = content.get("hyper_parameters", {})
-    if hparams.get("network"):
-        hparams["network"] = renamed_network(hparams["network"])
-    return content
