@@ -52,6 +52,7 @@ class RecipeParser(LightningArgumentParser):
 
     def add_subclass_arguments(self, *args: Any, **options: Any) -> Any:
         added = super().add_subclass_arguments(*args, **options)
+        action: Any
         for action in self._actions:
             if getattr(action, "_enable_path", False):  # for which there is no option here
                 action._enable_path = False
