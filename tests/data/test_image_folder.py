@@ -155,23 +155,75 @@ def test_augmentation_treats_each_image_for_itself(flat: Path) -> None:
     assert len({one.numpy().tobytes() for one in augmented}) > 8
 
 
-@pytest.mark.parametrize("corrupt", ["error", "skip"])
-def test_an_unreadable_image_is_named(flat: Path, corrupt: str) -> None:
-    broken = flat / "red" / "broken.png"
-    broken.write_bytes((flat / "red" / "0.png").read_bytes()[:40])
-    module = data(flat, test=0.0, corrupt=corrupt)
-    module._items["val"] += module._items["train"]
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_an_unreadable_image_of_any_part_is_named_before_the_first_step(
+    split: Path, part: str
+) -> None:
+    for name in ("red", "blue"):
+        paint(split / "test" / name, 3, (9, 9, 9))
+    broken = split / part / "red" / "broken.png"
+    broken.write_bytes((split / "train" / "red" / "0.png").read_bytes()[:40])
+    with pytest.raises(UserError, match=r"red/broken\.png cannot be read as an image: .* skip$"):
+        data(split)
+    with pytest.warns(UserWarning, match=r"skipped: .*broken\.png .*\(1 so far\)"):
+        module = data(split, corrupt="skip")
+    assert module.sizes() == {"train": 12, "val": 6, "test": 6}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_truncated_image_is_found(flat: Path, suffix: str) -> None:
+    """Its head can be read."""
+    from PIL import Image
+
+    whole = flat / "red" / f"cut.{suffix}"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(whole)
+    content = whole.read_bytes()
+    whole.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="cut"):
+        data(flat)
+
+
+def test_one_that_breaks_after_it_was_opened_is_named(flat: Path) -> None:
+    module = data(flat, test=0.0)
+    path, _ = module._items["val"][0]
+    path.write_bytes(b"gone")
     batches = list(module.val_dataloader())
+    with pytest.raises(UserError, match=f"{path.name} cannot be read as an image"):
+        module.on_after_batch_transfer(batches[0], 0)
 
-    def see_all() -> int:
-        return sum(len(module.on_after_batch_transfer(batch, 0)[1]) for batch in batches)
 
-    if corrupt == "error":
-        with pytest.raises(UserError, match=r"red/broken\.png cannot be read as an image"):
-            see_all()
-        return
-    with pytest.warns(UserWarning, match=r"skipped: .*broken\.png"):
-        assert see_all() == 20
+def test_advice_that_was_followed_is_not_repeated(flat: Path) -> None:
+    module = ImageFolder(str(flat), image_size=32, workers=0, corrupt="skip")
+    module.prepare_data()
+    module._items["test"][0][0].write_bytes(b"gone")
+    with pytest.raises(UserError, match=r"mend or remove it$"):
+        module.setup("predict")
+
+
+def test_what_is_not_read_is_counted_and_named(flat: Path) -> None:
+    png = (flat / "red" / "0.png").read_bytes()
+    for folder in (".ipynb_checkpoints", "@eaDir"):
+        (flat / "red" / folder).mkdir()
+        (flat / "red" / folder / "0.png").write_bytes(png)
+    (flat / "red" / "photos.png").mkdir()  # a folder, whatever its name
+    (flat / "red" / "photos.png" / "inner.png").write_bytes(png)
+    for name in ("a.heic", "b.heic", "Thumbs.db"):
+        (flat / "blue" / name).write_bytes(png)
+    before = {path.name for path in (flat / "red").glob("*.*g") if path.is_file()}
+    with pytest.warns(UserWarning, match=r"1 of '\.db' .*2 of '\.heic' .*2 of 'hidden folders'"):
+        module = data(flat)
+    red = [path for items in module._items.values() for path, label in items if label == 1]
+    assert {path.name for path in red} == before | {"inner.png"}
+    assert all("eaDir" not in str(path) and ".ipynb" not in str(path) for path in red)
+
+
+@pytest.mark.parametrize("inner", ["\udcff\udcfe", "red/\udcff.png"])
+def test_a_name_that_is_not_utf8_is_refused(flat: Path, inner: str) -> None:
+    path = Path(str(flat / inner))
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if path.parent == flat else path.write_bytes(b"x")
+    with pytest.raises(UserError, match="not UTF-8: rename it"):
+        data(flat)
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,35 @@ def test_a_damaged_shakespeare_is_named(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "tinyshakespeare" / "input.txt").write_text("To be or not")
     with pytest.raises(UserError, match=r"input\.txt is truncated or altered"):
         Shakespeare(fallback="python").prepare_data()
+
+
+class Trained(torch.nn.Module):
+    """A task as a data module sees it: a network, and what it was trained on."""
+
+    def __init__(self, vocab_size: int, vocabulary: str | None) -> None:
+        super().__init__()
+        self.network = torch.nn.Module()
+        self.network.vocab_size = vocab_size
+        self.data_info = {} if vocabulary is None else {"vocabulary": vocabulary}
+
+
+@pytest.mark.parametrize(
+    ("size", "known", "message"),
+    [
+        (9, None, r"text\.txt has 4 characters, and the network's vocabulary 9: give .*size 4"),
+        (3, None, r"text\.txt has 4 characters, and the network's vocabulary 3: give .*size 4"),
+        (5, "\nabcd", "trained on 5 characters.*has 4 others: '.n' is only in the model"),
+        (4, "abde", "'c' is only in text.txt"),
+        (4, "dcba", "their order differs"),
+    ],
+)
+def test_characters_are_never_renumbered_in_silence(
+    tmp_path: Path, size: int, known: str | None, message: str
+) -> None:
+    (tmp_path / "text.txt").write_text("abcd" * 100)
+    module = TextFile(str(tmp_path / "text.txt"), context_length=8)
+    module.trainer = SimpleNamespace(lightning_module=Trained(size, known))
+    with pytest.raises(UserError, match=message):
+        module.setup("fit")
+    module.trainer = SimpleNamespace(lightning_module=Trained(4, "abcd"))
+    module.setup("fit")

@@ -42,19 +42,61 @@ def test_llama_of_hugging_face_gives_the_same_logits(kv_heads: int) -> None:
         num_attention_heads=4,
         num_key_value_heads=kv_heads,
         max_position_embeddings=40,
-        rms_norm_eps=1e-5,
+        rms_norm_eps=1e-3,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
         tie_word_embeddings=False,
     )
     theirs = transformers.LlamaForCausalLM(config).eval()
     for parameter in theirs.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    ours = Transformer(
-        50, 40, 32, 3, 4, kv_heads, hidden_dim=48, mlp="swiglu", tied=False, norm_eps=1e-5
-    ).eval()
-    ours.load_state_dict(from_llama(theirs.state_dict()), strict=True)
+    ours = from_llama(theirs.state_dict(), config).eval()
     tokens = torch.randint(50, (2, 40))
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+LLAMA = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 40,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type is 'llama3'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"head_dim": 16}, "head_dim is 16"),
+        ({"model_type": "mistral"}, "model_type is 'mistral'"),
+        ({}, "the weights are not those of the configuration: Missing key"),
+    ],
+)
+def test_what_a_transformer_does_not_compute_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_llama({}, {**LLAMA, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"activation_function": "relu"}, "activation_function is 'relu'"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        ({"model_type": "gptj"}, "model_type is 'gptj'"),
+    ],
+)
+def test_what_is_no_gpt2_is_refused(change: dict, message: str) -> None:
+    sizes = {"vocab_size": 50, "n_positions": 24, "n_embd": 32, "n_layer": 1, "n_head": 4}
+    with pytest.raises(ValueError, match=message):
+        from_gpt2({}, {**sizes, **change})
 
 
 def test_gpt2_of_hugging_face_gives_the_same_logits() -> None:
@@ -65,18 +107,7 @@ def test_gpt2_of_hugging_face_gives_the_same_logits() -> None:
     theirs = transformers.GPT2LMHeadModel(config).eval()
     for parameter in theirs.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    ours = Transformer(
-        50,
-        24,
-        32,
-        3,
-        4,
-        norm="layernorm",
-        positions="learned",
-        mlp="gelu_tanh",
-        bias=True,
-    ).eval()
-    ours.load_state_dict(from_gpt2(theirs.state_dict()), strict=True)
+    ours = from_gpt2(theirs.state_dict(), config.to_dict()).eval()
     tokens = torch.randint(50, (2, 24))
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import v2
 
+from zoo.core.files import is_folder
 from zoo.core.seeds import step_seed
+from zoo.core.text import shown
 from zoo.data.images import LabelledImages, Split
 from zoo.errors import UserError
 
@@ -25,8 +28,39 @@ _PARTS: dict[Split, str] = {"train": "train", "validation": "val", "test": "test
 
 
 def _folders(root: Path) -> list[str]:
-    """The visible sub-folders."""
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """The visible sub-folders.
+
+    Raises:
+        UserError: a name is not UTF-8; a checkpoint, which keeps the classes, could not hold it.
+    """
+    found = sorted(p.name for p in root.iterdir() if p.is_dir() and not _hidden(p.name))
+    for name in found:
+        _check_name(root / name)
+    return found
+
+
+def _hidden(name: str) -> bool:
+    """``.ipynb_checkpoints`` and its like hold copies, and a NAS keeps thumbnails in ``@eaDir``."""
+    return name.startswith((".", "@"))
+
+
+def _check_name(path: Path) -> None:
+    try:
+        path.name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{os.fsencode(path)!r} has a name that is not UTF-8: rename it") from None
+
+
+def _is_readable(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (8, 8))  # a JPEG at an eighth of its size: all its bytes are read
+            image.load()
+    except Exception:  # PIL has many for a broken file
+        return False
+    return True
 
 
 class _Images(Dataset[tuple[Tensor | None, int, str]]):
@@ -108,8 +142,8 @@ class ImageFolder(LabelledImages):
         cutmix: α of CutMix (Yun et al. 2019); 0 for none. With both, each batch gets one of them.
         flip: mirror half of the training images.
         scale: the least part of an image's area that a training crop shows.
-        corrupt: ``error`` stops at an image that cannot be read, ``skip`` leaves it out (unless a
-            whole training batch cannot be read); either way it is named.
+        corrupt: ``error`` stops at an image that cannot be read, before the first step; ``skip``
+            leaves it out; either way it is named.
         workers: processes that decode; by default the machine's cores but one, shared by the
             processes that train.
         mean, std: of each channel, ImageNet's by default.
@@ -171,6 +205,8 @@ class ImageFolder(LabelledImages):
         self.classes: list[str] = []
         self._items: dict[str, list[Item]] = {}
         self._named: set[str] = set()
+        self._left_out: dict[str, list[Path]] = {}  # by format
+        self._opened: set[str] = set()  # parts of which every file was read once
         self._digest = ""
 
     # -- finding the images ----------------------------------------------------------------------
@@ -179,7 +215,7 @@ class ImageFolder(LabelledImages):
         """Lists the images; nothing is decoded."""
         if self._items:
             return
-        if not self.folder.is_dir():
+        if not is_folder(self.folder):
             raise UserError(f"data.folder: no such folder: {self.folder}")
         split = (self.folder / "train").is_dir()
         root = self.folder / "train" if split else self.folder
@@ -191,20 +227,22 @@ class ImageFolder(LabelledImages):
             )
         found = self._list(root)
         if not split:
-            self._items = self._by_fraction(found, root, self.test)
-            return
-        if (self.folder / "val").is_dir():
-            items = {"train": found, "val": self._list(self.folder / "val")}
+            items = self._by_fraction(found, root, self.test)
         else:
-            items = self._by_fraction(found, root, test=0)
-        has_test = (self.folder / "test").is_dir()
-        self._items = items | {"test": self._list(self.folder / "test") if has_test else []}
+            if (self.folder / "val").is_dir():
+                items = {"train": found, "val": self._list(self.folder / "val")}
+            else:
+                items = self._by_fraction(found, root, test=0)
+            has_test = (self.folder / "test").is_dir()
+            items |= {"test": self._list(self.folder / "test") if has_test else []}
+        self._name_left_out()
+        self._items = items
+        self.checksums()  # of all that was found, those among them that cannot be read
 
     def _list(self, root: Path) -> list[Item]:
         items: list[Item] = []
         for label, name in enumerate(self.classes):
-            found = (root / name).rglob("[!.]*")
-            paths = sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+            paths = self._images_in(root / name)
             if not paths:
                 raise UserError(f"{root / name}: no image in it ({', '.join(SUFFIXES)})")
             items += [(path, label) for path in paths]
@@ -212,6 +250,52 @@ class ImageFolder(LabelledImages):
         if unknown:
             raise UserError(f"{root / unknown[0]}: a class that the training images do not have")
         return items
+
+    def _images_in(self, folder: Path) -> list[Path]:
+        """The images of a class, in folders within it too; others are counted."""
+        found = []
+        for place, folders, names in os.walk(folder):
+            for name in folders:
+                if _hidden(name):
+                    self._left_out.setdefault("hidden folders", []).append(Path(place, name))
+            folders[:] = [name for name in folders if not _hidden(name)]
+            for path in (Path(place, name) for name in names if not name.startswith(".")):
+                if path.suffix.lower() in SUFFIXES:
+                    _check_name(path)
+                    found.append(path)
+                else:
+                    kind = path.suffix.lower() or "no suffix"
+                    self._left_out.setdefault(kind, []).append(path)
+        return sorted(found)
+
+    def _name_left_out(self) -> None:
+        """Warns of what is not read, by format: how many, and which is the first."""
+        if self._left_out:
+            counts = ", ".join(
+                f"{len(paths)} of {shown(kind)} (such as {shown(str(min(paths)))})"
+                for kind, paths in sorted(self._left_out.items())
+            )
+            warnings.warn(
+                f"{self.folder}: not read: {counts}; formats: {', '.join(SUFFIXES)}", stacklevel=2
+            )
+
+    def _open_all(self, part: str, predicting: bool) -> None:
+        """Reads every file of a part once, so that a broken one is found before the first step."""
+        if part in self._opened:
+            return
+        items = self._items[part]
+        with ThreadPoolExecutor(max(1, self._workers())) as pool:
+            readable = list(pool.map(_is_readable, [path for path, _ in items]))
+        broken = [str(path) for (path, _), good in zip(items, readable, strict=True) if not good]
+        self._name(broken, predicting)
+        kept = [item for item, good in zip(items, readable, strict=True) if good]
+        missing = {label for _, label in items} - {label for _, label in kept}
+        if missing and (part == "train" or not kept):
+            raise UserError(
+                f"{self.folder}: no {part} image of {self.classes[min(missing)]!r} can be read"
+            )
+        self._items[part] = kept
+        self._opened.add(part)
 
     def _by_fraction(self, items: list[Item], root: Path, test: float) -> dict[str, list[Item]]:
         """Every class is split alike, by a fixed seed, whatever the seed of a run.
@@ -274,6 +358,10 @@ class ImageFolder(LabelledImages):
 
     def setup(self, stage: str) -> None:
         self.prepare_data()
+        # A fit ends with the test: what is wrong with its images is told before the first step.
+        parts = {"fit": ["train", "val", "test"], "validate": ["val"]}.get(stage, ["test"])
+        for part in parts:
+            self._open_all(part, stage == "predict")
 
     def _workers(self) -> int:
         if self.workers is not None:
@@ -351,14 +439,18 @@ class ImageFolder(LabelledImages):
             ]
             return v2.RandomChoice(mixers)(images, labels) if mixers else (images, labels)
 
-    def _name(self, broken: list[str]) -> None:
-        predicting = self.trainer is not None and self.trainer.predicting
+    def _name(self, broken: list[str], predicting: bool = False) -> None:
+        predicting = predicting or (self.trainer is not None and self.trainer.predicting)
+        if broken and (self.corrupt == "error" or predicting):
+            many = f" and {len(broken) - 1} more" if broken[1:] else ""
+            advice = "a prediction is for every file: mend or remove it"
+            if not predicting:
+                advice = "mend or remove it, or give --data.corrupt skip"
+            raise UserError(f"{broken[0]}{many} cannot be read as an image: {advice}")
         for path in broken:
-            if self.corrupt == "error" or predicting:  # a prediction for every file, or none
-                raise UserError(
-                    f"{path} cannot be read as an image: mend or remove it, or give "
-                    "--data.corrupt skip"
-                )
             if path not in self._named:
                 self._named.add(path)
-                warnings.warn(f"skipped: {path} cannot be read as an image", stacklevel=2)
+                warnings.warn(
+                    f"skipped: {path} cannot be read as an image ({len(self._named)} so far)",
+                    stacklevel=2,
+                )

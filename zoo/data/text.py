@@ -147,18 +147,38 @@ class Text(DataModule):
                         f"{used.name}: {len(kept)} characters of {part} text, and a window has "
                         f"{self.context_length}: give a smaller data.context_length"
                     )
-        network = getattr(getattr(self.trainer, "lightning_module", None), "network", None)
-        size = getattr(network, "vocab_size", len(self.used.vocabulary))
-        if size < len(self.used.vocabulary):
-            raise UserError(
-                f"{self.used.name} has {len(self.used.vocabulary)} characters, and the network's "
-                f"vocabulary {size}: give --model.network.vocab_size {len(self.used.vocabulary)}"
-            )
+        task = getattr(self.trainer, "lightning_module", None)
+        network = getattr(task, "network", None)
+        self._check_vocabulary(network, getattr(task, "data_info", {}).get("vocabulary"))
         context = getattr(network, "context_length", None)
         if context is not None and context < self.context_length:
             raise UserError(
                 f"data.context_length is {self.context_length}, and the network sees {context}: "
                 f"give --model.network.context_length {self.context_length}"
+            )
+
+    def _check_vocabulary(self, network: Any, known: str | None) -> None:
+        """Compares the text's characters with those that a network has or was trained on.
+
+        Raises:
+            UserError: they differ: tokens would mean other characters than the network learned.
+        """
+        name, ours = self.used.name, self.used.vocabulary
+        if known is not None and known != ours:
+            here, there = sorted(set(ours) - set(known)), sorted(set(known) - set(ours))
+            difference = "their order differs"
+            if here or there:
+                difference = f"{(here or there)[0]!r} is only in {name if here else 'the model'}"
+            raise UserError(
+                f"the model was trained on {len(known)} characters, and {name} has {len(ours)} "
+                f"others: {difference}, and tokens would mean other characters than it learned; "
+                "train a fresh network on this text"
+            )
+        size = getattr(network, "vocab_size", len(ours))
+        if size != len(ours):
+            raise UserError(
+                f"{name} has {len(ours)} characters, and the network's vocabulary {size}: give "
+                f"--model.network.vocab_size {len(ours)}"
             )
 
     def sizes(self) -> dict[str, int]:
