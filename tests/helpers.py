@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class KillAt(Callback):
     """``kill -9``, or another signal, of this very process before a training step."""
 
-    def __init__(self, step: int, signal: int = signal.SIGKILL) -> None:
+    def __init__(self, step: int, signal: int = int(signal.SIGKILL)) -> None:
         self.step, self.signal = step, signal
 
     def on_train_batch_start(

@@ -36,7 +36,9 @@ def test_a_run_leaves_everything_behind(zoo_cli) -> None:
         "summary.txt",
         "run.json",
     }
-    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {
+        f"{name}.ckpt{end}" for name in ("best", "last") for end in ("", ".sha256")
+    }
     assert {"train/loss", "val/loss", "val/accuracy", "test/accuracy", "lr"} <= set(
         rows(run / "metrics.csv")[0]
     )
@@ -150,7 +152,7 @@ def test_fit_goes_on_in_the_same_folder(zoo_cli) -> None:
         ([*DIGITS, "--model.network.in_channels", "3"], "does not take images of 1 × 8 × 8"),
         ([*DIGITS, "--model.network.num_classes", "9"], "give --model.network.num_classes 10"),
         ([*DIGITS, "--ckpt_path", "lst"], "no such file: lst"),
-        ([*DIGITS, "--ckpt_path", "last"], "no run with such a checkpoint"),
+        ([*DIGITS, "--ckpt_path", "last"], "there is no run in runs/resnet_digits"),
         ([*DIGITS, "--ckpt_path", "resnet_fmnist"], "shipped weights are no run to go on with"),
         ([*DIGITS, "--trainer.accelerator", "gpu"], "gpu"),
         ([*DIGITS, "--trainer.max_time", "soon"], "duration='soon'"),
@@ -252,9 +254,8 @@ def test_wandb_offline_beside_the_csv(zoo_cli) -> None:
 def test_without_validation_there_is_no_best_but_a_last(zoo_cli) -> None:
     result = zoo_cli(*SHORT, "--trainer.limit_val_batches", "0")
     assert result.code == 0, result.err
-    assert [p.name for p in Path("runs/resnet_digits/version_0/checkpoints").iterdir()] == [
-        "last.ckpt"
-    ]
+    saved = Path("runs/resnet_digits/version_0/checkpoints").iterdir()
+    assert {path.name for path in saved} == {"last.ckpt", "last.ckpt.sha256"}
 
 
 def test_a_fit_that_is_refused_leaves_nothing(zoo_cli) -> None:
