@@ -51,6 +51,66 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     assert "bad.yaml" in str(error.value)
 
 
+GROWING = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9)
+)
+MERGING = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n + 1}: &a{n + 1} {{<<: [{', '.join([f'*a{n}'] * 9)}]}}\n" for n in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GROWING, "nested too deeply or too long"),
+        (MERGING, "nested too deeply or too long"),
+        ("model: &m {a: *m}", "an alias stands within what it stands for"),
+        ("model: &m [*m]", "an alias stands within what it stands for"),
+        ("[" * 5000, "nested too deeply or too long"),
+        ("trainer: {1: 2}", "trainer has 1 as a name"),
+        ("trainer: 1.5", r"trainer is 1\.5, expected a mapping"),
+        ("model: /etc/passwd", "model is '/etc/passwd', expected a mapping"),
+        ("config: /etc/passwd", "config is an option of the command line"),
+        ("recipe: resnet_digits", "recipe is an option of the command line"),
+        ("model: {lr: .nan}", r"model\.lr is nan"),
+        ("model: {lr: 1" + "0" * 30 + "}", r"model\.lr is 1"),
+        ("data: {since: 2020-01-01}", "write it in quotes"),
+        ("model: !!python/object/apply:os.getcwd []", "not YAML"),
+    ],
+)
+def test_what_yaml_can_say_and_a_recipe_cannot_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = write(tmp_path / "bad.yaml", text)
+    with pytest.raises(UserError, match=message) as error:
+        recipes.read(path)
+    assert "bad.yaml" in str(error.value)
+    assert "root:" not in str(error.value)
+
+
+def test_an_alias_stands_for_what_it_says(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", "model: &m {a: [1, 2]}\ndata: *m\ntrainer: {<<: *m, b: 3}")
+    same = {"a": [1, 2]}
+    assert recipes.read(path) == {"model": same, "data": same, "trainer": {**same, "b": 3}}
+
+
+def test_a_damaged_checkpoint_leaves_the_list_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = recipes.shipped_folder
+    for name in ("resnet_fmnist", "vit_fmnist"):
+        (tmp_path / name).mkdir()
+        text = (shipped("checkpoints") / name / "config.json").read_text(encoding="utf-8")
+        (tmp_path / name / "config.json").write_text(text, encoding="utf-8")
+    (tmp_path / "resnet_fmnist" / "config.json").write_text("{")
+    instead = {"checkpoints": tmp_path}
+    monkeypatch.setattr(recipes, "shipped_folder", lambda name: instead.get(name) or shipped(name))
+    with pytest.warns(UserWarning, match=r"left out: .*resnet_fmnist/config\.json: not JSON"):
+        entries = {entry.name: entry for entry in recipes.entries()}
+    assert entries["vit_fmnist"].weights
+    assert not entries["resnet_fmnist"].weights
+
+
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     path = tmp_path / "binary.yaml"
     path.write_bytes(b"model: \xff")

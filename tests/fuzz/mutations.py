@@ -39,9 +39,9 @@ VALUES: tuple[Any, ...] = (
     [[]],
     [None],
     {"": None},
-    {"class_path": "os.system", "init_args": {"command": "touch canary"}},
     ["a"] * 3000,
 )
+CODE = {"class_path": "os.system", "init_args": {"command": "touch canary"}}
 
 
 def deep(levels: int) -> list[Any]:
@@ -65,7 +65,7 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-def mutate(tree: Any, random: Random, values: tuple[Any, ...] = VALUES) -> tuple[Any, str]:
+def mutate(tree: Any, random: Random, values: tuple[Any, ...] = (*VALUES, CODE)) -> tuple[Any, str]:
     """A copy of a JSON tree with one or two places changed, and what was done to it."""
     tree, told = copy.deepcopy(tree), []
     for _ in range(random.choice((1, 1, 1, 2))):

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from zoo import recipes
 from zoo.cli.messages import in_one_line
+from zoo.core.text import shown
 from zoo.errors import UserError
 
 
@@ -61,6 +62,9 @@ class RecipeParser(LightningArgumentParser):
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
         # jsonargparse 4.53 hands an option of a nested class on as text, where null reads None.
+        for argument in args or ():
+            if isinstance(argument, str) and not argument.isascii():
+                _check_utf8(argument)
         if args is not None:
             args = [re.sub(r"^(--[\w.]+=)None$", r"\1null", argument) for argument in args]
         parsed = super().parse_args(args, *others, **options)
@@ -77,6 +81,13 @@ class RecipeParser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         raise UserError(in_one_line(message, parser))
+
+
+def _check_utf8(argument: str) -> None:
+    try:
+        argument.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{shown(argument)} is not UTF-8: config.yaml could not hold it") from None
 
 
 def _refuse_nothing(settings: Any, at: str) -> None:
