@@ -520,7 +520,7 @@ def recipe_files(work: Path, random: Random, count: int) -> Iterator[Case]:
             content, told = damage(yaml.safe_dump(RECIPE).encode(), random)
             file.write_bytes(content)
         else:
-            changed, told = mutate(RECIPE, random, VALUES)
+            changed, told = mutate(RECIPE, random, values)
             try:
                 file.write_text(yaml.safe_dump(changed))
             except UnicodeEncodeError:

@@ -243,7 +243,7 @@ class ClassifierCard(Card):
         },
         "proof": {
             "variance_shift": Shift | None,
-            "strangers": str | None,
+            "out_of_distribution": str | None,
             "uncertainty": dict[str, Scores],
         },
     }
