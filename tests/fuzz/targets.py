@@ -508,9 +508,6 @@ def recipe_files(work: Path, random: Random, count: int) -> Iterator[Case]:
 
     A recipe is code, so that the value that asks for code to run is left out.
     """
-    values = tuple(
-        value for value in VALUES if not (isinstance(value, dict) and "class_path" in value)
-    )
     for number in range(count):
         file = work / "mine.yaml"
         if number < len(TEXTS):
