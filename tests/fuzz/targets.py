@@ -517,7 +517,7 @@ def recipe_files(work: Path, random: Random, count: int) -> Iterator[Case]:
             content, told = damage(yaml.safe_dump(RECIPE).encode(), random)
             file.write_bytes(content)
         else:
-            changed, told = mutate(RECIPE, random, values)
+            changed, told = mutate(RECIPE, random, VALUES)
             try:
                 file.write_text(yaml.safe_dump(changed))
             except UnicodeEncodeError:
