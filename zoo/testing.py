@@ -12,7 +12,7 @@ from zoo.diagnostics.audit import audit
 def assert_clean(
     model: nn.Module, *example_inputs: Any, fail_on: str = "warning", **options: Any
 ) -> None:
-    """Fails a test where the audit finds something.
+    """Fails a test where the audit finds something, or could not follow all of the model.
 
     Args:
         model, example_inputs, options: as ``zoo.audit`` takes them.
@@ -23,5 +23,5 @@ def assert_clean(
     """
     __tracebackhide__ = True
     report = audit(model, *example_inputs, **options)
-    if report.at_least(fail_on):
+    if report.at_least(fail_on) or not report.audited:
         raise AssertionError(f"\n{report}")

@@ -59,12 +59,25 @@ def test_timm_and_torchvision_json_and_sarif(zoo_cli, tmp_path: Path) -> None:
     assert json.loads(result.out)["findings"] == []
 
 
+def test_what_cannot_be_audited_has_an_exit_code_of_its_own(zoo_cli, tmp_path: Path) -> None:
+    scripted = "from torch.jit import script as compiled\nfrom mine import build\n\n\n"
+    scripted += "def script():\n    return compiled(build())\n"
+    (tmp_path / "mine.py").write_text(BUILDER)
+    (tmp_path / "opaque.py").write_text(scripted)
+    for fail_on in ("error", "never"):
+        result = zoo_cli(
+            "audit", "--model", "opaque.py:script", "--input", "4,8", "--fail-on", fail_on
+        )
+        assert result.code == 2
+        assert "not audited: " in result.out
+
+
 def test_explain(zoo_cli) -> None:
     result = zoo_cli("audit", "--explain", "dropout-before-bn")
     assert result.code == 0
     assert "Li et al., CVPR 2019" in result.out
     everything = zoo_cli("audit", "--explain")
-    assert len(everything.out.splitlines()) == 18
+    assert len(everything.out.splitlines()) == 21
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from collections import UserDict
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 import zoo
+from tests.diagnostics.oracle import changed_by_the_seed
 from zoo.diagnostics.audit import audit
 from zoo.diagnostics.trace.graph import MERGED, STRAIGHT, reach
 from zoo.diagnostics.trace.recorder import record
@@ -74,43 +76,6 @@ def make(library: str, name: str, args: dict[str, Any]) -> nn.Module:
     if library == "timm":
         return timm.create_model(name.strip(), **args)
     return torchvision.models.get_model_builder(name.strip())(**args)
-
-
-def changed_by_the_seed(
-    model: nn.Module, x: torch.Tensor, expected: set[str]
-) -> tuple[set[str], set[str]]:
-    """The BatchNorms whose input differs from seed to seed, and all that run; no rule at all.
-
-    Rare drops need many seeds: more are tried as long as something is missing from ``expected``.
-    """
-    names = {module: name for name, module in model.named_modules()}
-    model.train()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim < 2:  # a scale that begins at zero would hide its whole branch
-                parameter.uniform_(0.5, 1.5)
-    first: dict[str, list[torch.Tensor]] = {}
-    changed: set[str] = set()
-    for seed in range(100):
-        if seed >= 3 and changed == expected:
-            break
-        now: dict[str, list[torch.Tensor]] = {}
-
-        def keep(module: nn.Module, inputs: Any, now: Any = now) -> None:
-            now.setdefault(names[module], []).append(inputs[0].clone())
-
-        norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-        hooks = [norm.register_forward_pre_hook(keep) for norm in norms]
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            model(x)
-        for hook in hooks:
-            hook.remove()
-        for name, tensors in now.items():
-            before = first.setdefault(name, tensors)
-            if any(not torch.equal(a, b) for a, b in zip(tensors, before, strict=True)):
-                changed.add(name)
-    return changed, set(first)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -688,3 +653,336 @@ def test_sarif_points_at_the_line() -> None:
     assert place["artifactLocation"]["uri"].endswith("test_audit.py")
     first = by_hand.__code__.co_firstlineno
     assert first < place["region"]["startLine"] <= first + 3
+
+
+# -- what lends its shape, and what does not reach -------------------------------------------------
+
+
+def lends_view(self: Any, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    return self.linear(x).view_as(d)
+
+
+def lends_expand(self: Any, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    return self.linear(x)[:, None].expand_as(d[:, None])[:, 0]
+
+
+def lends_type(self: Any, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    return self.linear(x).to(d).type_as(d)
+
+
+def lends_to_broadcast(self: Any, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    return torch.broadcast_tensors(self.linear(x), d)[0]
+
+
+def lends_ones(self: Any, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    return self.linear(x) * torch.ones_like(d) + d.new_zeros(d.shape)
+
+
+@pytest.mark.parametrize(
+    "lend", [lends_view, lends_expand, lends_type, lends_to_broadcast, lends_ones]
+)
+def test_a_tensor_that_lends_its_shape_lends_no_values(lend) -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        d = self.drop(x)
+        return self.norm(lend(self, x, d)) + d
+
+    model = Forward(forward, drop=nn.Dropout(0.5), linear=nn.Linear(8, 8), norm=nn.BatchNorm1d(8))
+    x = torch.randn(6, 8)
+    assert changed_by_the_seed(model, x, set())[0] == set()
+    assert "dropout-before-bn" not in findings(model, x)
+
+    def reversed_(self: Any, x: torch.Tensor) -> torch.Tensor:  # the dropped one is shaped
+        return self.norm(lend(self, self.drop(x), x))
+
+    model.body = reversed_
+    assert changed_by_the_seed(model, x, {"norm"})[0] == {"norm"}
+    assert "dropout-before-bn" in findings(model, x)
+
+
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_of_a_recurrent_layers_states_the_first_stands_before_its_dropout(which) -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.lstm(x)[1][0][which])
+
+    model = Forward(forward, lstm=nn.LSTM(8, 8, 2, dropout=0.5), norm=nn.BatchNorm1d(8))
+    x = torch.randn(5, 4, 8)
+    changed, _ = changed_by_the_seed(model, x, {"norm"} if which else set())
+    assert changed == ({"norm"} if which else set())
+    assert {f.module for f in findings(model, x).get("dropout-before-bn", [])} == changed
+
+
+def test_dropped_weights_of_a_recurrent_layer_are_seen() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        lstm = self.lstm
+        lstm.weight_hh_l0 = F.dropout(self.raw, 0.5, self.training)
+        return self.norm(lstm(x)[0].transpose(1, 2))
+
+    model = Forward(forward, lstm=nn.LSTM(8, 8), norm=nn.BatchNorm1d(8))
+    model.raw = nn.Parameter(model.lstm.weight_hh_l0.detach().clone())
+    del model.lstm._parameters["weight_hh_l0"]
+    (finding,) = findings(model, torch.randn(5, 4, 8))["dropout-before-bn"]
+    assert (finding.severity, finding.module) == ("error", "norm")
+
+
+def test_a_norm_that_its_own_train_freezes_is_no_fault() -> None:
+    class Frozen(nn.Sequential):
+        def train(self, mode: bool = True) -> nn.Module:
+            super().train(mode)
+            self[2].eval()
+            return self
+
+    parts = nn.Dropout(0.3), nn.Linear(8, 8), nn.BatchNorm1d(8)
+    x = torch.randn(4, 8)
+    for model in (Frozen(*parts), Frozen(*parts).eval(), nn.Sequential(Frozen(*parts))):
+        assert "dropout-before-bn" not in findings(model, x)
+    assert "dropout-before-bn" in findings(nn.Sequential(*parts).train(), x)
+
+
+def test_a_norm_that_goes_by_the_batch_in_evaluation_too_is_no_fault() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        norm = self.norm
+        return F.batch_norm(self.drop(x), norm.running_mean, norm.running_var, training=True)
+
+    model = Forward(forward, drop=nn.Dropout(0.5), norm=nn.BatchNorm1d(8))
+    assert "dropout-before-bn" not in findings(model, torch.randn(4, 8))
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "idle"),
+    [
+        ((nn.Linear(8, 8), nn.BatchNorm1d(8)), (16, 8, 8), False),
+        ((nn.Linear(8, 8), nn.BatchNorm1d(8)), (16, 8), True),
+        ((nn.Linear(8, 8), nn.Flatten(0, 1), nn.BatchNorm1d(8)), (4, 8, 8), True),
+        ((nn.Conv1d(8, 8, 1), nn.BatchNorm1d(8)), (4, 8, 8), True),
+        ((nn.Conv2d(8, 8, 1), nn.Flatten(2), nn.BatchNorm1d(8)), (4, 8, 2, 4), True),
+    ],
+)
+def test_a_bias_is_idle_only_along_the_channels_of_the_norm(layers, shape, idle) -> None:
+    model, x = nn.Sequential(*layers), torch.randn(shape)
+    plain = model(x)
+    with torch.no_grad():
+        model[0].bias += torch.randn(8)
+    assert torch.allclose(model(x), plain, atol=1e-4) == idle  # what the bias does
+    assert ("bias-before-bn" in findings(model, x)) == idle
+
+
+# -- whose statistics, and whose randomness --------------------------------------------------------
+
+
+def test_two_norms_called_by_forward_are_two() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.second.forward(self.linear(self.first.forward(x)))
+
+    norms = {name: nn.BatchNorm1d(8, affine=False) for name in ("first", "second")}
+    model = Forward(forward, linear=nn.Linear(8, 8), **norms)
+    assert "bn-shared" not in findings(model, torch.randn(4, 8))
+
+    def twice(self: Any, x: torch.Tensor) -> torch.Tensor:
+        first = self.first
+        x = F.batch_norm(x, first.running_mean, first.running_var, training=self.training)
+        return first.forward(self.linear(x))
+
+    model.body = twice
+    (finding,) = findings(model, torch.randn(4, 8))["bn-shared"]
+    assert finding.module == "first"
+
+
+@pytest.mark.parametrize("how", ["numpy", "generator", "python", "list", "scalar", "way"])
+def test_randomness_from_outside_torch_is_seen(how) -> None:
+    own = np.random.default_rng(0)
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            if how == "numpy":
+                kept = np.random.rand(*x.shape) < 0.5  # noqa: NPY002
+                x = x * torch.from_numpy(kept.astype(np.float32))
+            elif how == "generator":
+                x = x * torch.from_numpy(self.own.random(x.shape, dtype=np.float32))
+            elif how == "python":
+                x = x * torch.tensor([random.random() < 0.5 for _ in range(8)])
+            elif how == "list":
+                x = x * x.new_tensor([[random.random() < 0.5 for _ in "12345678"]])
+            elif how == "scalar":
+                x = x * (random.random() < 0.5)
+            elif random.random() < 0.5:
+                x = F.dropout(x, 0.5)
+        return self.norm(self.linear(x))
+
+    model = Forward(forward, linear=nn.Linear(8, 8), norm=nn.BatchNorm1d(8))
+    model.own = own
+    report = audit(model, torch.randn(6, 8))
+    assert [f.module for f in report.findings if f.rule == "dropout-before-bn"] == ["norm"]
+    decides = any("of Python or numpy decides in Python at" in note for note in report.notes)
+    assert decides == (how == "way")
+
+
+def test_a_way_that_chance_takes_seldom_is_followed_too() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.training and torch.rand(()) < 0.4:
+            return self.second(self.drop(x))
+        return self.first(x)
+
+    model = Forward(
+        forward, drop=nn.Dropout(0.5), first=nn.BatchNorm1d(8), second=nn.BatchNorm1d(8)
+    )
+    assert [f.module for f in findings(model, torch.randn(6, 8))["dropout-before-bn"]] == ["second"]
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["before", "within"])
+def test_batchnorm_and_vmap(inside) -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        drop, norm = self.drop, self.norm
+        if inside:
+            each = lambda one: norm.eval()(drop(one))  # noqa: E731
+            return torch.vmap(each, randomness="different")(x[None])
+        return norm(torch.vmap(lambda one: self.linear(drop(one)), randomness="different")(x))
+
+    model = Forward(forward, drop=nn.Dropout(0.5), linear=nn.Linear(8, 8), norm=nn.BatchNorm1d(8))
+    report = audit(model, torch.randn(6, 8))
+    assert report.seen == {
+        "frozen BatchNorm" if inside else "BatchNorm": 1,
+        "element-wise dropout": 1,
+    }
+    found = [f.module for f in report.findings if f.rule == "dropout-before-bn"]
+    assert found == ([] if inside else ["norm"])
+    assert not report.notes
+
+
+def test_flex_attention_is_seen_through() -> None:
+    flex = pytest.importorskip("torch.nn.attention.flex_attention").flex_attention
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        query = self.drop(x)[:, None]
+        return self.norm(flex(query, query, query)[:, 0])
+
+    model = Forward(forward, drop=nn.Dropout(0.5), norm=nn.BatchNorm1d(128))
+    (finding,) = findings(model, torch.randn(2, 128, 16))["dropout-before-bn"]
+    assert (finding.module, finding.origin) == ("norm", "drop")
+
+
+def test_a_plain_vit_has_no_tensor_of_unknown_origin() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=2)
+    assert audit(model, torch.randn(1, 3, 224, 224)).notes == []
+
+
+@pytest.mark.parametrize("kind", ["scripted", "traced", "exported", "a part"])
+def test_what_cannot_be_followed_is_not_audited(kind) -> None:
+    faulty: nn.Module = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8))
+    x = torch.randn(4, 8)
+    if kind == "traced":
+        model = torch.jit.trace(faulty.eval(), x)
+    elif kind == "exported":
+        model = torch.export.export(faulty, (x,)).module()
+    else:
+        model = torch.jit.script(faulty)
+    if kind == "a part":
+        model = nn.Sequential(nn.Linear(8, 8), model)
+    report = audit(model, x)
+    assert not report.ok
+    assert not report.audited
+    assert report.unseen == ["1" if kind == "a part" else ""]
+    text = str(report)
+    assert "not audited: " in text
+    assert "clean" not in text
+    assert "no BatchNorm and no dropout" not in text
+    assert json.loads(report.to_json())["audited"] is False
+    with pytest.raises(AssertionError, match="not audited"):
+        zoo.testing.assert_clean(model, x)
+
+
+def test_instancenorm_with_running_statistics_is_audited() -> None:
+    norm = nn.InstanceNorm1d(8, track_running_stats=True)
+    model = nn.Sequential(nn.Dropout(0.5), nn.Conv1d(8, 8, 1), norm)
+    report = audit(model, torch.randn(4, 8, 10))
+    assert report.seen["InstanceNorm with running statistics"] == 1
+    assert [f.module for f in report.findings if f.rule == "dropout-before-bn"] == ["2"]
+    model = nn.Sequential(nn.Dropout(0.5), nn.Conv1d(8, 8, 1), nn.InstanceNorm1d(8))
+    assert "dropout-before-bn" not in findings(model, torch.randn(4, 8, 10))
+
+
+def test_example_inputs_in_every_form() -> None:
+    class Encoding(UserDict):  # as a tokenizer gives
+        pass
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.norm = nn.Dropout(0.5), nn.BatchNorm1d(8)
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.drop(a) + b)
+
+    model, x = Two(), torch.randn(4, 8)
+    reports = [
+        audit(model, x, x),
+        audit(model, (x, x)),
+        audit(model, {"a": x, "b": x}),
+        audit(model, Encoding(a=x, b=x)),
+        audit(model, x, kwargs={"b": x}),
+        audit(model, x, forward=lambda one: model(one, one)),
+        audit(model, loader=[(x, x, torch.zeros(4))], rules=["dropout-before-bn"]),
+        audit(model, loader=[{"a": x, "b": x, "labels": x}], rules=["dropout-before-bn"]),
+    ]
+    for report in reports:
+        assert [f.module for f in report.findings if f.rule == "dropout-before-bn"] == ["norm"]
+    with pytest.raises(zoo.UserError, match="forward= runs it on other inputs"):
+        audit(model, x)
+
+
+# -- the checkpoint, the decay, and units that are dead --------------------------------------------
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_updates_a_norm_twice_a_step(reentrant) -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        x = torch.utils.checkpoint.checkpoint(self.inside, x, use_reentrant=reentrant)
+        return self.outside(x)
+
+    model = Forward(forward, inside=nn.BatchNorm1d(8), outside=nn.BatchNorm1d(8))
+    x = torch.randn(4, 8, requires_grad=True)
+    found = findings(model, x)["bn-in-checkpoint"]
+    assert [finding.module for finding in found] == ["inside"]
+    model(x).sum().backward()
+    assert model.inside.num_batches_tracked == 2
+    assert model.outside.num_batches_tracked == 1
+
+
+def test_decay_on_an_embedding_unless_it_is_the_output_layer_too() -> None:
+    def forward(self: Any, tokens: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.table(tokens), self.head.weight)
+
+    model = Forward(forward, table=nn.Embedding(10, 8), head=nn.Linear(8, 10, bias=False))
+    tokens = torch.randint(10, (4, 5))
+    decaying = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    (finding,) = findings(model, tokens, optimizer=decaying)["decay-on-embedding"]
+    assert (finding.module, finding.message) == (
+        "table",
+        "the embedding table.weight decays by 0.1",
+    )
+    model.head.weight = model.table.weight
+    decaying = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    assert "decay-on-embedding" not in findings(model, tokens, optimizer=decaying)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv", "tokens", "functional"])
+def test_channels_that_are_never_active_are_counted(kind) -> None:
+    torch.manual_seed(0)
+    layer: nn.Module = nn.Conv2d(8, 12, 1) if kind == "conv" else nn.Linear(8, 12)
+    with torch.no_grad():
+        layer.bias[:5] = -100
+    shape = {"conv": (40, 8, 3, 3), "tokens": (40, 5, 8)}.get(kind, (40, 8))
+    loader = [torch.randn(shape) for _ in range(4)]
+    if kind == "functional":
+        model: nn.Module = Forward(lambda self, x: F.relu(self.layer(x)), layer=layer)
+    else:
+        model = nn.Sequential(layer, nn.ReLU(inplace=True))
+    alive = torch.cat([layer(x) for x in loader]).transpose(1, -1).flatten(0, -2).amax(0) > 0
+    dead = 12 - int(alive.sum()) if kind != "tokens" else 5
+    assert dead >= 5
+    (finding,) = findings(model, loader=loader)["dead-units"]
+    assert f"{dead} of 12 channels of relu" in finding.message
+    assert "160 samples" in finding.message
+    assert "dead-units" not in findings(model, loader=loader[:1])  # too few to tell
+    with torch.no_grad():
+        layer.bias.zero_()
+    assert "dead-units" not in findings(model, loader=loader)

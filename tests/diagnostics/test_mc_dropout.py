@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -84,9 +86,18 @@ MODELS: dict[str, tuple[Any, torch.Tensor]] = {
 
 
 def loop(model: nn.Module, x: torch.Tensor, samples: int, seed: int) -> torch.Tensor:
-    """Naively: the whole forward again for every sample, with the same masks."""
-    owners = module._owners(model, x, drop_path=False)
-    with module.untouched(model), torch.inference_mode(), module._sampling(model, owners):
+    """Naively: training mode but for BatchNorm, and the whole forward again for every sample."""
+    model = copy.deepcopy(model).train()
+    for part in model.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+
+    def by_running_statistics(x: torch.Tensor, mean: Any, var: Any, **_: Any) -> torch.Tensor:
+        return (x - mean) / (var + 1e-5).sqrt()
+
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        if isinstance(model, EverythingInOne):
+            patch.setattr(F, "batch_norm", by_running_statistics)
         torch.manual_seed(seed)
         return torch.stack([model(x).softmax(1) for _ in range(samples)])
 
@@ -248,3 +259,222 @@ def test_an_ensemble_is_the_mean_of_its_members() -> None:
     alone = single(models[0], x)
     torch.testing.assert_close(alone.mean, expected[0])
     assert alone.variance.max() == alone.mutual_information.max() == 0
+
+
+# -- whose mode a dropout obeys --------------------------------------------------------------------
+
+
+class Wrapped(nn.Module):
+    """Runs a backbone that drops in a given way, with a BatchNorm beside the dropout."""
+
+    def __init__(self, run: Any) -> None:
+        super().__init__()
+        self.linear, self.norm, self.head = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        self.drop, self.inner, self.run = nn.Dropout(0.5), Inner(), run
+        self.inner.register_forward_hook(self.inner.hook)
+        with torch.no_grad():
+            self.norm.running_mean.fill_(0.5)
+            self.norm.running_var.fill_(3.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.run(self, self.norm(self.linear(x))))
+
+
+class Inner(nn.Module):
+    """Its forward does nothing; others of its functions drop by its mode."""
+
+    dropping = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def method(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x, 0.5, self.training)
+
+    def generator(self, x: torch.Tensor) -> Any:
+        for part in x.split(4, 1):
+            yield F.dropout(part, 0.5, self.training)
+
+    def hook(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> Any:
+        return F.dropout(output, 0.5, self.training) if self.dropping else None
+
+    @property
+    def rate(self) -> float:
+        return 0.5 if self.training else 0.0
+
+
+def by_method(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return self.inner.method(x)
+
+
+def by_closure(self: Any, x: torch.Tensor) -> torch.Tensor:
+    inner = self.inner
+    return (lambda value: F.dropout(value, 0.5, inner.training))(x)
+
+
+def by_generator(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.cat(list(self.inner.generator(x)), 1)
+
+
+def by_hook(self: Any, x: torch.Tensor) -> torch.Tensor:
+    self.inner.dropping = True
+    return self.inner(x)
+
+
+def by_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return self.drop.forward(x)
+
+
+def by_flag(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return F.dropout(x, 0.5, self.linear.training)
+
+
+def by_two_flags(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return F.dropout(x, 0.5, self.training and self.inner.training)
+
+
+def by_rate(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return F.dropout(x, self.inner.rate, True) if self.inner.rate else x
+
+
+def by_mask(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return x * (torch.rand_like(x) < 0.5) * 2 if self.inner.training else x
+
+
+def beside_native(self: Any, x: torch.Tensor) -> torch.Tensor:
+    norm = self.norm
+    x = torch.batch_norm(
+        x, None, None, norm.running_mean, norm.running_var, self.training, 0.1, 1e-5, False
+    )
+    return F.dropout(x, 0.5, self.training)
+
+
+WAYS = [by_method, by_closure, by_generator, by_hook, by_forward, by_flag, by_two_flags, by_rate]
+
+
+@pytest.mark.parametrize("way", [*WAYS, by_mask, beside_native])
+def test_a_dropout_is_sampled_whosever_mode_it_obeys(way) -> None:
+    torch.manual_seed(0)
+    model, x = Wrapped(way).eval(), torch.randn(5, 8)
+    with torch.no_grad():
+        # By hand: what evaluation computes, dropped by half.
+        hidden = F.batch_norm(
+            model.linear(x), model.norm.running_mean, model.norm.running_var, None, None, False
+        )
+        if way is beside_native:
+            hidden = (hidden - 0.5) / (3 + 1e-5) ** 0.5
+        dropped = torch.stack(
+            [model.head(2 * hidden * (torch.rand_like(hidden) < 0.5)) for _ in range(4000)]
+        )
+    expected = dropped.softmax(2)
+    before = copy.deepcopy(model.state_dict())
+    result = zoo.mc_dropout(model, x, 800)
+    torch.testing.assert_close(result.mean, expected.mean(0), rtol=0, atol=0.02)
+    torch.testing.assert_close(result.variance, expected.var(0), rtol=0.3, atol=1e-3)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+
+
+def test_layers_that_chance_leaves_out_are_all_sampled() -> None:
+    class LayerDrop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(
+                nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)) for _ in range(6)
+            )
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.blocks:
+                if self.training and torch.rand([]) < 0.5:
+                    continue
+                x = x + block(x)
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model, x = LayerDrop(), torch.randn(16, 8)
+    result = zoo.mc_dropout(model, x, 400)
+    model.eval()
+    for block in model.blocks:
+        block.train()
+    with torch.no_grad():
+        expected = torch.stack([model(x).softmax(1) for _ in range(2000)]).var(0)
+    assert result.variance.mean() == pytest.approx(float(expected.mean()), rel=0.1)
+
+
+def test_samples_that_never_vary_are_no_measurement() -> None:
+    class Lost(nn.Module):
+        def __init__(self, kept: float) -> None:
+            super().__init__()
+            self.head, self.drop, self.kept = nn.Linear(8, 3), nn.Dropout(0.5), kept
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x) + self.kept * self.head(self.drop(x))
+
+    x = torch.randn(4, 8)
+    with pytest.raises(zoo.UserError, match="no prediction of Lost varies over 10 samples"):
+        zoo.mc_dropout(Lost(0.0), x, 10)
+    assert zoo.mc_dropout(Lost(0.0), x, 1).variance.max() == 0  # one sample cannot vary
+    assert zoo.mc_dropout(Lost(1.0), x, 10).variance.max() > 0
+    with pytest.raises(zoo.UserError, match="scripted, traced or exported"):
+        zoo.mc_dropout(nn.Sequential(nn.Dropout(0.5), torch.jit.script(nn.Linear(8, 3))), x)
+
+
+def test_a_norm_by_hand_that_shares_its_mode_with_dropout_is_refused() -> None:
+    class ByHand(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(8))
+            self.register_buffer("running_var", torch.ones(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mean, var = self.running_mean, self.running_var
+            if self.training:
+                mean, var = x.mean(0), x.var(0)
+                self.running_mean.lerp_(mean, 0.1)
+                self.running_var.lerp_(var, 0.1)
+            return F.dropout((x - mean) / var.sqrt(), 0.5, self.training)
+
+    model = nn.Sequential(ByHand(), nn.Linear(8, 3))
+    with pytest.raises(zoo.UserError, match="0 normalizes by the batch in the mode in which it"):
+        zoo.mc_dropout(model, torch.randn(4, 8))
+    assert torch.equal(model[0].running_mean, torch.zeros(8))
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "python"])
+def test_a_models_own_generator_is_seeded_and_stays_as_it_was(kind) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 3)
+            makers = {
+                "torch": lambda: torch.Generator().manual_seed(9),
+                "numpy": lambda: np.random.default_rng(9),
+                "python": lambda: random.Random(9),
+            }
+            self.generators = [makers[kind]()]
+
+        def draw(self, x: torch.Tensor) -> torch.Tensor:
+            (own,) = self.generators
+            if kind == "torch":
+                return torch.rand(x.shape, generator=own)
+            if kind == "numpy":
+                return torch.from_numpy(own.random(x.shape, dtype=np.float32))
+            return torch.tensor([[own.random() for _ in row] for row in x])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x * (self.draw(x) < 0.5) if self.training else x)
+
+    torch.manual_seed(0)
+    model, x = Own(), torch.randn(4, 8)
+    one, again, other = (zoo.mc_dropout(model, x, 8, seed=seed).mean for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    drawn = model.draw(x)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, Own().draw(x))
+    zoo.audit(model, x)
+    after = model.draw(x)
+    fresh = Own()
+    fresh.draw(x)
+    assert torch.equal(after, fresh.draw(x))

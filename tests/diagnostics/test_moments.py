@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
-from zoo.diagnostics.moments import PooledMoments, is_live
+from zoo.diagnostics.moments import PooledMoments
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -26,9 +25,3 @@ def test_half_precision_is_gathered_in_single() -> None:
     mean, variance = moments.reduce(correction=0)
     torch.testing.assert_close(mean, part.double().mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(variance, part.double().var(0, correction=0), rtol=1e-5, atol=0)
-
-
-def test_a_batchnorm_is_live_in_training_mode_if_it_remembers() -> None:
-    assert is_live(nn.BatchNorm1d(3))
-    assert not is_live(nn.BatchNorm1d(3).eval())
-    assert not is_live(nn.BatchNorm1d(3, track_running_stats=False))

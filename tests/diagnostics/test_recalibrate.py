@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 import zoo
@@ -184,3 +185,75 @@ def test_processes_pool_what_they_have_seen(tmp_path) -> None:
         state, _ = torch.load(tmp_path / f"{rank}.pt")
         for name, value in model.state_dict().items():
             torch.testing.assert_close(value, state[name], rtol=1e-5, atol=1e-5)
+
+
+# -- what is left alone ----------------------------------------------------------------------------
+
+
+class NormWithDropout(nn.BatchNorm1d):
+    """A BatchNorm with a dropout inside, as timm's has with DropBlock."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop(super().forward(x))
+
+
+@pytest.mark.parametrize("kind", ["child", "timm"])
+def test_a_dropout_within_a_norm_stays_off(kind) -> None:
+    torch.manual_seed(0)
+    if kind == "child":
+        first: nn.Module = NormWithDropout(8)
+    else:
+        first = BatchNormAct2d(8, act_layer=nn.Identity, drop_layer=lambda: nn.Dropout(0.5))
+    last = nn.BatchNorm1d(4) if kind == "child" else nn.BatchNorm2d(4)
+    linear = nn.Linear(8, 4) if kind == "child" else nn.Conv2d(8, 4, 1)
+    model = nn.Sequential(first, linear, last)
+    data = torch.randn(2000, 8) if kind == "child" else torch.randn(500, 8, 2, 2)
+    zoo.recalibrate(model, data.split(500), passes=1)
+    inside = [m for m in model.modules() if isinstance(m, nn.Dropout)]
+    assert inside
+    assert all(module.training for module in model.modules())
+    clean = nn.functional.batch_norm(data, None, None, training=True)
+    values = linear(clean).transpose(0, 1).flatten(1).detach()
+    torch.testing.assert_close(last.running_var, values.var(1), rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("estimate", [zoo.recalibrate, estimate_running_statistics])
+def test_values_that_are_not_finite_are_told_and_nothing_is_written(bad, estimate) -> None:
+    model, data = deep(), batches()
+    data[3][2, 1] = bad
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(zoo.UserError, match="what 1 normalizes is not finite"):
+        estimate(model, data)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_norms_that_never_run_are_no_success() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(self.norm(x) if self.training else x)
+
+    model = Unused()
+    with pytest.raises(zoo.UserError, match="nothing was renewed"):
+        zoo.recalibrate(model, batches())
+    assert torch.equal(model.norm.running_var, torch.ones(6))
+
+
+def test_held_out_labels_are_found_or_asked_for() -> None:
+    model = deep()
+    with pytest.raises(zoo.UserError, match="held_out needs labels"):
+        zoo.recalibrate(model, batches(), held_out=batches())
+    labels = torch.arange(16) % 3
+    named = zoo.recalibrate(
+        deep(), batches(), held_out=[{"input": x, "labels": labels} for x in batches()]
+    )
+    pairs = zoo.recalibrate(deep(), batches(), held_out=[(x, labels) for x in batches()])
+    assert named.after == pairs.after

@@ -40,5 +40,6 @@ def test_the_rules_are_those_promised() -> None:
     bn-one-value-per-sample bn-small-batch high-drop-rate bn-momentum-convention
     dropout-before-nonzero-activation dropout-before-nonhomogeneous-activation dropout-on-output
     dropout-active-in-eval dropout-rank-mismatch dropout-never-called bias-before-bn
-    bn-in-discriminator decay-on-norm-or-bias left-in-eval-at-fit bn-shared"""
+    bn-in-discriminator decay-on-norm-or-bias left-in-eval-at-fit bn-shared
+    bn-in-checkpoint dead-units decay-on-embedding"""
     assert set(RULES) == set(promised.split())

@@ -3,12 +3,15 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections import UserDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from matplotlib import image
 from torch import nn
+from torch.nn import functional as F
 
 import zoo
 from zoo.diagnostics.variance_shift import NOTHING
@@ -101,10 +104,10 @@ def test_table_json_and_picture(tmp_path: Path) -> None:
     model.append(nn.BatchNorm1d(4))
     shift = zoo.variance_shift(model, batches())
     text = str(shift)
-    assert text.splitlines()[-2].endswith("<-")
+    assert text.splitlines()[-3].endswith("<-")
     assert shift.layers[0].ratio == 1
     assert abs(math.log(shift.layers[1].ratio)) > NOTHING
-    assert shift.worst is shift.layers[0]  # fresh running statistics fit no data at all
+    assert shift.worst is shift.layers[1]
     content = json.loads(shift.to_json())
     assert content["layers"][1]["ratio"] == pytest.approx(shift.layers[1].ratio, abs=1e-6)
     shift.draw(tmp_path / "deep" / "shift.png")
@@ -151,3 +154,166 @@ def test_batches_of_other_forms() -> None:
     assert few.ratio != plain.ratio
     with pytest.raises(zoo.UserError, match="no batch"):
         zoo.variance_shift(model, [])
+
+
+def forwarded(self: Any, h: torch.Tensor) -> torch.Tensor:
+    return self.norm.forward(h)
+
+
+def functional(self: Any, h: torch.Tensor) -> torch.Tensor:
+    norm = self.norm
+    return F.batch_norm(h, norm.running_mean, norm.running_var, training=self.training)
+
+
+def torchs_own(self: Any, h: torch.Tensor) -> torch.Tensor:
+    n = self.norm
+    return torch.batch_norm(
+        h, n.weight, n.bias, n.running_mean, n.running_var, self.training, 0.1, 1e-5, False
+    )
+
+
+def by_keywords(self: Any, h: torch.Tensor) -> torch.Tensor:
+    n = self.norm
+    return F.batch_norm(
+        input=h, running_var=n.running_var, running_mean=n.running_mean, training=self.training
+    )
+
+
+class Dropped(nn.Module):
+    """Dropout, a linear layer, and a BatchNorm that is reached in a given way."""
+
+    def __init__(self, normalize: Any) -> None:
+        super().__init__()
+        self.linear, self.norm, self.normalize = nn.Linear(6, 5), nn.BatchNorm1d(5), normalize
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.normalize(self, self.linear(F.dropout(x, 0.5, self.training)))
+
+
+WAYS = [forwarded, functional, torchs_own, by_keywords]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batchnorm_is_measured_and_renewed_however_it_is_called(way) -> None:
+    torch.manual_seed(0)
+    model = Dropped(way)
+    loader = [torch.randn(500, 6) + 1 for _ in range(4)]
+    for batch in loader * 20:
+        model(batch)
+    values = model.linear(torch.cat(loader)).detach()
+    remembered = (model.norm.running_var / values.var(0)).median()
+    (layer,) = zoo.variance_shift(model, loader).layers
+    assert layer.module == "norm"
+    assert layer.running_ratio == pytest.approx(float(remembered), rel=1e-3)
+    assert layer.ratio == pytest.approx(float(remembered), rel=0.1)
+    assert remembered > 1.5
+    assert zoo.recalibrate(model, loader).layers == 1
+    torch.testing.assert_close(model.norm.running_mean, values.mean(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.norm.running_var, values.var(0), rtol=1e-5, atol=1e-5)
+    assert model.training
+    assert "forward" not in vars(model.norm)
+
+
+class ByHand(nn.Module):
+    """BatchNorm without any of torch's functions; its running statistics are set anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(5))
+        self.register_buffer("running_var", torch.ones(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = x.mean(0), x.var(0, unbiased=False)
+            self.running_mean = 0.9 * self.running_mean + 0.1 * mean.detach()
+            self.running_var = 0.9 * self.running_var + 0.1 * x.var(0).detach()
+        return (x - mean) / (var + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("call", ["module", "forward"])
+def test_a_batchnorm_by_hand_is_measured_and_renewed(call) -> None:
+    torch.manual_seed(0)
+    way = (lambda s, h: s.norm(h)) if call == "module" else (lambda s, h: s.norm.forward(h))
+    model = Dropped(way)
+    model.norm = ByHand()
+    loader = [torch.randn(500, 6) + 1 for _ in range(4)]
+    for batch in loader * 20:
+        model(batch)
+    values = model.linear(torch.cat(loader)).detach()
+    remembered = float((model.norm.running_var / values.var(0)).median())
+    (layer,) = zoo.variance_shift(model, loader).layers
+    assert layer.running_ratio == pytest.approx(remembered, rel=1e-3)
+    assert layer.ratio == pytest.approx(remembered, rel=0.1)
+    zoo.recalibrate(model, loader)
+    torch.testing.assert_close(model.norm.running_var, values.var(0), rtol=1e-5, atol=1e-5)
+
+
+def test_instancenorm_with_running_statistics_is_measured_and_renewed() -> None:
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm1d(8, track_running_stats=True)
+    model = nn.Sequential(nn.Dropout(0.5), nn.Conv1d(8, 8, 1), norm)
+    loader = [torch.randn(64, 8, 10) for _ in range(20)]
+    for batch in loader * 15:
+        model(batch)
+    (layer,) = zoo.variance_shift(model, loader).layers
+    assert layer.running_ratio == pytest.approx(1.98, abs=0.1)  # 1 + p / (1 - p) and its noise
+    zoo.recalibrate(model, loader)
+    values = model[1](torch.cat(loader)).detach()
+    torch.testing.assert_close(norm.running_mean, values.mean((0, 2)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, values.var(2).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tool", [zoo.variance_shift, zoo.recalibrate])
+@pytest.mark.parametrize("kind", ["scripted", "traced", "exported", "a part"])
+def test_statistics_out_of_reach_are_no_measurement(tool, kind) -> None:
+    model: nn.Module = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 5), nn.BatchNorm1d(5))
+    if kind == "traced":
+        model = torch.jit.trace(model.eval(), batches()[0])
+    elif kind == "exported":
+        model = torch.export.export(model, (batches()[0],)).module()
+    else:
+        model = torch.jit.script(model)
+    if kind == "a part":
+        model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), model)
+    with pytest.raises(zoo.UserError, match="scripted, traced or exported"):
+        tool(model, batches())
+
+
+def test_statistics_that_were_never_learned_are_said_to_be() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+    shift = zoo.variance_shift(model, batches())
+    assert math.isnan(shift.layers[0].running_ratio)
+    assert "never learned" in str(shift)
+    assert "  <-" not in str(shift).split("<- further")[0]
+    assert json.loads(shift.to_json())["layers"][0]["running_ratio"] is None
+    model(batches()[0])
+    assert "never learned" not in str(zoo.variance_shift(model, batches()))
+    assert not math.isnan(zoo.variance_shift(model, batches()).layers[0].running_ratio)
+
+
+def test_inputs_in_every_form() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.norm = nn.Dropout(0.5), nn.BatchNorm1d(6)
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+            return self.norm(self.drop(a) + b * scale)
+
+    class Encoding(UserDict):  # as a tokenizer gives
+        pass
+
+    model, labels = Two(), torch.zeros(16)
+    forms = [
+        [(x, x) for x in batches()],
+        [(x, x, labels) for x in batches()],
+        [((x, x), labels) for x in batches()],
+        [{"a": x, "b": x} for x in batches()],
+        [Encoding(a=x, b=x, labels=labels) for x in batches()],
+    ]
+    ratios = {zoo.variance_shift(model, form).layers[0].ratio for form in forms}
+    own = zoo.variance_shift(model, batches(), forward=lambda x: model(x, x))
+    assert ratios == {own.layers[0].ratio}
+    with pytest.raises(zoo.UserError, match=r"missing a required argument.*forward=lambda"):
+        zoo.variance_shift(model, batches())

@@ -20,7 +20,8 @@ def main(arguments: list[str]) -> int:
     parser = Parser(
         "audit",
         "Follow the data through one forward and check where normalization and dropout stand. "
-        "Exit code 1 where something as grave as --fail-on is found.",
+        "Exit code 1 where something as grave as --fail-on is found, 2 where part of the model "
+        "cannot be audited (scripted, traced or exported code).",
     )
     subject = parser.add_mutually_exclusive_group()
     subject.add_argument("--recipe", help="the network, optimizer and batch size of a recipe")
@@ -59,6 +60,8 @@ def main(arguments: list[str]) -> int:
         print(report.to_json())
     else:
         _print(report)
+    if not report.audited:
+        return 2
     return int(options.fail_on != "never" and bool(report.at_least(options.fail_on)))
 
 

@@ -6,8 +6,10 @@ import inspect
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from torch import nn
 
 from zoo.core.text import nearest
 from zoo.core.version import __version__
-from zoo.diagnostics.rules.base import RULES, SEVERITIES, Finding, Rule, Subject
+from zoo.diagnostics.activity import measure_activity
+from zoo.diagnostics.forward import Forward, arguments, inputs_of
+from zoo.diagnostics.rules.base import RULES, SEVERITIES, Activity, Finding, Rule, Subject
 from zoo.diagnostics.trace.graph import Trace
 from zoo.diagnostics.trace.operations import tensors_in
 from zoo.diagnostics.trace.recorder import first_line, record
-from zoo.diagnostics.trace.snapshot import to_model, untouched
+from zoo.diagnostics.trace.snapshot import to_model, unseen_modules, untouched
 from zoo.errors import UserError
 
 SHOWN_A_RULE = 5  # findings of one rule in the text; JSON and SARIF hold all
@@ -30,7 +34,8 @@ SHOWN_A_RULE = 5  # findings of one rule in the text; JSON and SARIF hold all
 class Report:
     """What an audit found, gravest first.
 
-    ``ok`` is true where there is no error; ``notes`` say what the audit could not see.
+    ``ok`` is true where there is no error and all of the model was audited; ``unseen`` names the
+    modules that were not (scripted, traced or exported ones), ``notes`` what was followed in part.
     """
 
     model: str
@@ -40,10 +45,16 @@ class Report:
     seen: dict[str, int] = field(default_factory=dict)  # kinds of dropout and BatchNorm → calls
     # module at fault → file:line of its class, for findings that no line of the model's makes
     sources: dict[str, str] = field(default_factory=dict, repr=False)
+    unseen: list[str] = field(default_factory=list)  # paths; "" is the model itself
 
     @property
     def ok(self) -> bool:
-        return not self.at_least("error")
+        return self.audited and not self.at_least("error")
+
+    @property
+    def audited(self) -> bool:
+        """Whether all of the model could be followed."""
+        return not self.unseen
 
     def at_least(self, severity: str) -> list[Finding]:
         """Findings as grave as ``severity``, or graver."""
@@ -56,6 +67,8 @@ class Report:
             "model": self.model,
             "inputs": self.inputs,
             "ok": self.ok,
+            "audited": self.audited,
+            "unseen": self.unseen,
             "findings": [asdict(finding) for finding in self.findings],
             "notes": self.notes,
             "seen": self.seen,
@@ -115,7 +128,8 @@ class Report:
         """The report as (line, style), for a terminal that has colors and for one that has not."""
         shapes = ", ".join("×".join(map(str, shape)) for shape in self.inputs)
         seen = ", ".join(f"{count} {kind}" for kind, count in self.seen.items())
-        yield f"{self.model} on {shapes}: {seen or 'no BatchNorm and no dropout'}", "bold"
+        nothing = "no BatchNorm and no dropout" if self.audited else "nothing seen"
+        yield f"{self.model} on {shapes}: {seen or nothing}", "bold"
         for note in self.notes:
             yield f"note: {note}", "dim"
         by_rule: dict[str, list[Finding]] = {}
@@ -141,8 +155,16 @@ class Report:
                 if counts[s]
             ]
             yield ", ".join(words), "bold"
-        else:
+        elif self.audited:
             yield "clean", "bold green"
+        if not self.audited:
+            names = ", ".join(path or self.model for path in self.unseen[:SHOWN_A_RULE])
+            others = len(self.unseen) - SHOWN_A_RULE
+            yield (
+                f"not audited: {names}{f' and {others} more' if others > 0 else ''} (scripted, "
+                "traced or exported code cannot be followed; audit the model before that)",
+                "bold red",
+            )
 
 
 def _relative(file: str | Path) -> Path:
@@ -160,7 +182,8 @@ def _relative(file: str | Path) -> Path:
 def audit(
     model: nn.Module,
     *example_inputs: Any,
-    kwargs: dict[str, Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    forward: Forward | None = None,
     loader: Iterable[Any] | None = None,
     batch_size: int | None = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -172,18 +195,22 @@ def audit(
     """Follows the data through one forward and checks where normalization and dropout stand.
 
     Functional and fused dropout, masks made by hand and normalization by hand are seen too; names
-    of classes count for nothing where the data can tell. The model comes out untouched:
-    parameters, buffers, modes, gradients, hooks, and the random state. What scripted code or a
-    round trip through numpy hides is said in the report.
+    of classes count for nothing where the data can tell. Where random numbers decide in Python
+    which way the forward goes, several are followed. The model comes out untouched: parameters,
+    buffers, modes, gradients, hooks, and the random state. Scripted, traced and exported modules
+    are reported as not audited; what a round trip through numpy hides is said in the report.
 
     Args:
         model: any eager module, on any device; on ``meta`` nothing is computed.
-        example_inputs: the forward's positional arguments, as for training; a batch of 2 will do.
-        kwargs: the forward's keyword arguments.
-        loader: training batches; without example inputs, the first batch's input is used.
+        example_inputs: the forward's positional arguments, as for training, or one tuple of them,
+            or one mapping of keyword arguments; a batch of 2 will do.
+        kwargs: further keyword arguments.
+        forward: takes the one example input and runs the model, where it is of another form.
+        loader: training batches; without example inputs, the first batch's inputs are used. Rules
+            about data, as ``dead-units``, need it.
         batch_size: of training, a process; the loader's, where there is one.
         optimizer: checks its weight decay.
-        trainer: a Lightning Trainer at the start of a fit: gives optimizer, loader, ``at_fit``.
+        trainer: a Lightning Trainer at the start of a fit: gives optimizer, batch size, ``at_fit``.
         at_fit: the model is about to be trained in the modes it is in.
         discriminator: path of a GAN's discriminator, where its name does not say so; "" is the
             model itself.
@@ -194,6 +221,7 @@ def audit(
     """
     chosen = [_rule(id) for id in rules] if rules is not None else list(RULES.values())
     optimizers = [optimizer] if optimizer is not None else []
+    measured = loader
     if trainer is not None:
         at_fit = True
         optimizers = optimizers or list(trainer.optimizers)
@@ -202,31 +230,61 @@ def audit(
         batch_size = batch_size or getattr(loader, "batch_size", None)
         if not example_inputs and kwargs is None:
             with untouched(model):  # a loader draws random numbers too
-                example_inputs = (_input_of(next(iter(loader))),)
+                batch = next(iter(loader), None)
+            if batch is None:
+                raise UserError("audit: the loader gave no batch")
+            example_inputs = (inputs_of(model, batch) if forward is None else batch,)
     if not example_inputs and kwargs is None:
         raise UserError("audit needs an example input: zoo.audit(model, torch.randn(2, 3, 32, 32))")
-    training, evaluation, notes = _record(model, example_inputs, kwargs, at_fit)
-    subject = Subject(
-        model,
-        training,
-        evaluation,
-        batch_size=batch_size,
-        optimizers=optimizers,
-        at_fit=at_fit,
-        discriminator=discriminator,
-    )
-    found = [finding for rule in chosen for finding in rule.check(subject)]
-    found.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
+    args, named = _arguments(example_inputs, kwargs, forward)
+    unseen = unseen_modules(model)
+    if "" in unseen:
+        shapes = [list(tensor.shape) for tensor in tensors_in((args, named))]
+        return Report(type(model).__name__, shapes, [], unseen=unseen)
+    traces, evaluation, notes = _record(model, args, named, forward, at_fit)
+    activity: list[Activity] = []
+    if measured is not None and evaluation is not None and "dead-units" in {r.id for r in chosen}:
+        activity = measure_activity(model, evaluation, measured, forward)
+    found: dict[Finding, None] = {}
+    for training in traces:
+        subject = Subject(
+            model,
+            training,
+            evaluation,
+            batch_size=batch_size,
+            optimizers=optimizers,
+            at_fit=at_fit,
+            discriminator=discriminator,
+            activity=activity,
+        )
+        known = {(finding.rule, finding.module) for finding in found}
+        found |= {
+            finding: None
+            for rule in chosen
+            for finding in rule.check(subject)
+            if (finding.rule, finding.module) not in known
+        }
+    findings = sorted(found, key=lambda finding: -SEVERITIES.index(finding.severity))
     return Report(
         model=type(model).__name__,
-        inputs=[
-            list(tensor.shape) for tensor in tensors_in(to_model(model, (example_inputs, kwargs)))
-        ],
-        findings=list(dict.fromkeys(found)),
+        inputs=[list(tensor.shape) for tensor in tensors_in(to_model(model, (args, named)))],
+        findings=findings,
         notes=notes,
-        seen=_seen(training),
-        sources=_classes(model, {finding.module for finding in found if not finding.source}),
+        seen=_seen(traces[0]),
+        sources=_classes(model, {finding.module for finding in findings if not finding.source}),
+        unseen=unseen,
     )
+
+
+def _arguments(
+    inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None, forward: Forward | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if forward is not None:
+        if len(inputs) != 1 or kwargs:
+            raise UserError("audit: forward= takes one example input, a tuple where it has parts")
+        return inputs, {}
+    args, named = arguments(inputs[0]) if len(inputs) == 1 else (inputs, {})
+    return args, named | dict(kwargs or {})
 
 
 def _classes(model: nn.Module, wanted: set[str]) -> dict[str, str]:
@@ -248,47 +306,81 @@ def _rule(id: str) -> Rule:
     return RULES[id]
 
 
-def _input_of(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, list | tuple) else batch
+WAYS = 8  # forwards that are followed where random numbers decide between several
 
 
 def _record(
-    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None, at_fit: bool
-) -> tuple[Trace, Trace | None, list[str]]:
-    """The training forward, the evaluation forward, and what is to be said of them."""
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    forward: Forward | None,
+    at_fit: bool,
+) -> tuple[list[Trace], Trace | None, list[str]]:
+    """The training forward (in several ways, if chance decides), the evaluation forward, notes."""
     notes: dict[str, None] = {}
-    training: Trace | None = None
+    traces: list[Trace] = []
+    # Before a fit, the modes are what is audited; rules tell what is left in evaluation mode.
+    mode = "as it is" if at_fit and model.training else "training"
     try:
-        # Before a fit, the modes are what is audited; rules tell what is left in evaluation mode.
-        as_it_is = at_fit and model.training
-        training = record(model, inputs, kwargs, mode="as it is" if as_it_is else "training")
+        traces.append(record(model, inputs, kwargs, mode=mode, run=forward))
+        if traces[0].decided:
+            traces += [
+                record(model, inputs, kwargs, mode=mode, run=forward, seed=seed)
+                for seed in range(1, WAYS)
+            ]
     except Exception as error:  # whatever a stranger's forward raises
         failure: Exception = error
-        notes[
-            f"training mode fails ({type(error).__name__}: {first_line(error)}): audited in "
-            "evaluation mode, where dropout that is skipped outright cannot be seen"
-        ] = None
+        if not traces:
+            notes[
+                f"training mode fails ({type(error).__name__}: {first_line(error)}): audited in "
+                "evaluation mode, where dropout that is skipped outright cannot be seen"
+            ] = None
     try:
-        evaluation = record(model, inputs, kwargs, mode="evaluation")
+        evaluation = record(model, inputs, kwargs, mode="evaluation", run=forward)
     except Exception as error:
-        if training is None:
+        if not traces:
+            hint = (
+                "; a tuple is positional, a mapping is keywords, forward= runs it on other inputs"
+                if isinstance(failure, TypeError) and forward is None
+                else ""
+            )
             raise UserError(
                 f"{type(model).__name__} does not run on these inputs: "
-                f"{type(failure).__name__}: {first_line(failure)}"
+                f"{type(failure).__name__}: {first_line(failure)}{hint}"
             ) from error
         notes[f"evaluation mode fails ({type(error).__name__}: {first_line(error)})"] = None
         evaluation = None
-    if training is None:
-        training = record(model, inputs, kwargs, mode="evaluation as training")
-    notes |= dict.fromkeys(training.notes)
-    return training, evaluation, list(notes)
+    if not traces:
+        traces.append(record(model, inputs, kwargs, mode="evaluation as training", run=forward))
+    elif evaluation is not None:
+        _settle_live(traces, evaluation)
+    for trace in traces:
+        notes |= dict.fromkeys(trace.notes)
+    calls = reduce(or_, (trace.calls for trace in traces))
+    for trace in traces:
+        trace.calls = calls  # a module that runs in one of the ways is not forgotten
+    return traces, evaluation, list(notes)
+
+
+def _settle_live(traces: list[Trace], evaluation: Trace) -> None:
+    """What normalizes by the batch in evaluation too does there what it does in training."""
+    by_batch = {
+        node.facts.get("statistics")
+        for node in evaluation.batch_norms
+        if node.batch_norm is not None and node.batch_norm.live
+    } - {None}
+    for trace in traces:
+        for node in trace.batch_norms:
+            if node.batch_norm is not None and node.facts.get("statistics") in by_batch:
+                node.batch_norm.live = False
 
 
 def _seen(trace: Trace) -> dict[str, int]:
     kinds: Counter[str] = Counter()
     for node in trace.batch_norms:
         assert node.batch_norm is not None
-        kinds["BatchNorm" if node.batch_norm.live else "frozen BatchNorm"] += 1
+        kind = "InstanceNorm with running statistics" if node.batch_norm.per_sample else "BatchNorm"
+        kinds[kind if node.batch_norm.live else f"frozen {kind}"] += 1
     for node in trace.dropouts:
         assert node.dropout is not None
         kind = {"path": "stochastic depth"}.get(node.dropout.kind, f"{node.dropout.kind} dropout")

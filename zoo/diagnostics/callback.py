@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from zoo.diagnostics.audit import Report, audit
+from zoo.diagnostics.forward import inputs_of
 from zoo.diagnostics.rules.base import SEVERITIES
 from zoo.diagnostics.trace.snapshot import untouched
 from zoo.errors import UserError
@@ -22,20 +25,29 @@ class AuditCallback(Callback):
 
     Args:
         fail_on: ``error``, ``warning``, ``info`` or ``never``: stops the fit before its first step.
-        example_input: the forward's argument, or a tuple or dict of them. By default Lightning's
-            ``example_input_array``, else what the first training batch begins with.
+        example_input: a tensor, a tuple (positional), a mapping (keywords), or what ``forward``
+            takes. By default Lightning's ``example_input_array``, else what the first training
+            batch begins with.
+        forward: takes the module and the example and runs it, where its inputs are of another form.
     """
 
-    def __init__(self, fail_on: str = "error", example_input: Any = None) -> None:
+    def __init__(
+        self,
+        fail_on: str = "error",
+        example_input: Any = None,
+        forward: Callable[[LightningModule, Any], Any] | None = None,
+    ) -> None:
         if fail_on not in (*SEVERITIES, "never"):
             raise UserError(f"fail_on is {fail_on!r}: choose error, warning, info or never")
-        self.fail_on, self.example_input = fail_on, example_input
+        self.fail_on, self.example_input, self.forward = fail_on, example_input, forward
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         report = self._audit(trainer, pl_module)
         if report is None:
             return
         rank_zero_info(str(report))
+        if not report.audited:
+            rank_zero_warn(f"AuditCallback: part of the model is not audited: {report.unseen}")
         if self.fail_on != "never" and report.at_least(self.fail_on):
             raise UserError(
                 f"the audit found {len(report.at_least(self.fail_on))} findings of severity "
@@ -47,14 +59,12 @@ class AuditCallback(Callback):
             with untouched(module), trainer.precision_plugin.forward_context():
                 example = self._example(trainer, module)
                 example = trainer.precision_plugin.convert_input(example)
-                if isinstance(example, dict):
-                    return audit(module, kwargs=example, trainer=trainer)
-                inputs = example if isinstance(example, tuple) else (example,)
-                return audit(module, *inputs, trainer=trainer)
+                forward = None if self.forward is None else partial(self.forward, module)
+                return audit(module, example, forward=forward, trainer=trainer)
         except Exception as error:
             rank_zero_warn(
                 f"AuditCallback: not audited ({type(error).__name__}: {error}); give it "
-                "example_input, what the model's forward takes"
+                "example_input, what the model's forward takes, or forward="
             )
             return None
 
@@ -64,11 +74,11 @@ class AuditCallback(Callback):
         if module.example_input_array is not None:
             return module.example_input_array
         batch = trainer.strategy.batch_to_device(next(iter(_again(trainer.train_dataloader))))
-        if inputs_of := getattr(module, "inputs_of", None):
-            return inputs_of(batch)
-        if isinstance(batch, dict):
-            return {key: value for key, value in batch.items() if key not in ("labels", "label")}
-        return batch[0] if isinstance(batch, list | tuple) else batch
+        if own := getattr(module, "inputs_of", None):
+            return own(batch)
+        if self.forward is not None:
+            return batch
+        return inputs_of(module, batch)
 
 
 def _again(loader: Any) -> Any:

@@ -1,8 +1,9 @@
-"""Running any model on a loader's batch, and finding its logits."""
+"""Running any model on an example or on a loader's batch, and finding its logits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from zoo.diagnostics.trace.operations import tensors_in
 from zoo.diagnostics.trace.snapshot import to_model
 from zoo.errors import UserError
+
+Forward = Callable[[Any], Any]
+_TARGETS = ("labels", "label")
 
 
 def logits_in(output: Any) -> Tensor:
@@ -26,8 +30,104 @@ def logits_in(output: Any) -> Tensor:
     return tensor
 
 
-def forward_batch(model: nn.Module, batch: Any) -> Any:
-    """Runs a model on a loader's batch: a tensor, (input, …), or a dict of keyword arguments."""
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What an example is for a forward: a tuple is positional, a mapping is keywords.
+
+    Args:
+        inputs: a tensor, a tuple, or a mapping (a tokenizer's ``BatchEncoding`` is one).
+
+    Returns:
+        Positional and keyword arguments.
+    """
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def call(model: nn.Module, inputs: Any, forward: Forward | None = None) -> Any:
+    """Runs a model on an example.
+
+    Args:
+        model: any module.
+        inputs: a tensor, a tuple (positional), a mapping (keywords), or what ``forward`` takes.
+        forward: runs the model where its inputs are of another form.
+
+    Raises:
+        UserError: the model does not take such arguments.
+    """
+    if forward is not None:
+        return forward(inputs)
+    args, kwargs = arguments(inputs)
+    try:
+        return model(*args, **kwargs)
+    except TypeError:
+        _check(model, args, kwargs)
+        raise
+
+
+def inputs_of(model: nn.Module, batch: Any) -> Any:
+    """The inputs in a loader's batch, without the targets.
+
+    Args:
+        model: whose forward says how many positional arguments it requires.
+        batch: a tensor or a mapping of inputs; or a tuple or list that begins with them. Where the
+            forward requires several, it begins with as many.
+    """
     if isinstance(batch, Mapping):
-        return model(**to_model(model, dict(batch)))
-    return model(to_model(model, batch[0] if isinstance(batch, list | tuple) else batch))
+        taken = _parameters(model)
+        open_ended = taken is None or any(p.kind is p.VAR_KEYWORD for p in taken.values())
+        return {
+            name: value
+            for name, value in batch.items()
+            if name not in _TARGETS or open_ended or name in (taken or {})
+        }
+    if not isinstance(batch, list | tuple) or hasattr(batch, "_fields"):
+        return batch
+    positional = [
+        p
+        for p in (_parameters(model) or {}).values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if not batch:
+        raise UserError("the loader gave an empty batch")
+    first = batch[0]
+    if len(positional) > 1 and isinstance(first, list):  # a tuple, as a DataLoader collates it
+        return tuple(first)
+    if 1 < len(positional) <= len(batch) and not isinstance(first, tuple | Mapping):
+        return tuple(batch[: len(positional)])
+    return first
+
+
+def forward_batch(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
+    """Runs a model on a loader's batch; ``inputs_of`` says what of it are inputs.
+
+    Args:
+        model: any module.
+        batch: inputs, or a tuple or list that begins with them.
+        forward: runs the model on a whole batch, where batches are of another form.
+    """
+    if forward is not None:
+        return forward(to_model(model, batch))
+    return call(model, to_model(model, inputs_of(model, batch)))
+
+
+def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter] | None:
+    try:
+        return inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # scripted
+        return None
+
+
+def _check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises where the forward's signature does not take the arguments."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # scripted
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise UserError(
+            f"{type(model).__name__}.forward{signature}: {error}. Give a tensor, a tuple "
+            "(positional), a mapping (keywords), or forward=lambda inputs: model(…)"
+        ) from None

@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout and deep ensembles: what a classifier does not know, on any model.
+"""Monte-Carlo dropout and deep ensembles: what a model does not know, on any model.
 
 Dropout stays on at prediction, and the spread of the predictions tells the uncertainty (Gal &
 Ghahramani, ICML 2016, section 4). Three things go wrong elsewhere and are taken care of here:
@@ -9,48 +9,40 @@ is computed once, not once a sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from zoo.diagnostics.calibration import entropy
-from zoo.diagnostics.forward import logits_in
+from zoo.diagnostics.forward import Forward, arguments, call, logits_in
+from zoo.diagnostics.moments import Normalizations
+from zoo.diagnostics.predictions import Outputs, Predictions, Task, Uncertainty, join
 from zoo.diagnostics.replay import Recording
-from zoo.diagnostics.trace.graph import DropoutCall
+from zoo.diagnostics.trace.graph import DropoutCall, Node, Trace
 from zoo.diagnostics.trace.operations import tensors_in
-from zoo.diagnostics.trace.recorder import active_dropouts
-from zoo.diagnostics.trace.snapshot import eagerly, paths, seed_everywhere, to_model, untouched
+from zoo.diagnostics.trace.recorder import Recorder, first_line, record
+from zoo.diagnostics.trace.snapshot import (
+    Snapshot,
+    eagerly,
+    paths,
+    set_mode,
+    to_model,
+    unseen_modules,
+    untouched,
+)
 from zoo.errors import UserError
+
+__all__ = ["Uncertainty", "ensemble", "is_sampled", "mc_dropout", "single"]
 
 CHUNK_BYTES = 2**30  # activations kept while a chunk of the batch is sampled
 FIRST_ROWS = 32  # of the first chunk, by which the size of the others is chosen
-
-
-@dataclass(frozen=True)
-class Uncertainty:
-    """What S predictions of a batch say, in probabilities and nats.
-
-    ``mean`` (B, K) is the predictive distribution, ``variance`` (B, K) that of the probabilities
-    over the samples (divided by S), ``entropy`` (B,) the mean's, ``expected_entropy`` (B,) the
-    samples' own on average, and ``mutual_information`` (B,) their difference: the part that more
-    data could take away (Houlsby et al. 2011, section 2). ``samples`` (S, B, K) on request.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    entropy: Tensor
-    expected_entropy: Tensor
-    mutual_information: Tensor
-    samples: Tensor | None = None
 
 
 def mc_dropout(
@@ -58,6 +50,9 @@ def mc_dropout(
     x: Any,
     samples: int = 30,
     *,
+    task: Task | None = None,
+    outputs: Outputs | None = None,
+    forward: Forward | None = None,
     seed: int = 0,
     drop_path: bool = False,
     return_samples: bool = False,
@@ -65,106 +60,289 @@ def mc_dropout(
 ) -> Uncertainty:
     """Predicts with dropout on, ``samples`` times; the model and the random state stay untouched.
 
-    Every dropout that ``zoo.audit`` sees is active, whatever module or function makes it.
-    BatchNorm normalizes by its running statistics. Operations before the first active dropout run
-    once; the distribution is that of a plain loop, and on one chunk so are the numbers.
+    Every dropout that ``zoo.audit`` sees is active, whatever module or function makes it, and
+    whichever module's mode it obeys: that is tried out. BatchNorm normalizes by its running
+    statistics. Operations before the first active dropout run once; the distribution is that of a
+    plain loop, and on one chunk so are the numbers.
 
     Args:
-        model: any eager module with logits (B, K) out, alone, first in a tuple, or as ``logits``.
-        x: the input (B, …), or a tuple or dict of such, as the model takes it; tensors whose first
-            dimension is B are taken for rows of the batch.
+        model: any eager module; what counts is its output, the first tensor of it, or ``logits``.
+        x: a tensor (B, …), a tuple (positional) or a mapping (keywords) of such, or what
+            ``forward`` takes; tensors whose first dimension is B are taken for rows of the batch.
         samples: S, the number of predictions.
+        task: ``multiclass`` (B, K), ``multilabel`` (B, K) or (B,), ``segmentation`` (B, C, H, W),
+            ``language`` (B, T, V) or ``regression`` (any shape). By default (B, K) is taken for
+            multiclass, K > 1; of other shapes it must be given.
+        outputs: ``logits``, ``probabilities`` or ``values`` (of a regression). By default logits,
+            unless the model ends in a softmax or sigmoid.
+        forward: takes ``x``, or rows of it, and runs the model, where inputs are of another form.
         seed: of the masks.
         drop_path: whether stochastic depth is sampled too.
         return_samples: whether to keep all of them.
         batch_size: rows at a time; by default as many as fit into a gigabyte of activations.
 
     Raises:
-        UserError: the model has no dropout that training would use, or does not run in training
-            mode.
+        UserError: the model has no dropout that training would use, no sample varies, part of it
+            cannot be seen, it does not run in training mode, or its output cannot be told.
     """
     if samples < 1:
         raise UserError(f"samples is {samples}: it must be at least 1")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be at least 1")
+    if unseen := unseen_modules(model):
+        raise UserError(
+            f"mc_dropout: {unseen[0] or type(model).__name__} is scripted, traced or exported, so "
+            "its dropout cannot be reached: sample the model before that"
+        )
     x = dict(x) if isinstance(x, Mapping) else x
     total = _rows(x)
-    owners = _owners(model, x, drop_path)
+    search = _Search(model, x, forward, drop_path)
+    predictions = Predictions(task, outputs)
     parts: list[Uncertainty] = []
-    with (
-        untouched(model) as snapshot,
-        eagerly(model),
-        torch.inference_mode(),
-        _sampling(model, owners),
-    ):
+    with untouched(model) as snapshot, eagerly(model), torch.inference_mode():
         snapshot.guard(tensors_in(x))
-        seed_everywhere(seed)
+        snapshot.randomness.seed(seed)
         done, rows = 0, batch_size or min(total, FIRST_ROWS)
         while done < total:
             part = to_model(model, _slice(x, done, done + rows), copy=False)
-            drawer = Recording(partial(_predict, model, part))
-            parts.append(_summarize(drawer.draws(samples), return_samples))
+            predict = partial(predictions.of, partial(call, model, part, forward))
+            drawer = Recording(predict, snapshot.randomness.python_state)
+            draws = drawer.draws(samples)
+            if not search.sure:
+                first = search.watch(snapshot, part, draws)
+                if first is None:  # other modules must be switched: from the start
+                    snapshot.randomness.seed(seed)
+                    continue
+                draws = chain([first], draws)
+            with _sampling(model, search.switches):
+                parts.append(predictions.summarize(draws, return_samples))
             done += rows
             if batch_size is None:
                 per_row = max(1, drawer.bytes // _rows(part))
                 rows = max(1, CHUNK_BYTES // per_row)
-    return _join(parts)
+    result = join(parts)
+    if samples > 1 and not result.variance.any():
+        raise UserError(
+            f"mc_dropout: no prediction of {type(model).__name__} varies over {samples} samples, "
+            "so nothing is measured: its dropout does not reach the output"
+        )
+    return result
 
 
-def ensemble(models: Sequence[nn.Module], x: Any, *, return_samples: bool = False) -> Uncertainty:
+def ensemble(
+    models: Sequence[nn.Module],
+    x: Any,
+    *,
+    task: Task | None = None,
+    outputs: Outputs | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    return_samples: bool = False,
+) -> Uncertainty:
     """The predictions of several independently trained models, as ``mc_dropout`` gives samples.
 
     Deep ensembles (Lakshminarayanan et al., NeurIPS 2017, section 2.4) are usually the better
     calibrated of the two.
 
     Args:
-        models: with logits (B, K) out; each predicts in evaluation mode and comes out untouched.
-        x: the input (B, …).
-        return_samples: whether to keep each model's probabilities, (models, B, K).
+        models: each predicts in evaluation mode and comes out untouched.
+        x: a tensor (B, …), a tuple (positional), a mapping (keywords), or what ``forward`` takes.
+        task: as for ``mc_dropout``.
+        outputs: as for ``mc_dropout``.
+        forward: takes a model and ``x``, and runs it, where inputs are of another form.
+        return_samples: whether to keep each model's predictions, (models, B, K).
 
     Raises:
-        UserError: there is no model.
+        UserError: there is no model, or what they give cannot be told.
     """
     models = list(models)
     if not models:
         raise UserError("ensemble needs at least one model")
-    return _predict_all(models, x, return_samples)
-
-
-def _predict_all(models: list[nn.Module], x: Any, return_samples: bool = False) -> Uncertainty:
-    logits = []
+    predictions = Predictions(task, outputs)
+    found = []
     for model in models:
+        run = None if forward is None else partial(forward, model)
         with untouched(model), eagerly(model), torch.inference_mode():
-            model.eval()
-            logits.append(_predict(model, to_model(model, x)).cpu())
-    return _join([_summarize(iter(logits), return_samples)])
+            set_mode(model, training=False)
+            found.append(predictions.of(partial(call, model, to_model(model, x), run)).cpu())
+    with torch.inference_mode():
+        return join([predictions.summarize(iter(found), return_samples)])
 
 
 def single(model: nn.Module, x: Any) -> Uncertainty:
     """One prediction in evaluation mode, in the same form: no variance, no mutual information."""
-    return _predict_all([model], x)
+    return ensemble([model], x)
 
 
 # -- which modules must be in training mode ----------------------------------------------------
 
 
-Calls = list[tuple[str, DropoutCall]]  # path of the module that makes the call, and what it drops
-_found: WeakKeyDictionary[nn.Module, tuple[int, Calls]] = WeakKeyDictionary()
+Key = tuple[str, str, str]  # path of the module that makes a call, function, and line of source
+# of a model, and of stochastic depth or not: its state, which modules to switch, all found
+_found: WeakKeyDictionary[nn.Module, dict[bool, tuple[int, list[str]]]] = WeakKeyDictionary()
+WAYS = 8  # forwards that are looked at where random numbers decide between several
 
 
-def _dropouts(model: nn.Module, x: Any) -> Calls:
-    """What training drops, by one recorded forward; remembered as long as the model stays."""
-    state = hash(tuple(_state(module) for module in model.modules()))
-    if model not in _found or _found[model][0] != state:
-        # One row is enough to see which calls there are; some models need two.
-        args, kwargs = _arguments(_slice(x, 0, 1))
+class _Search:
+    """Finds the modules whose training mode the dropout of a model obeys.
+
+    First guessed: those whose code makes the calls. Then the first prediction is watched, and for
+    a call that stays away the modules are tried, half of them at a time.
+
+    Args:
+        model: any eager module.
+        x: its example, of which one row is used.
+        forward: runs it.
+        drop_path: whether stochastic depth counts.
+    """
+
+    def __init__(self, model: nn.Module, x: Any, forward: Forward | None, drop_path: bool) -> None:
+        self.model, self.forward, self.drop_path = model, forward, drop_path
+        self.state = hash(tuple(_state(module) for module in model.modules()))
+        state, switches = _found.get(model, {}).get(drop_path, (None, []))
+        self.sure = state == self.state
+        self.switches = switches
+        if self.sure:
+            return
+        self.row = x
+        self.wanted = self._wanted(x)
+        if not self.wanted:
+            raise UserError(
+                f"{type(model).__name__} has no dropout that is active in training, so there is "
+                "nothing to sample"
+                + ("" if drop_path else " (drop_path=True samples stochastic depth, if it has any)")
+                + "; zoo.ensemble needs none"
+            )
+        self.switches = list(dict.fromkeys(path for path, _, _ in self.wanted))
+
+    def _wanted(self, x: Any) -> Counter[Key]:
+        """The calls that training makes and the output depends on, by one recorded forward."""
         try:
-            seen = active_dropouts(model, args, kwargs)
-        except UserError:
-            args, kwargs = _arguments(_slice(x, 0, 2))
-            seen = active_dropouts(model, args, kwargs)
-        _found[model] = state, [(node.module, node.dropout) for node in seen if node.dropout]
-    return _found[model][1]
+            # One row is enough to see which calls there are; some models need two.
+            self.row = _slice(x, 0, 1)
+            trace = self._record("training")
+        except Exception:
+            try:
+                self.row = _slice(x, 0, 2)
+                trace = self._record("training")
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(
+                    f"the model does not run in training mode on these inputs "
+                    f"({type(error).__name__}: {first_line(error)})"
+                ) from error
+        found = self._calls(trace)
+        if trace.decided:  # what one way leaves out, another may pass
+            for seed in range(1, WAYS):
+                found |= self._calls(self._record("training", seed))
+            found |= self._calls(self._record("evaluation as training"))
+        return found
+
+    def _record(self, mode: str, seed: int = 0) -> Trace:
+        inputs, kwargs = _as_arguments(self.row, self.forward)
+        return record(
+            self.model, inputs, kwargs, mode=mode, run=self.forward, answer=logits_in, seed=seed
+        )
+
+    def _calls(self, trace: Trace) -> Counter[Key]:
+        """How often each dropout that reaches the output is made."""
+        reached = _ancestors(trace.outputs)
+        return Counter(
+            (node.module, node.dropout.function, node.source)
+            for node in trace.dropouts
+            if node.dropout and node in reached and is_sampled(node.dropout, self.drop_path)
+        )
+
+    def watch(self, snapshot: Snapshot, part: Any, draws: Iterator[Tensor]) -> Tensor | None:
+        """Draws the first prediction of a part, and sees to it that all dropout is active.
+
+        Returns:
+            The prediction; None where other modules had to be switched.
+        """
+        recorder = Recorder(self.model, snapshot, assume_training=False)
+        recorder.begin(part)
+        with recorder.recording(), _sampling(self.model, self.switches):
+            result = next(draws)
+        trace = recorder.trace("sampling", result)
+        by_hand = [n for n in trace.batch_norms if n.batch_norm and n.batch_norm.live]
+        if by_hand:
+            where = by_hand[0].module or type(self.model).__name__
+            raise UserError(
+                f"mc_dropout: {where} normalizes by the batch in the mode in which it drops, by "
+                "code of its own: write it with F.batch_norm, or dropout as a module"
+            )
+        missing = self.wanted - self._calls(trace)
+        if missing and trace.decided:  # chance may have left them out this time
+            missing -= self._seen_somewhere()
+        found = [path for key in missing for path in self._modules_for(key)]
+        more = list(dict.fromkeys(path for path in found if path not in self.switches))
+        self.switches = [*self.switches, *more]
+        self.sure = True
+        _found.setdefault(self.model, {})[self.drop_path] = self.state, self.switches
+        return None if more else result
+
+    def _seen_somewhere(self) -> Counter[Key]:
+        found: Counter[Key] = Counter()
+        for seed in range(WAYS):
+            found |= self._calls(self._try(self.switches, seed))
+        return found
+
+    def _try(self, switches: list[str], seed: int = 0) -> Trace:
+        """One row in the mode of sampling, with some modules switched on."""
+        inputs, kwargs = _as_arguments(self.row, self.forward)
+
+        def run(*args: Any, **named: Any) -> Any:
+            with _sampling(self.model, switches):
+                if self.forward is not None:
+                    return self.forward(*args)
+                return self.model(*args, **named)
+
+        return record(
+            self.model, inputs, kwargs, mode="evaluation", run=run, answer=logits_in, seed=seed
+        )
+
+    def _modules_for(self, key: Key) -> list[str]:
+        """The fewest modules that make one call active: each step tries half of those left."""
+        others = [path for path in paths(self.model).values() if path not in self.switches]
+        times = self.wanted[key]
+
+        def active(more: list[str]) -> bool:
+            trace = self._try([*self.switches, *more])
+            seen = self._calls(trace)
+            for seed in range(1, WAYS if trace.decided else 1):
+                seen |= self._calls(self._try([*self.switches, *more], seed))
+            return seen[key] >= times
+
+        if not active(others):
+            path, function, source = key
+            raise UserError(
+                f"mc_dropout: {function} in {path or type(self.model).__name__}"
+                f"{f' at {source}' if source else ''} drops in training and in no mode tried here"
+            )
+        needed: list[str] = []
+        while not active(needed):
+            low, high = 0, len(others)
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if active(needed + others[:middle]) else (middle, high)
+            needed.append(others[low])
+            others = others[:low]
+        return needed
+
+
+def _as_arguments(row: Any, forward: Forward | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((row,), {}) if forward is not None else arguments(row)
+
+
+def _ancestors(nodes: list[Node]) -> set[Node]:
+    found: set[Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.inputs)
+    return found
 
 
 def _state(module: nn.Module) -> tuple[Any, ...]:
@@ -174,69 +352,25 @@ def _state(module: nn.Module) -> tuple[Any, ...]:
     return id(module), *((k, v if isinstance(v, plain) else id(v)) for k, v in attributes)
 
 
-def _owners(model: nn.Module, x: Any, drop_path: bool) -> list[str]:
-    wanted = [path for path, seen in _dropouts(model, x) if is_sampled(seen, drop_path)]
-    if not wanted:
-        raise UserError(
-            f"{type(model).__name__} has no dropout that is active in training, so there is "
-            "nothing to sample"
-            + ("" if drop_path else " (drop_path=True samples stochastic depth, if it has any)")
-            + "; zoo.ensemble needs none"
-        )
-    return list(dict.fromkeys(wanted))
-
-
 def is_sampled(dropout: DropoutCall, drop_path: bool = False) -> bool:
     """Whether MC dropout samples what a recorded call drops."""
     return dropout.kind != "selection" and (drop_path or dropout.kind != "path")
 
 
-class _RunningStatistics(TorchFunctionMode):
-    """BatchNorm by running statistics, even where one module owns it and a dropout."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is F.batch_norm and (len(args) > 1 or kwargs.get("running_mean") is not None):
-            running = args[1] if len(args) > 1 else kwargs["running_mean"]
-            if running is not None:
-                if len(args) > 5:
-                    args = (*args[:5], False, *args[6:])
-                else:
-                    kwargs["training"] = False
-        return func(*args, **kwargs)
-
-
 @contextmanager
-def _sampling(model: nn.Module, owners: list[str]) -> Iterator[None]:
-    """Evaluation mode, but for the modules that make the dropout calls."""
-    model.eval()
-    wanted = set(owners)
+def _sampling(model: nn.Module, switches: list[str]) -> Iterator[None]:
+    """Evaluation mode, but for the modules whose mode dropout obeys; BatchNorm as in evaluation."""
+    set_mode(model, training=False)
+    wanted = set(switches)
     names = paths(model)
     for module in model.modules():
         if names[id(module)] in wanted:
             module.training = True  # of this module alone: train() would reach its children
-    with _RunningStatistics():
+    with Normalizations(model).watching(by_batch=False):
         yield
 
 
-# -- batches and predictions -------------------------------------------------------------------
-
-
-def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(x, dict):
-        return (), x
-    return (x if isinstance(x, tuple) else (x,)), {}
-
-
-def _call(model: nn.Module, x: Any) -> Any:
-    args, kwargs = _arguments(x)
-    return model(*args, **kwargs)
-
-
-def _predict(model: nn.Module, x: Any) -> Tensor:
-    return logits_in(_call(model, x))
+# -- batches -----------------------------------------------------------------------------------
 
 
 def _rows(x: Any) -> int:
@@ -254,61 +388,3 @@ def _slice(x: Any, start: int, stop: int) -> Any:
         return leaf[start:stop] if batched else leaf
 
     return tree_map(cut, x)
-
-
-def _summarize(logits: Iterator[Tensor], keep: bool) -> Uncertainty:
-    count = 0
-    total: Any = 0.0
-    squares: Any = 0.0
-    own: Any = 0.0
-    kept: list[Tensor] = []
-    for some in _in_stacks(logits):
-        probabilities = some.float().softmax(2)  # (S, B, K)
-        # Squares of the distance from the first sample: no cancellation where they hardly differ.
-        if count == 0:
-            first = probabilities[0]
-        off = (probabilities - first).double()
-        total, squares = total + off.sum(0), squares + off.square().sum(0)
-        own = own + entropy(probabilities, 2).double().sum(0)
-        count += len(some)
-        if keep:
-            kept.append(probabilities.cpu())
-    shift = total / count
-    mean = first.double() + shift
-    variance = (squares / count - shift.square()).clamp_min(0)
-    predictive, expected = entropy(mean), own / count
-    mutual = (predictive - expected).clamp_min(0)
-    mean, variance, predictive, expected, mutual = (
-        tensor.float().cpu() for tensor in (mean, variance, predictive, expected, mutual)
-    )
-    samples = torch.cat(kept) if keep else None
-    return Uncertainty(mean, variance, predictive, expected, mutual, samples)
-
-
-def _in_stacks(logits: Iterator[Tensor], most: int = 2**22) -> Iterator[Tensor]:
-    """Several samples (B, K) as one tensor (S, B, K), which is quicker than one by one."""
-    waiting: list[Tensor] = []
-    for each in logits:
-        if each.ndim != 2 or each.shape[1] < 2:
-            raise UserError(f"the model gives {list(each.shape)}: logits (B, K), K > 1, are needed")
-        waiting.append(each)
-        if sum(tensor.numel() for tensor in waiting) > most:
-            yield torch.stack(waiting)
-            waiting = []
-    if waiting:
-        yield torch.stack(waiting)
-
-
-def _join(parts: list[Uncertainty]) -> Uncertainty:
-    # Clones leave inference mode: a user may go on computing with them.
-    def cat(name: str, dim: int = 0) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts], dim).clone()
-
-    return Uncertainty(
-        cat("mean"),
-        cat("variance"),
-        cat("entropy"),
-        cat("expected_entropy"),
-        cat("mutual_information"),
-        cat("samples", 1) if parts[0].samples is not None else None,
-    )

@@ -2,68 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.core.modes import evaluating
 from zoo.diagnostics import calibration
 from zoo.diagnostics.forward import forward_batch, logits_in
-from zoo.diagnostics.moments import PooledMoments, is_live
+from zoo.diagnostics.moments import (
+    Normalizations,
+    PooledMoments,
+    RunningStatistics,
+    live_statistics,
+)
 from zoo.diagnostics.trace.operations import tensors_in
-from zoo.diagnostics.trace.snapshot import begin_training, eagerly, untouched
+from zoo.diagnostics.trace.snapshot import (
+    eagerly,
+    keeps_running_statistics,
+    unseen_modules,
+    untouched,
+)
 from zoo.errors import UserError
 
 
 @torch.no_grad()
 def estimate_running_statistics(
-    model: nn.Module,
-    batches: Iterable[Any],
-    forward: Callable[[Any], Any] | None = None,
-    norms: list[_BatchNorm] | None = None,
+    model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
 ) -> int:
     """Replaces every running mean and variance by that of the batches' activations, in place.
 
     Each BatchNorm normalizes by the batch while the statistics of its input are gathered, as in
     training, but dropout is off: with dropout on, the statistics would remember a variance that
-    evaluation never sees (Li et al., CVPR 2019; torch's ``update_bn`` leaves it on). Frozen
-    BatchNorm (one whose ``train()`` keeps it in evaluation mode) and parameters are left alone,
-    modes come back as they were. Works under DDP: the moments are pooled over the processes.
+    evaluation never sees (Li et al., CVPR 2019; torch's ``update_bn`` leaves it on). Normalization
+    that training leaves alone (one whose ``train()`` keeps it in evaluation mode) and parameters
+    stay as they are, and so do modes. Works under DDP: the moments are pooled over the processes.
 
     Args:
-        model: any module; without BatchNorm nothing is done.
+        model: any module; without running statistics nothing is done.
         batches: what ``forward`` takes.
         forward: runs the model on a batch; the model itself by default.
-        norms: which to renew; by default all that go into training mode.
 
     Returns:
-        The number of BatchNorm layers renewed.
+        The number of layers renewed.
+
+    Raises:
+        UserError: the activations are not finite.
     """
-    if norms is None:
-        norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    with evaluating(model):
-        norms = [norm for norm in norms if is_live(norm.train())]  # a frozen one refuses
-        gathered = {norm: PooledMoments() for norm in norms}
-        before = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
-        hooks = [norm.register_forward_pre_hook(_gather(gathered[norm])) for norm in norms]
-        try:
-            if norms:
-                for batch in batches:
-                    (forward or model)(batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for norm, saved in zip(norms, before, strict=True):
-                for buffer, value in zip(norm.buffers(), saved, strict=True):
-                    buffer.copy_(value)
-    renewed = [norm for norm in norms if gathered[norm].count]
-    for norm in renewed:
-        _remember(norm, *gathered[norm].reduce())
-    return len(renewed)
+    run = forward or model
+    waiting = iter(batches)
+    first = next(waiting, None)
+    if first is None or not any(keeps_running_statistics(m) for m in model.modules()):
+        return 0
+    seen, norms = live_statistics(model, run, first)
+    gathered = _gather(model, seen, norms, chain([first], waiting), run, by_batch=True)
+    _remember(gathered)
+    return len(gathered)
+
+
+Gathered = dict[RunningStatistics, PooledMoments]
+
+
+def _gather(
+    model: nn.Module,
+    seen: Normalizations,
+    norms: list[RunningStatistics],
+    batches: Iterable[Any],
+    run: Callable[[Any], Any],
+    by_batch: bool | None = None,
+) -> Gathered:
+    """The moments of what each normalization sees in evaluation mode, in order of their runs."""
+    gathered: Gathered = {}
+    wanted = set(norms)
+
+    def gather(statistics: RunningStatistics, x: Tensor, axis: int) -> None:
+        if statistics in wanted:
+            gathered.setdefault(statistics, statistics.moments()).update(x, axis)
+
+    with evaluating(model), seen.watching(gather, by_batch, wanted):
+        for batch in batches:
+            run(batch)
+    return gathered
+
+
+def _remember(gathered: Gathered) -> None:
+    """Writes what was gathered, all or nothing."""
+    found = {norm: moments.reduce() for norm, moments in gathered.items()}
+    _check_finite(found)
+    for norm, (mean, variance) in found.items():
+        norm.remember(mean, variance)
+
+
+def _check_finite(found: dict[RunningStatistics, tuple[Tensor, Tensor]]) -> None:
+    for norm, (mean, variance) in found.items():
+        if not (mean.isfinite().all() and variance.isfinite().all()):
+            raise UserError(
+                f"what {norm.path or 'the model'} normalizes is not finite (NaN or infinity in the "
+                "data or the weights): the running statistics stay as they were"
+            )
 
 
 @dataclass(frozen=True)
@@ -105,98 +145,99 @@ def recalibrate(
     once, and then again until nothing moves. Under DDP all processes pool what they have seen.
 
     Args:
-        model: its BatchNorm modules are renewed, but for frozen ones; parameters, modes, momentum
+        model: its running statistics are renewed, but for frozen ones; parameters, modes, momentum
             and ``num_batches_tracked`` stay as they are.
-        loader: training data, without augmentation where evaluation has none; a tensor, a tuple
-            whose first item is the input, or a dict of arguments at a time.
+        loader: training data, without augmentation where evaluation has none: inputs, or tuples
+            that begin with them. Inputs are a tensor, a tuple (positional) or a mapping (keywords).
         held_out: (inputs, labels), to see what it does to accuracy, NLL and ECE.
         forward: runs the model on a batch, where the batches are of another form.
         passes: over the loader; by default until nothing moves, one more than there are layers at
             most; three where the loader gives other data each time (random augmentation).
 
     Raises:
-        UserError: there is nothing to renew, or the loader is empty.
+        UserError: there is nothing to renew or it cannot be reached, the loader is empty, or the
+            activations are not finite. The model is then as it was.
     """
     batches = list(loader) if iter(loader) is loader else loader  # an iterator goes round once
-    run = forward or (lambda batch: forward_batch(model, batch))
-    norms = _live_norms(model)
-    if not norms:
-        raise UserError("recalibrate: the model has no BatchNorm with running statistics to renew")
-    if next(iter(batches), None) is None:
+    run = partial(forward_batch, model, forward=forward)
+    first = next(iter(batches), None)
+    if first is None:
         raise UserError("recalibrate: the loader gave no batch")
     if passes is not None and passes < 1:
         raise UserError(f"recalibrate: passes is {passes}: it must be at least 1")
+    if unseen := unseen_modules(model):
+        raise UserError(
+            f"recalibrate: {unseen[0] or type(model).__name__} is scripted, traced or exported, so "
+            "its running statistics cannot be reached: recalibrate the model before that"
+        )
+    seen, norms = live_statistics(model, run, first)
+    if not norms:
+        raise UserError("recalibrate: the model has no BatchNorm with running statistics to renew")
+    saved = [(norm, norm.mean.clone(), norm.variance.clone()) for norm in norms]
     before = _scores(model, held_out, run)
-    with eagerly(model):
-        # A first estimate for all layers at once, which leaves little to settle.
-        estimate_running_statistics(model, _large_enough(batches), run, norms)
-        done, most = 1, passes if passes is not None else len(norms) + 1
-        gathered: dict[_BatchNorm, PooledMoments] = {}
-        moved: dict[_BatchNorm, float] = {}
-        while done < most and (not moved or max(moved.values()) > 1e-6):
-            done += 1
-            moved, gathered = _settle(model, norms, batches, run)
-            # Nothing that is renewed stands before the first layer: if it moves the second time,
-            # the loader gives other data each time, and further passes would not settle anything.
-            if done > 2 and next(iter(moved.values())) > 1e-5:
-                break
-        for norm, moments in gathered.items():
-            _remember(norm, *moments.reduce())
-    renewed = len(gathered) if gathered else len(norms)
+    try:
+        with eagerly(model), torch.no_grad():
+            renewed, done = _renew(model, seen, norms, batches, run, passes)
+    except BaseException:
+        for norm, mean, variance in saved:
+            norm.remember(mean, variance)
+        raise
     return Recalibration(renewed, done, before, _scores(model, held_out, run))
 
 
-def _live_norms(model: nn.Module) -> list[_BatchNorm]:
-    with untouched(model):
-        begin_training(model)
-        return [m for m in model.modules() if isinstance(m, _BatchNorm) and is_live(m)]
+def _renew(
+    model: nn.Module,
+    seen: Normalizations,
+    norms: list[RunningStatistics],
+    batches: Iterable[Any],
+    run: Callable[[Any], Any],
+    passes: int | None,
+) -> tuple[int, int]:
+    """Layers renewed, and passes that it took."""
+    # A first estimate for all layers at once, which leaves little to settle.
+    estimated = _gather(model, seen, norms, _large_enough(batches), run, by_batch=True)
+    _remember(estimated)
+    done, most = 1, passes if passes is not None else len(norms) + 1
+    gathered: Gathered = {}
+    moved: dict[RunningStatistics, float] = {}
+    while done < most and (not moved or max(moved.values()) > 1e-6):
+        done += 1
+        gathered = _gather(model, seen, norms, batches, run)
+        if not gathered:
+            break
+        moved = _settle(gathered)
+        # Nothing that is renewed stands before the first layer: if it moves the second time,
+        # the loader gives other data each time, and further passes would not settle anything.
+        if done > 2 and next(iter(moved.values())) > 1e-5:
+            break
+    _remember(gathered)
+    renewed = len(gathered or estimated)
+    if not renewed:
+        raise UserError(
+            f"recalibrate: none of the {len(norms)} normalizations ran in evaluation mode, so "
+            "nothing was renewed"
+        )
+    return renewed, done
 
 
-@torch.no_grad()
-def _settle(
-    model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Any], run: Callable[[Any], Any]
-) -> tuple[dict[_BatchNorm, float], dict[_BatchNorm, PooledMoments]]:
-    """One pass in evaluation mode: each layer is given the moments of all the data before it.
+def _settle(gathered: Gathered) -> dict[RunningStatistics, float]:
+    """Gives each layer the moments of all the data before it.
 
     It then normalizes as it would in training by one huge batch, by the variance of the values.
 
     Returns:
-        How far the statistics of each layer have moved, in deviations, and the moments; of the
-        layers that ran, in the order in which they ran.
+        How far the statistics of each layer have moved, in deviations.
     """
-    gathered: dict[_BatchNorm, PooledMoments] = {}
-
-    def gather(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(norm, _BatchNorm)
-        gathered.setdefault(norm, PooledMoments()).update(inputs[0])
-
-    hooks = [norm.register_forward_pre_hook(gather) for norm in norms]
-    try:
-        with evaluating(model):
-            for batch in batches:
-                run(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    moved: dict[_BatchNorm, float] = {}
-    for norm, moments in gathered.items():
-        mean, variance = moments.reduce(correction=0)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
+    found = {norm: moments.reduce(correction=0) for norm, moments in gathered.items()}
+    _check_finite(found)
+    moved = {}
+    for norm, (mean, variance) in found.items():
         scale = variance + norm.eps
-        shift = (mean - norm.running_mean).abs() / scale.sqrt()
-        stretch = (variance - norm.running_var).abs() / scale
+        shift = (mean - norm.mean).abs() / scale.sqrt()
+        stretch = (variance - norm.variance).abs() / scale
         moved[norm] = max(float(shift.max()), float(stretch.max()))
-        _remember(norm, mean, variance)
-    return moved, gathered
-
-
-@torch.no_grad()
-def _remember(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
+        norm.remember(mean, variance)
+    return moved
 
 
 def _scores(
@@ -209,9 +250,21 @@ def _scores(
         model.eval()
         for batch in held_out:
             probabilities.append(logits_in(run(batch)).float().softmax(1).cpu())
-            labels.append(batch[1].cpu())
+            labels.append(_labels_in(batch).cpu())
     found = calibration.scores(torch.cat(probabilities), torch.cat(labels))
     return {name: found[name] for name in ("accuracy", "nll", "ece")}
+
+
+def _labels_in(batch: Any) -> Tensor:
+    if isinstance(batch, Mapping):
+        named = batch.get("labels", batch.get("label"))
+        if isinstance(named, Tensor):
+            return named
+    elif isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(batch[-1], Tensor):
+        return batch[-1]
+    raise UserError(
+        "recalibrate: held_out needs labels: (inputs, labels), or a mapping with 'labels'"
+    )
 
 
 def _large_enough(batches: Iterable[Any]) -> Iterable[Any]:
@@ -220,7 +273,3 @@ def _large_enough(batches: Iterable[Any]) -> Iterable[Any]:
         first = next(iter(tensors_in(batch)), None)
         if first is None or first.ndim == 0 or len(first) > 1:
             yield batch
-
-
-def _gather(moments: PooledMoments) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    return lambda _, inputs: moments.update(inputs[0])

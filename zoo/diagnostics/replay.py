@@ -8,17 +8,17 @@ as running the whole forward again, and gives the same result.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from zoo.diagnostics.trace.snapshot import Randomness
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +50,33 @@ class Recording:
     Args:
         forward: takes nothing and gives a tensor; called under ``torch.inference_mode``, with the
             model in the mode it is to have.
+        python_state: tells where the generators outside torch are that the forward may use; by
+            default those of Python and numpy.
     """
 
-    def __init__(self, forward: Callable[[], Tensor]) -> None:
+    def __init__(
+        self,
+        forward: Callable[[], Tensor],
+        python_state: Callable[[], tuple[Any, ...]] | None = None,
+    ) -> None:
         self.forward = forward
+        self.python_state = python_state or Randomness([]).python_state
         self.bytes = 0  # of all activations of the forward, more than live at one time
 
     def draws(self, count: int) -> Iterator[Tensor]:
         """``count`` results, each with random numbers of its own, in the order a loop has them."""
         recorder = _Recorder()
-        python = _python_state()
+        python = self.python_state()
         with recorder:
             result = self.forward()
         self.bytes = recorder.bytes
         yield result
         # Where random numbers decide in Python, the next draw may take another way.
         again = self.forward
-        if recorder.replayable and _python_state() == python:
+        if recorder.replayable and self.python_state() == python:
             again = recorder.finish(result)
         for _ in range(count - 1):
             yield again()
-
-
-def _python_state() -> tuple[Any, ...]:
-    numpy = np.random.get_state()  # noqa: NPY002 - a model's own calls use it
-    return random.getstate(), numpy[1].tobytes(), numpy[2]  # type: ignore[index]
 
 
 @cache

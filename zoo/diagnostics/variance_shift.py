@@ -6,23 +6,18 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.core.pictures import save_figure
 from zoo.diagnostics.forward import forward_batch
-from zoo.diagnostics.moments import PooledMoments, is_live
-from zoo.diagnostics.trace.snapshot import (
-    begin_training,
-    eagerly,
-    paths,
-    seed_everywhere,
-    untouched,
-)
+from zoo.diagnostics.moments import Normalizations, PooledMoments, RunningStatistics
+from zoo.diagnostics.trace.snapshot import begin_training, eagerly, unseen_modules, untouched
 from zoo.errors import UserError
 
 # Moving averages lag behind the weights by as much, without any dropout.
@@ -34,7 +29,8 @@ class LayerShift:
     """The input of one BatchNorm.
 
     ``ratio`` is the median over channels of its variance with dropout on over that with dropout
-    off; ``running_ratio`` the median of the running variance over the variance in evaluation;
+    off; ``running_ratio`` the median of the running variance over the variance in evaluation, NaN
+    where nothing was ever learned;
     ``drift`` the median of |mean on - mean off|, in standard deviations. ``channels`` (C,) and
     ``running_channels`` (C,) hold the ratios themselves, NaN where a channel is constant.
     """
@@ -45,6 +41,7 @@ class LayerShift:
     drift: float
     channels: Tensor
     running_channels: Tensor
+    learned: bool = True  # false: the running statistics are those of a fresh module
 
 
 @dataclass(frozen=True)
@@ -69,10 +66,13 @@ class VarianceShift:
         ]
         for layer in self.layers:
             flag = "  <-" if _distance(layer) > NOTHING else ""
+            running = f"{layer.running_ratio:.3f}" if layer.learned else "never learned"
             lines.append(
-                f"{layer.module:<{width}}  {layer.ratio:>16.3f}  {layer.running_ratio:>20.3f}  "
+                f"{layer.module:<{width}}  {layer.ratio:>16.3f}  {running:>20}  "
                 f"{layer.drift:>14.3f}{flag}"
             )
+        if not all(layer.learned for layer in self.layers):
+            lines.append("never learned: the running statistics are still 0 and 1, as they began")
         lines.append(f"<- further than {NOTHING} from 1 in the logarithm; nearer is nothing")
         return "\n".join(lines)
 
@@ -146,87 +146,84 @@ def variance_shift(
     1 + p / (1 - p) · (wᵀ diag(E[x²]) w) / (wᵀ Cov(x) w). The model comes out untouched.
 
     Args:
-        model: any module with ``nn.BatchNorm*``; a frozen one is left out.
-        loader: batches: a tensor, a tuple whose first item is the input, or a dict of arguments.
+        model: any module with running statistics, however it uses them; frozen ones are left out.
+        loader: batches of inputs, or tuples that begin with them; inputs are a tensor, a tuple
+            (positional) or a mapping (keywords).
         forward: runs the model on a batch, where the batches are of another form.
         batches: of the loader, at most; all by default.
         seed: of the masks.
 
     Raises:
-        UserError: the loader is empty.
+        UserError: the loader is empty, or part of the model is scripted, traced or exported.
     """
-    run = forward or (lambda batch: forward_batch(model, batch))
-    names = paths(model)
-    with untouched(model), eagerly(model), torch.no_grad():
-        seed_everywhere(seed)
+    run = partial(forward_batch, model, forward=forward)
+    if unseen := unseen_modules(model):
+        raise UserError(
+            f"variance_shift: {unseen[0] or type(model).__name__} is scripted, traced or exported, "
+            "so what it normalizes cannot be measured: measure the model before that"
+        )
+    with untouched(model) as snapshot, eagerly(model), torch.no_grad():
+        snapshot.randomness.seed(seed)
         begin_training(model)
-        live = [m for m in model.modules() if isinstance(m, _BatchNorm) and is_live(m)]
         modes = [(module, module.training) for module in model.modules()]
-        remembered = {m: m.running_var.clone() for m in live if m.running_var is not None}
-        saved = {m: [(b, b.clone()) for b in m.buffers()] for m in live}
-        on, off, evaluation = ({m: PooledMoments() for m in live} for _ in range(3))
-        order: dict[_BatchNorm, None] = {}
+        norms = Normalizations(model)
+        on, off, evaluation = Gathered(), Gathered(), Gathered()
         seen = 0
-        for batch in loader:
-            if batches is not None and seen == batches:
-                break
+        for batch in islice(loader, batches):
             seen += 1
             for module, mode in modes:
                 module.training = mode
-            _gather(on, run, batch, order)
-            # Dropout off, and upstream BatchNorm as in training: dropout is the only difference.
+            with norms.watching(on.see):
+                run(batch)
+            # All buffers as they were: what training remembers of this batch is not measured.
+            snapshot.restore_buffers()
             model.eval()
-            for norm in live:
-                norm.training = True
-            _gather(off, run, batch)
-            for norm, buffers in saved.items():
-                norm.training = False
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-            _gather(evaluation, run, batch)
+            # Dropout off, and upstream BatchNorm as in training: dropout is the only difference.
+            with norms.watching(off.see, by_batch=True, among=norms.live):
+                run(batch)
+            with norms.watching(evaluation.see):
+                run(batch)
         if not seen:
             raise UserError("variance_shift: the loader gave no batch")
-        layers = []
-        for norm in order:
-            if not (off[norm].count and evaluation[norm].count):
-                continue  # runs in training only, as an auxiliary head does
-            mean_on, variance_on = on[norm].reduce()
-            mean_off, variance_off = off[norm].reduce()
-            _, variance_now = evaluation[norm].reduce()
-            ratio = _ratio(variance_on, variance_off)
-            running = _ratio(remembered[norm].to(variance_now), variance_now)
-            drift = (mean_on - mean_off).abs() / variance_off.sqrt()
-            layers.append(
-                LayerShift(
-                    names[id(norm)],
-                    _median(ratio),
-                    _median(running),
-                    _median(torch.where(ratio.isnan(), ratio, drift)),
-                    ratio.float().cpu(),
-                    running.float().cpu(),
-                )
-            )
+        layers = [
+            _shift(norm, *(gathered.moments[norm] for gathered in (on, off, evaluation)))
+            for norm in on.moments
+            # Not what runs in training only, as an auxiliary head does.
+            if norm in norms.live and norm in off.moments and norm in evaluation.moments
+        ]
     return VarianceShift(type(model).__name__, layers)
 
 
-def _gather(
-    moments: dict[_BatchNorm, PooledMoments],
-    run: Callable[[Any], Any],
-    batch: Any,
-    order: dict[_BatchNorm, None] | None = None,
-) -> None:
-    def hook(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(norm, _BatchNorm)
-        moments[norm].update(inputs[0])
-        if order is not None:
-            order[norm] = None
+class Gathered:
+    """Moments of what each normalization sees."""
 
-    handles = [norm.register_forward_pre_hook(hook) for norm in moments]
-    try:
-        run(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    def __init__(self) -> None:
+        self.moments: dict[RunningStatistics, PooledMoments] = {}
+
+    def see(self, norm: RunningStatistics, x: Tensor, axis: int) -> None:
+        self.moments.setdefault(norm, norm.moments()).update(x, axis)
+
+
+def _shift(
+    norm: RunningStatistics, on: PooledMoments, off: PooledMoments, evaluation: PooledMoments
+) -> LayerShift:
+    mean_on, variance_on = on.reduce()
+    mean_off, variance_off = off.reduce()
+    _, variance_now = evaluation.reduce()
+    ratio = _ratio(variance_on, variance_off)
+    running = _ratio(norm.variance.to(variance_now), variance_now)
+    if not norm.learned:
+        running = torch.full_like(running, torch.nan)
+    drift = (mean_on - mean_off).abs() / variance_off.sqrt()
+    return LayerShift(
+        norm.path,
+        _median(ratio),
+        _median(running),
+        _median(torch.where(ratio.isnan(), ratio, drift)),
+        ratio.float().cpu(),
+        running.float().cpu(),
+        norm.learned,
+    )
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from functools import cached_property
 from textwrap import dedent
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.diagnostics.trace.graph import Node, Trace, reach
 from zoo.diagnostics.trace.operations import PASS_THROUGH
@@ -35,6 +35,15 @@ class Finding:
     source: str = ""  # file:line of the call; "" where no code of the model's own makes it
 
 
+@dataclass(frozen=True)
+class Activity:
+    """Which channels of one rectifier were above zero for any of the data."""
+
+    node: Node
+    active: Tensor  # (C,), of bool
+    samples: int
+
+
 @dataclass
 class Subject:
     """What the rules look at."""
@@ -46,6 +55,7 @@ class Subject:
     optimizers: Sequence[torch.optim.Optimizer] = ()
     at_fit: bool = False  # the model is about to be trained in the modes it is in
     discriminator: str | None = None  # path of a GAN's discriminator; "" is the model itself
+    activity: Sequence[Activity] = ()  # of rectified units on a loader's data
     paths: dict[int, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,15 +123,3 @@ def name(path: str) -> str:
 def scales(node: Node) -> bool:
     """Multiplication or division by a number."""
     return node.op in ("mul", "div") and len(node.inputs) == 1 and node.dropout is None
-
-
-# -- dropout and BatchNorm -----------------------------------------------------------------------
-
-
-# -- where dropout stands --------------------------------------------------------------------------
-
-
-# -- BatchNorm -------------------------------------------------------------------------------------
-
-
-# -- training --------------------------------------------------------------------------------------

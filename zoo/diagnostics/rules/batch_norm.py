@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from zoo.diagnostics.rules.base import Finding, Subject, name, rule
 from zoo.diagnostics.trace.graph import Node, through
 
+# Types, devices and copies: nothing of the shape.
+_SAME_SHAPE = frozenset(
+    """to type float half bfloat16 double contiguous clone detach type_as requires_grad_ cpu cuda
+    get""".split()
+)
+
 
 def _live(subject: Subject) -> Iterator[tuple[Node, Any]]:
+    """Normalizations over the batch that learn running statistics."""
     for node in subject.training.batch_norms:
-        if node.batch_norm is not None and node.batch_norm.live:
-            yield node, node.batch_norm
+        norm = node.batch_norm
+        if norm is not None and norm.live and not norm.per_sample:
+            yield node, norm
 
 
 @rule(
@@ -135,14 +144,62 @@ def _by_module(nodes: Iterable[Node]) -> dict[str, list[Node]]:
     """,
 )
 def bn_shared(subject: Subject) -> Iterator[Finding]:
-    for path, nodes in _by_module(node for node, _ in _live(subject)).items():
-        # A functional batch_norm called twice by one module may well have two sets of statistics.
-        weights = [node.facts.get("weight") for node in nodes]
-        if len(nodes) > 1 and (subject.training.calls[path] > 1 or len(set(weights)) == 1):
+    grouped: dict[Any, list[Node]] = {}
+    for node, _ in _live(subject):
+        # One that normalizes by hand is known by its module alone.
+        grouped.setdefault(node.facts.get("statistics", node.module), []).append(node)
+    for nodes in grouped.values():
+        if len(nodes) > 1:
             yield Finding(
-                path,
-                f"BatchNorm {name(path)} runs {len(nodes)} times in one forward",
+                nodes[0].module,
+                f"BatchNorm {name(nodes[0].module)} runs {len(nodes)} times in one forward",
                 source=nodes[1].source,
+            )
+
+
+@rule(
+    "bn-in-checkpoint",
+    "warning",
+    "BatchNorm within an activation checkpoint updates its running statistics twice a step: the "
+    "backward pass runs the forward again.",
+    source="torch.utils.checkpoint: the forward is run again; nn.BatchNorm2d: every forward in "
+    "training mode updates",
+    fix="leave BatchNorm out of the checkpointed part, or set momentum to 1 - sqrt(1 - momentum)",
+    bad="""
+        from torch.utils.checkpoint import checkpoint
+
+        class Checkpointed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+
+            def forward(self, x):
+                return checkpoint(self.body, x, use_reentrant=False)
+
+        model, inputs = Checkpointed(), (torch.randn(4, 3, 8, 8),)
+    """,
+    good="""
+        from torch.utils.checkpoint import checkpoint
+
+        class Checkpointed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU())
+
+            def forward(self, x):
+                return checkpoint(self.body, x, use_reentrant=False)
+
+        model, inputs = Checkpointed(), (torch.randn(4, 3, 8, 8),)
+    """,
+)
+def bn_in_checkpoint(subject: Subject) -> Iterator[Finding]:
+    for node in subject.training.batch_norms:
+        if node.facts.get("in checkpoint"):
+            yield Finding(
+                node.module,
+                f"BatchNorm {name(node.module)} runs within a checkpoint: its statistics are "
+                "updated twice a step",
+                source=node.source,
             )
 
 
@@ -166,13 +223,46 @@ def bias_before_bn(subject: Subject) -> Iterator[Finding]:
         layer = through(next(parent for parent in node.inputs if parent.data))
         only_reader = list(subject.consumers_through(layer)) == [node]
         # One value for each channel: a bias for each position says more than a mean.
-        if only_reader and layer.facts.get("bias") == node.shape[1]:
+        if only_reader and layer.facts.get("bias") == node.shape[1] and _same_axis(layer, node):
             yield Finding(
                 layer.module,
                 f"the bias of {name(layer.module)} does nothing before BatchNorm "
                 f"{name(node.module)}",
                 source=layer.source,
             )
+
+
+def _same_axis(layer: Node, norm: Node) -> bool:
+    """Whether BatchNorm's channels are those of the layer before it, by way of a changed shape.
+
+    Tried out: numbers that differ along the layer's channels alone take the same way.
+    """
+    steps = []
+    node = next(parent for parent in norm.inputs if parent.data)
+    while node is not layer:
+        steps.append(node)
+        node = node.inputs[0]
+    channels = layer.facts["bias"]
+    axis = len(layer.shape) - 1
+    if layer.op.startswith("conv"):
+        axis -= int(layer.op.removeprefix("conv")[:1] or 2)
+    shape = [1] * len(layer.shape)
+    shape[axis] = channels
+    probe = torch.arange(channels).view(shape).expand(layer.shape)
+    for step in reversed(steps):
+        if step.op in _SAME_SHAPE:
+            continue
+        if step.op in ("view_as", "reshape_as"):
+            probe = probe.reshape(step.shape)
+            continue
+        if "call" not in step.facts:
+            return False
+        func, args, kwargs = step.facts["call"]
+        made = func(probe, *args, **kwargs)
+        probe = made if isinstance(made, Tensor) else next(iter(made))
+        if tuple(probe.shape) != step.shape:
+            return False
+    return bool((probe == torch.arange(channels).view(-1, *[1] * (probe.ndim - 2))).all())
 
 
 @rule(

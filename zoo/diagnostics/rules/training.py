@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from zoo.diagnostics.rules.base import Finding, Subject, name, rule
+from zoo.diagnostics.trace.snapshot import keeps_running_statistics
 
 
 @rule(
@@ -96,7 +97,7 @@ def _idle(subject: Subject) -> set[str]:
     for path, module in modules.items():
         if module.training:
             continue
-        if module._buffers.get("running_var") is not None:
+        if keeps_running_statistics(module):
             if any(p.requires_grad for p in module.parameters(recurse=False)):
                 found.add(path)
         elif isinstance(module, nn.modules.dropout._DropoutNd) and module.p:
@@ -107,3 +108,92 @@ def _idle(subject: Subject) -> set[str]:
             if any(p.requires_grad for p in modules[owner].parameters()):
                 found.add(path)
     return found
+
+
+@rule(
+    "decay-on-embedding",
+    "info",
+    "Weight decay shrinks the rows of an embedding that a batch does not hold as well, and small "
+    "embeddings make large gradients in the layers after them.",
+    source="OLMo team 2025 (2 OLMo 2 Furious), section 3.4; Takase et al. 2023 (Spike no more), "
+    "section 3",
+    fix="a parameter group with weight_decay 0 for embeddings, unless they are tied to the output "
+    "layer",
+    bad="""
+        class Bag(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.table, self.head = nn.Embedding(10, 8), nn.Linear(8, 2)
+
+            def forward(self, tokens):
+                return self.head(self.table(tokens).mean(1))
+
+        model, inputs = Bag(), (torch.randint(10, (4, 5)),)
+        options = {"optimizer": torch.optim.AdamW(model.parameters(), weight_decay=0.1)}
+    """,
+    good="""
+        class Bag(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.table, self.head = nn.Embedding(10, 8), nn.Linear(8, 2)
+
+            def forward(self, tokens):
+                return self.head(self.table(tokens).mean(1))
+
+        model, inputs = Bag(), (torch.randint(10, (4, 5)),)
+        groups = [
+            {"params": model.head.parameters()},
+            {"params": model.table.parameters(), "weight_decay": 0.0},
+        ]
+        options = {"optimizer": torch.optim.AdamW(groups, weight_decay=0.1)}
+    """,
+)
+def decay_on_embedding(subject: Subject) -> Iterator[Finding]:
+    nodes = subject.training.nodes
+    tied = {node.facts["matrix"] for node in nodes if "matrix" in node.facts}
+    tables = {node.facts["table"] for node in nodes if "table" in node.facts} - tied
+    names = {id(parameter): path for path, parameter in subject.model.named_parameters()}
+    for group in (group for one in subject.optimizers for group in one.param_groups):
+        for parameter in group["params"] if group.get("weight_decay") else ():
+            if id(parameter) in tables & set(names):
+                module, _, _ = names[id(parameter)].rpartition(".")
+                yield Finding(
+                    module,
+                    f"the embedding {names[id(parameter)]} decays by {group['weight_decay']:g}",
+                )
+
+
+ENOUGH = 64  # samples, before a unit that none has moved counts as dead
+
+
+@rule(
+    "dead-units",
+    "warning",
+    "A rectified channel that is never above zero passes nothing on and gets no gradient.",
+    source="Lu et al. 2020 (Dying ReLU and initialization), section 1; measured on the loader's "
+    "data in evaluation mode",
+    fix="a lower learning rate or a warm-up, biases that begin at zero, normalization before the "
+    "activation, or leaky ReLU",
+    bad="""
+        layer = nn.Linear(8, 8)
+        nn.init.constant_(layer.bias, -100.0)
+        model, inputs = nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 2)), ()
+        options = {"loader": [torch.randn(64, 8)]}
+    """,
+    good="""
+        layer = nn.Linear(8, 8)
+        nn.init.zeros_(layer.bias)
+        model, inputs = nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 2)), ()
+        options = {"loader": [torch.randn(64, 8)]}
+    """,
+)
+def dead_units(subject: Subject) -> Iterator[Finding]:
+    for seen in subject.activity:
+        dead = int((~seen.active).sum())
+        if dead and seen.samples >= ENOUGH:
+            yield Finding(
+                seen.node.module,
+                f"{dead} of {seen.active.numel()} channels of {seen.node.op} in "
+                f"{name(seen.node.module)} are never active over {seen.samples} samples",
+                source=seen.node.source,
+            )

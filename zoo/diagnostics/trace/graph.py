@@ -31,6 +31,8 @@ class BatchNormCall:
     values: int  # that share a mean in this forward: batch × positions
     positions: int  # a sample
     momentum: float | None  # None: cumulative
+    holder: str  # path of the module that holds the statistics
+    per_sample: bool = False  # InstanceNorm: only what it remembers rests on other samples
 
 
 @dataclass(eq=False, slots=True)
@@ -63,6 +65,8 @@ class Trace:
     outputs: list[Node]
     calls: Counter[str]  # of each module, by path
     notes: list[str]  # what could not be followed
+    unseen: list[str] = field(default_factory=list)  # paths of modules that hide what they do
+    decided: bool = False  # random numbers chose this way among several
 
     @property
     def dropouts(self) -> list[Node]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # Values unchanged, in another shape or type: a rule looks through these.
 PASS_THROUGH = frozenset(
@@ -32,6 +36,8 @@ SHAPED_LIKE = frozenset(
     """new_empty new_zeros new_ones new_full new_tensor empty_like zeros_like ones_like
     full_like rand_like randn_like randint_like""".split()
 )
+# The second argument lends its shape or type, and none of its values.
+LENDS_SHAPE = frozenset("view_as reshape_as expand_as type_as to align_as sum_to_size".split())
 # In place, and nothing of the old value remains.
 OVERWRITE = frozenset(
     """bernoulli_ normal_ uniform_ random_ exponential_ cauchy_ geometric_ log_normal_ zero_
@@ -51,6 +57,11 @@ QUIET = (
 )
 SELECTION = frozenset("getitem gather index_select take take_along_dim embedding".split())
 ORDERING = frozenset("argsort sort topk randperm".split())
+# Make a tensor of numbers that Python or numpy has.
+FROM_PYTHON = frozenset(
+    """tensor as_tensor asarray from_numpy new_tensor scalar_tensor frombuffer full full_like
+    new_full fill_ masked_fill where""".split()
+)
 TO_PYTHON = frozenset("__bool__ item tolist __float__ __int__ __index__ numpy __array__".split())
 IN_PLACE_OPERATORS = frozenset(
     f"__i{name}__" for name in "add sub mul truediv floordiv mod pow matmul and or xor".split()
@@ -69,13 +80,18 @@ def written(raw: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Ten
     return tensors_in(kwargs.get("out"))
 
 
+_LEAVES = (bool, int, float, str)
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors within a forward's arguments or results."""
+    if value is None or isinstance(value, _LEAVES):
+        return []
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, list | tuple):
         return [tensor for item in value for tensor in tensors_in(item)]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return [tensor for item in value.values() for tensor in tensors_in(item)]
     if hasattr(value, "__dataclass_fields__"):
         names = value.__dataclass_fields__
@@ -102,7 +118,77 @@ def argument(
     return args[position] if len(args) > position else kwargs.get(name, default)
 
 
-def bind_batch_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = "input running_mean running_var weight bias training momentum eps".split()
-    defaults = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
-    return defaults | dict(zip(names, args, strict=False)) | kwargs
+_FUNCTIONAL = "input running_mean running_var weight bias training momentum eps".split()
+_NATIVE = "input weight bias running_mean running_var training momentum eps".split()
+_NORMALIZATIONS = frozenset(
+    "batch_norm instance_norm native_batch_norm cudnn_batch_norm miopen_batch_norm".split()
+)
+_SYNONYMS = {
+    "use_input_stats": "training",
+    "exponential_average_factor": "momentum",
+    "epsilon": "eps",
+}
+
+
+def base_name(func: Any) -> str:
+    """A function's name; ``batch_norm`` of ``torch.ops.aten.batch_norm.default`` as well."""
+    return str(getattr(func, "__name__", func)).partition(".")[0]
+
+
+@cache  # asked of every call
+def _is_normalization(func: Any) -> bool:
+    return base_name(func) in _NORMALIZATIONS
+
+
+def bind_normalization(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The arguments of a normalization that can keep running statistics; None of other calls.
+
+    Returns:
+        By the names of ``F.batch_norm``, whichever function was called.
+    """
+    if not _is_normalization(func):
+        return None
+    defaults: dict[str, Any] = dict.fromkeys(("running_mean", "running_var", "weight", "bias"))
+    per_sample = base_name(func) == "instance_norm"
+    defaults |= {"training": per_sample, "momentum": 0.1, "eps": 1e-5}
+    named = {_SYNONYMS.get(name, name): value for name, value in kwargs.items()}
+    return defaults | dict(zip(_order(func), args, strict=False)) | named
+
+
+def run_normalization(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **changes: Any
+) -> Any:
+    """Calls a normalization with some arguments, by the names of ``F.batch_norm``, changed."""
+    positional, named = list(args), dict(kwargs)
+    spelled = {_SYNONYMS.get(name, name): name for name in named}
+    for name, value in changes.items():
+        position = _order(func).index(name)
+        if position < len(positional):
+            positional[position] = value
+        elif name == "training" and func is F.instance_norm:
+            named["use_input_stats"] = value
+        else:
+            named[spelled.get(name, name)] = value
+    return func(*positional, **named)
+
+
+def _order(func: Any) -> list[str]:
+    return _FUNCTIONAL if func in (F.batch_norm, F.instance_norm) else _NATIVE
+
+
+def run_single_values(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], call: dict[str, Any]
+) -> Any:
+    """Calls BatchNorm on one value a channel, which torch refuses in training mode."""
+    zero = torch.zeros_like(call["input"][0].flatten()[: call["input"].shape[1]])
+    return run_normalization(
+        func, args, kwargs, training=False, running_mean=zero, running_var=zero + 1
+    )
+
+
+def has_single_values(call: dict[str, Any]) -> bool:
+    """Whether a bound normalization has one value a channel."""
+    x = call["input"]
+    return bool(x.ndim > 1 and x.numel() == x.shape[1])

@@ -12,15 +12,16 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -31,7 +32,9 @@ from torch.utils.weak import WeakIdRef, WeakTensorKeyDictionary
 from zoo.diagnostics.trace.graph import BatchNormCall, DropoutCall, Node, Trace, through
 from zoo.diagnostics.trace.operations import (
     DROPOUTS,
+    FROM_PYTHON,
     IN_PLACE_OPERATORS,
+    LENDS_SHAPE,
     NORMS,
     ORDERING,
     OVERWRITE,
@@ -43,8 +46,11 @@ from zoo.diagnostics.trace.operations import (
     SHAPED_LIKE,
     TO_PYTHON,
     argument,
-    bind_batch_norm,
+    base_name,
+    bind_normalization,
+    has_single_values,
     plain_name,
+    run_single_values,
     tensors_in,
     written,
 )
@@ -54,23 +60,28 @@ from zoo.diagnostics.trace.snapshot import (
     eagerly,
     is_scripted,
     paths,
-    seed_everywhere,
+    set_mode,
     to_model,
+    unseen_modules,
     untouched,
+    unwrapped,
 )
 from zoo.errors import UserError
 
+_CHECKPOINT = torch.utils.checkpoint.__file__
+_OWN = str(Path(__file__).parent.parent) + os.sep
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 
 
-# -- leaving a model as it was -------------------------------------------------------------------
-
-
-# -- recording -------------------------------------------------------------------------------------
-
-
 def record(
-    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *, mode: str
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    *,
+    mode: str,
+    run: Callable[..., Any] | None = None,
+    answer: Callable[[Any], Tensor] | None = None,
+    seed: int = 0,
 ) -> Trace:
     """Runs one forward and records it; the model and the random state come out untouched.
 
@@ -81,6 +92,9 @@ def record(
         mode: ``training``; ``as it is``, the modes left alone; ``evaluation``; or ``evaluation as
             training``: dropout that is told to be off and BatchNorm with running statistics count
             as they would in training.
+        run: takes the arguments and runs the model; the model itself by default.
+        answer: picks what counts of the output; everything by default.
+        seed: of all random numbers.
 
     Raises:
         Exception: whatever the model's forward raises.
@@ -90,25 +104,21 @@ def record(
         if mode == "training":
             begin_training(model)
         elif mode != "as it is":
-            model.eval()
-        seed_everywhere(0)
+            set_mode(model, training=False)
+        snapshot.randomness.seed(seed)
         if any(torch.nn.parameter.is_lazy(p) for p in snapshot.parameters.values()):
             raise UserError(
                 "a lazy parameter has no shape yet: run the model once, then it can be recorded"
             )
-        recorder = _Recorder(model, snapshot, assume_training=mode == "evaluation as training")
-        for leaf in tensors_in((inputs, kwargs)):
-            recorder.source("input", leaf)
-        if not recorder.order:
-            recorder.say("no tensor among the inputs: there are no data to follow")
-        with recorder.hooks(), recorder, warnings.catch_warnings():
+        recorder = Recorder(model, snapshot, assume_training=mode == "evaluation as training")
+        recorder.begin((inputs, kwargs))
+        with recorder.recording(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the model's owner has seen them
-            output = model(*inputs, **kwargs)
-        outputs = [recorder.nodes[t] for t in tensors_in(output) if t in recorder.nodes]
-        return Trace(mode, recorder.order, outputs, recorder.calls, recorder.notes(model))
+            output = (run or model)(*inputs, **kwargs)
+        return recorder.trace(mode, answer(output) if answer else output)
 
 
-class _Recorder(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     """Sees every torch function call of a forward, and writes it down."""
 
     def __init__(self, model: nn.Module, snapshot: Snapshot, assume_training: bool) -> None:
@@ -130,6 +140,18 @@ class _Recorder(TorchFunctionMode):
         devices = {p.device.type for p in self.parameters.values()}
         self.on_cpu = devices <= {"cpu"}
         self.state = torch.get_rng_state()
+        self.python = snapshot.randomness.python_state()
+        self.python_drew = False  # since a torch function last took numbers from Python
+        self.left = False  # data have left torch
+        self.decided = False  # random numbers decide which way the forward goes
+        self.buffers = {
+            id(buffer): (self.paths[id(module)], name)
+            for module in model.modules()
+            for name, buffer in module.named_buffers("", False)
+        }
+        self.model = model
+        self.outermost: Any = None  # frame beyond which no code is the model's
+        self.modules = {self.paths[id(module)]: module for module in model.modules()}
 
     # -- which module is running -----------------------------------------------------------------
 
@@ -141,17 +163,40 @@ class _Recorder(TorchFunctionMode):
             id(buffer) for buffer, _ in self.snapshot.buffers
         }
 
+    def begin(self, given: Any) -> None:
+        """Takes the tensors among a forward's arguments for data."""
+        for leaf in tensors_in(given):
+            self.source("input", leaf)
+        if not self.order:
+            self.say("no tensor among the inputs: there are no data to follow")
+
     @contextmanager
-    def hooks(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
+        """Sees the functions called and the modules run while it lasts."""
         handles = [
             register_module_forward_pre_hook(self._enter),
             register_module_forward_hook(self._leave, with_kwargs=True),
         ]
+        self.outermost = sys._getframe(2)  # who says ``with recorder.recording()``
         try:
-            yield
+            with self:
+                yield
         finally:
+            self.outermost = None
             for handle in handles:
                 handle.remove()
+
+    def trace(self, mode: str, output: Any) -> Trace:
+        """What was recorded."""
+        self._look_at_python()
+        if self.python_drew:
+            self._say_decided("", "of Python or numpy")
+        outputs = [self.nodes[t] for t in tensors_in(output) if t in self.nodes]
+        unseen = unseen_modules(self.model)
+        if unseen:
+            names = [path or type(self.model).__name__ for path in unseen[:5]]
+            self.say(f"scripted modules are opaque: {', '.join(names)}")
+        return Trace(mode, self.order, outputs, self.calls, list(self.said), unseen, self.decided)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         # A module made within a forward has no path: its calls belong to whoever made it.
@@ -186,7 +231,7 @@ class _Recorder(TorchFunctionMode):
             live = (moved and module.training) or (self.assume_training and moved)
             momentum = getattr(module, "momentum", None)
             node.batch_norm = BatchNormCall(
-                live, tensor.shape[0] * positions if tensor.ndim else 1, positions, momentum
+                live, tensor.shape[0] * positions if tensor.ndim else 1, positions, momentum, path
             )
             self.nodes[tensor] = node
 
@@ -198,22 +243,57 @@ class _Recorder(TorchFunctionMode):
         return node
 
     def _node(self, tensor: Tensor) -> Node:
-        if tensor in self.nodes:
-            return self.nodes[tensor]
+        if (node := self._found(tensor)) is not None:
+            return node
         if id(tensor) in self.parameters:
             return self.source("parameter", tensor)
         if id(tensor) in self.known or not self.given:
             return self.source("constant", tensor)
         # Made where nothing is seen, by scripted code or an extension: its trail goes on from here.
         where = self.where[-1]
+        self._look_at_python()
+        if self.python_drew and not self.left:  # a mask of numpy's
+            self.python_drew = False
+            line = self._source_line()
+            self.nodes[tensor] = self._append("from_numpy", where, (), tensor, line, draws=True)
+            return self.nodes[tensor]
         self.say(
             f"a tensor of unknown origin in {where or 'the model'}: taken to depend on what that "
             "was given"
         )
-        given = tuple(self.nodes[t] for t in tensors_in(self.given[-1]) if t in self.nodes)
-        node = self._append("opaque", where, given, tensor, _source_line())
+        known: list[Node] = []
+        for given in reversed(self.given):
+            known = [node for t in tensors_in(given) if (node := self._found(t)) is not None]
+            if known:
+                break
+        node = self._append("opaque", where, tuple(known), tensor, self._source_line())
         self.nodes[tensor] = node
         return node
+
+    def _found(self, tensor: Tensor) -> Node | None:
+        """The node of a tensor, of what a transform has wrapped, or of what it is a view of."""
+        if tensor in self.nodes:
+            return self.nodes[tensor]
+        inner = unwrapped(tensor)
+        if inner in self.nodes:
+            return self.nodes[inner]
+        base = inner._base
+        return self.nodes.get(base) if base is not None else None
+
+    def _keep(self, tensor: Tensor, node: Node) -> None:
+        """A call has made a tensor."""
+        self.nodes[tensor] = node
+        inner = unwrapped(tensor)
+        if inner is not tensor:
+            self.nodes[inner] = node
+        base = tensor._base
+        if base is not None:
+            # What a call gives may be a view of what nobody else sees, as a linear layer's is.
+            if self._found(base) is None and id(base) not in self.parameters:
+                self.nodes[base] = node
+            views = self.views.get(base, [])
+            views.append(WeakIdRef(tensor))
+            self.views[base] = views
 
     def _append(
         self,
@@ -243,35 +323,72 @@ class _Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        raw = getattr(func, "__name__", str(func))
+        raw = base_name(func)
         changed = written(raw, args, kwargs)
-        result = self._run(func, args, kwargs)
+        first = args[0] if args and isinstance(args[0], Tensor) else None
+        version = None if first is None else _version(first)
+        call = bind_normalization(func, args, kwargs)
+        if call is not None and self._refused(call, raw):
+            # One value a channel, which torch refuses; a rule says so, and the rest is seen.
+            result = run_single_values(func, args, kwargs, call)
+        else:
+            result = func(*args, **kwargs)
         if raw in TO_PYTHON:
             self._note_python(raw, args)
         outputs = tensors_in(result)
         if raw in IN_PLACE_OPERATORS or raw == "__setitem__":
             outputs = outputs or list(changed)
-        drew = (raw not in QUIET and self._drew()) or raw in RANDOM
         if not outputs:
             return result
-        reads = args[1:] if raw in OVERWRITE else () if raw in SHAPED_LIKE else args
-        given = tensors_in(reads) + ([] if raw in SHAPED_LIKE else tensors_in(kwargs))
-        inputs = tuple(dict.fromkeys(self._node(tensor) for tensor in given))
+        drew = (raw not in QUIET and self._drew()) or raw in RANDOM
+        if raw == "broadcast_tensors":  # each is one of those given, in another shape
+            for tensor, one in zip(outputs, tensors_in(args), strict=False):
+                self._keep(tensor, self._node(one))
+            return result
         name = plain_name(raw)
+        if raw in OVERWRITE:
+            reads = tensors_in(args[1:]) + tensors_in(kwargs)
+        elif raw in SHAPED_LIKE:
+            reads = []
+        elif name in LENDS_SHAPE:
+            reads = tensors_in(args[:1])
+        else:
+            reads = tensors_in(args) + tensors_in(kwargs)
+        inputs = tuple(dict.fromkeys(self._node(tensor) for tensor in reads))
+        drew = self._drew_in_python(raw, args, kwargs) or drew
         where = self.where[-1] if self.where else ""
-        node = self._append(name, where, inputs, outputs[0], _source_line(), draws=drew)
-        self._describe(node, func, args, kwargs)
-        for tensor in outputs:
-            if any(tensor is one for one in given) and name not in PASS_THROUGH:
-                changed.append(tensor)
-            self.nodes[tensor] = node
-            if tensor._base is not None:
-                views = self.views.get(tensor._base, [])
-                views.append(WeakIdRef(tensor))
-                self.views[tensor._base] = views
+        node = self._append(name, where, inputs, outputs[0], self._source_line(), draws=drew)
+        self._describe(node, func, args, kwargs, call)
+        if (
+            first is not None
+            and version != _version(first)
+            and not any(one is first for one in changed)
+        ):
+            changed.extend(one for one in outputs if one is first)
+        if node.op in RECURRENT and node.dropout is not None:
+            self._keep_recurrent(node, result, args)
+        else:
+            for tensor in outputs:
+                self._keep(tensor, node)
         for tensor in changed:
             self._write(tensor, node)
         return result
+
+    def _refused(self, call: dict[str, Any], raw: str) -> bool:
+        by_sample = raw == "instance_norm"
+        return bool(call["training"]) and not by_sample and has_single_values(call)
+
+    def _keep_recurrent(self, node: Node, result: Any, args: tuple[Any, ...]) -> None:
+        """Of a recurrent layer's states, those of its first layer stand before its dropout."""
+        output, *states = result
+        self._keep(output, node)
+        for tensor in tensors_in(states):
+            state = self._append(node.op, node.module, (node,), tensor, node.source)
+            before = self._append(node.op, node.module, node.inputs, tensor, node.source)
+            at = next(i for i, argument in enumerate(args) if isinstance(argument, list))
+            directions = 2 if bool(args[at + 5]) else 1
+            state.facts["first layer"] = before, directions
+            self._keep(tensor, state)
 
     def _write(self, tensor: Tensor, node: Node) -> None:
         """A tensor has changed in place: so has what it is a view of, or what views it."""
@@ -289,16 +406,6 @@ class _Recorder(TorchFunctionMode):
             if view is not None:
                 self.nodes[view] = node
 
-    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func is F.batch_norm:
-            call = bind_batch_norm(args, kwargs)
-            if call["training"] and call["input"].numel() == call["input"].shape[1]:
-                # One value a channel, which torch refuses; rules.py says so, and the rest is seen.
-                call |= {"training": False, "running_mean": None, "running_var": None}
-                zero = torch.zeros_like(call["input"][0].flatten()[: call["input"].shape[1]])
-                return func(**{**call, "running_mean": zero, "running_var": zero + 1})
-        return func(*args, **kwargs)
-
     def _drew(self) -> bool:
         """Whether torch's generator has moved since the last call."""
         if not self.on_cpu:
@@ -308,9 +415,47 @@ class _Recorder(TorchFunctionMode):
         self.state = state
         return moved
 
+    def _look_at_python(self) -> None:
+        """Notes whether Python's or numpy's random numbers have moved since the last look."""
+        state = self.snapshot.randomness.python_state()
+        if state != self.python:
+            self.python, self.python_drew = state, True
+
+    def _drew_in_python(self, raw: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call takes random numbers of Python's or numpy's into torch."""
+        self._look_at_python()
+        if not self.python_drew:
+            return False
+        given = [*args, *kwargs.values()]
+        if raw in FROM_PYTHON or (
+            plain_name(raw) in ("mul", "div", "add", "sub")
+            and any(isinstance(one, float | int | np.generic | np.ndarray) for one in given)
+        ):
+            self.python_drew = False
+            return True
+        # Taken by no tensor: it has decided something.
+        self._say_decided(self._source_line(), "of Python or numpy")
+        self.python_drew = False
+        return False
+
+    def _say_decided(self, line: str, whose: str = "") -> None:
+        self.decided = True
+        words = " ".join(word for word in ("a random number", whose) if word)
+        at = f" at {line}" if line else ""
+        self.say(
+            f"{words} decides in Python{at}: what it switches was followed in one direction only"
+        )
+
     # -- what a call means -----------------------------------------------------------------------
 
-    def _describe(self, node: Node, func: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+    def _describe(
+        self,
+        node: Node,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: Any,
+        call: dict[str, Any] | None,
+    ) -> None:
         op = node.op
         if op in DROPOUTS:
             default = op not in ("alpha_dropout", "feature_alpha_dropout")
@@ -335,12 +480,15 @@ class _Recorder(TorchFunctionMode):
             self._intrinsic(node, "recurrent", rate if layers > 1 else 0.0, training)
         elif op == "rrelu":
             self._intrinsic(node, "noise", None, node.draws)
-        elif func is F.batch_norm:
-            self._batch_norm(node, bind_batch_norm(args, kwargs))
-        elif op == "batch_norm":  # torch.batch_norm has another order
-            names = ["input", "weight", "bias", "running_mean", "running_var", "training"]
-            call = dict(zip(names, args, strict=False)) | kwargs
-            self._batch_norm(node, {**call, "momentum": argument(args, kwargs, 6, "momentum", 0)})
+        elif call is not None and call["running_var"] is not None:
+            self._batch_norm(node, call)
+        elif op == "batch_norm":
+            pass  # by the batch alone, in evaluation too
+        elif op == "getitem" and "first layer" in node.inputs[0].facts:
+            before, directions = node.inputs[0].facts["first layer"]
+            if isinstance(args[1], int) and 0 <= args[1] < directions:
+                node.inputs = (before,)
+                node.random = before.random
         elif op in NORMS or op in ("linear", "addmm") or op.startswith("conv"):
             self._remember_parameters(node, func, args, kwargs)
         elif op == "bernoulli":
@@ -356,8 +504,16 @@ class _Recorder(TorchFunctionMode):
         if node.dropout is None and node.data:
             if node.draws:
                 node.dropout = DropoutCall("noise", None, op)
-            elif op not in RECURRENT:
+            else:
                 self._mask(node)
+        if node.dropout is not None:
+            node.module = self._owner(node.module)
+        if node.op in PASS_THROUGH and not tensors_in((args[1:], kwargs)):
+            node.facts["call"] = func, args[1:], kwargs
+        if node.op in ("embedding", "embedding_bag"):
+            node.facts["table"] = id(argument(args, kwargs, 1, "weight", None))
+        elif node.op == "linear":
+            node.facts["matrix"] = id(argument(args, kwargs, 1, "weight", None))
 
     def _intrinsic(self, node: Node, kind: str, rate: float | None, training: bool) -> None:
         active = training or self.assume_training
@@ -370,19 +526,50 @@ class _Recorder(TorchFunctionMode):
             node.dropout = DropoutCall(kind, rate, node.op)
 
     def _batch_norm(self, node: Node, call: dict[str, Any]) -> None:
-        if not node.data or not any(p.data for p in node.inputs):
+        if not node.data or not self._node(call["input"]).data:
             return  # normalizes weights (NFNet, BiT), no data
         self.norm_count += 1
-        x, running = call["input"], call.get("running_mean")
+        x, running = call["input"], call["running_var"]
         positions = x[0, 0].numel() if x.ndim > 2 else 1
-        module = self.stack[-1] if self.stack else None
-        momentum = getattr(module, "momentum", call.get("momentum"))
-        training = bool(call.get("training")) or self.assume_training
+        # A normalization is what its statistics belong to, whoever calls it.
+        holder, _ = self.buffers.get(id(running), (node.module, ""))
+        node.module = holder
+        momentum = getattr(self.modules.get(holder), "momentum", call["momentum"])
+        live = bool(call["training"]) or self.assume_training
+        values = (1 if node.op == "instance_norm" else x.shape[0]) * positions
         node.batch_norm = BatchNormCall(
-            training and running is not None, x.shape[0] * positions, positions, momentum
+            live, values, positions, momentum, holder, node.op == "instance_norm"
         )
+        node.facts["statistics"] = id(running)
+        node.facts["in checkpoint"] = live and _in_checkpoint()
         for name in ("weight", "bias"):
-            node.facts[name] = id(call.get(name))
+            node.facts[name] = id(call[name])
+
+    def _source_line(self) -> str:
+        """file:line of the innermost call outside torch and this package's diagnostics."""
+        frame: Any = sys._getframe(1)
+        while frame is not None and frame is not self.outermost:
+            file = frame.f_code.co_filename
+            if not file.startswith((_OWN, _TORCH, "<")):
+                return f"{file}:{frame.f_lineno}"
+            frame = frame.f_back
+        return ""  # no code of the model's own made this call
+
+    def _owner(self, where: str) -> str:
+        """Path of the module whose code makes the present call, as far as can be seen."""
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            if frame is self.outermost:
+                break
+            first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            if isinstance(first, nn.Module) and id(first) in self.paths:
+                path = self.paths[id(first)]
+                if path != where:
+                    self.calls[path] += 1  # by .forward() or another method: no hook has seen it
+                return path
+            frame = frame.f_back
+        return where
 
     def _remember_parameters(
         self, node: Node, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -410,6 +597,8 @@ class _Recorder(TorchFunctionMode):
             kind = "selection"
         elif op in ("linear", "matmul", "bmm", "addmm", "einsum") or op.startswith("conv"):
             kind = "weight"
+        elif op in RECURRENT:
+            kind = "noise" if root.op.startswith("randn") else "weight"
         elif root.op in ("randn", "randn_like", "normal"):
             kind = "noise"
         elif op in ("mul", "div", "where", "masked_fill"):
@@ -426,28 +615,16 @@ class _Recorder(TorchFunctionMode):
         if not args or not isinstance(args[0], Tensor) or args[0] not in self.nodes:
             return
         node = self.nodes[args[0]]
-        line = _source_line()
+        line = self._source_line()
         at = f" at {line}" if line else ""
         if node.random and not node.data:
-            self.say(
-                f"a random number decides in Python{at}: what it switches was followed in one "
-                "direction only"
-            )
+            self._say_decided(line)
         elif raw in ("numpy", "__array__", "tolist") and node.data:
+            self.left = True
             self.say(f"data leave torch by {raw}{at}: their trail ends there")
 
     def say(self, note: str) -> None:
         self.said[note] = None
-
-    def notes(self, model: nn.Module) -> list[str]:
-        scripted = [
-            self.paths[id(module)] or type(module).__name__
-            for module in model.modules()
-            if is_scripted(module)
-        ]
-        if scripted:
-            self.say(f"scripted modules are opaque: {', '.join(scripted[:5])}")
-        return list(self.said)
 
 
 def _root(node: Node) -> tuple[Node, set[str]]:
@@ -482,39 +659,19 @@ def _shape_kind(mask: tuple[int, ...], data: tuple[int, ...]) -> str:
     return "element-wise"
 
 
-def _source_line() -> str:
-    """file:line of the innermost call outside torch and this package's diagnostics."""
+def _version(tensor: Tensor) -> int | None:
+    """A count of the changes made in place; None where nothing counts them."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _in_checkpoint() -> bool:
+    """Whether the present call is made within ``torch.utils.checkpoint``."""
     frame: Any = sys._getframe(1)
-    while frame.f_code.co_filename == __file__:
-        frame = frame.f_back
     while frame is not None:
-        file = frame.f_code.co_filename
-        if file == __file__:
-            return ""  # reached record: no code of the model's own made this call
-        if not file.startswith(_TORCH) and not file.startswith("<"):
-            return f"{file}:{frame.f_lineno}"
+        if frame.f_code.co_filename == _CHECKPOINT:
+            return True
         frame = frame.f_back
-    return ""
-
-
-# -- what depends on what ------------------------------------------------------------------------
-
-
-def active_dropouts(
-    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None = None
-) -> list[Node]:
-    """The dropouts of one forward in training mode.
-
-    Raises:
-        UserError: the model does not run in training mode on these inputs.
-    """
-    try:
-        return record(model, inputs, kwargs, mode="training").dropouts
-    except Exception as error:
-        raise UserError(
-            f"the model does not run in training mode on these inputs "
-            f"({type(error).__name__}: {first_line(error)})"
-        ) from error
+    return False
 
 
 def first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import chain
@@ -50,11 +51,11 @@ class Snapshot:
         self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers.values()]
         self.storages: dict[int, list[Tensor]] = {}
         self.protected: dict[int, tuple[Tensor, Tensor]] = {}
-        self.random = random.getstate()
-        self.numpy = np.random.get_state()  # noqa: NPY002 - the model's own calls use it
-        self.torch = torch.get_rng_state()
-        started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        self.cuda = torch.cuda.get_rng_state_all() if started else []
+        self.randomness = Randomness(self.attributes)
+
+    def adopt(self, generator: Any) -> None:
+        """Keeps the state of a generator that the model draws from and does not hold."""
+        self.randomness.adopt(generator)
 
     def guard(self, tensors: list[Tensor]) -> None:
         """Keeps these as parameters are kept: a forward's inputs, which it may write to."""
@@ -63,12 +64,22 @@ class Snapshot:
 
     def protect(self, tensor: Tensor) -> None:
         """Keeps a parameter's value, if this is one, or lies in the memory of one."""
+        tensor = unwrapped(tensor)
         if not self.storages:
             for parameter in self.parameters.values():
                 self.storages.setdefault(storage_of(parameter), []).append(parameter)
         for parameter in self.storages.get(storage_of(tensor), []):
             if id(parameter) not in self.protected:
                 self.protected[id(parameter)] = (parameter, parameter.detach().clone())
+
+    @torch.no_grad()
+    def restore_buffers(self) -> None:
+        """Puts back the buffers alone, which a forward may have changed or set anew."""
+        for module, contents in zip(self.modules, self.contents, strict=True):
+            if held := contents.get("_buffers"):
+                module._buffers.update(held)
+        for buffer, value in self.buffers:
+            buffer.detach().copy_(value)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -90,11 +101,97 @@ class Snapshot:
                     value.extend(content) if isinstance(value, list) else value.update(content)
         for tensor, value in [*self.buffers, *self.protected.values()]:
             tensor.detach().copy_(value)
+        self.randomness.restore()
+
+
+class Randomness:
+    """All random states that a model can draw from, its own generators included.
+
+    Args:
+        attributes: of each of its modules.
+    """
+
+    def __init__(self, attributes: list[dict[str, Any]]) -> None:
+        self.random = random.getstate()
+        self.numpy = np.random.get_state()  # noqa: NPY002 - the model's own calls use it
+        self.torch = torch.get_rng_state()
+        started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self.cuda = torch.cuda.get_rng_state_all() if started else []
+        self.own: dict[int, tuple[Any, Any]] = {}
+        for held in attributes:
+            for name, value in held.items():
+                if name not in _INTERNALS and type(value) not in _PLAIN:
+                    self.adopt(value)
+
+    def adopt(self, value: Any) -> None:
+        """Adds a generator, or those within a list, tuple or dict."""
+        if isinstance(value, list | tuple | dict):
+            for item in value.values() if isinstance(value, dict) else value:
+                if not isinstance(item, Tensor | nn.Module):
+                    self.adopt(item)
+        elif isinstance(value, _GENERATORS) and id(value) not in self.own:
+            self.own[id(value)] = value, _state_of(value)
+
+    def python_state(self) -> tuple[Any, ...]:
+        """Where the generators are that draw outside torch."""
+        # Of a Mersenne twister the first word and the position: one of them moves with any draw.
+        words = random.getstate()[1]
+        numpy: Any = np.random.get_state()  # noqa: NPY002
+        own = (repr(_state_of(one)) for one, _ in self.own.values() if not _is_torch(one))
+        return words[0], words[-1], int(numpy[1][0]), numpy[2], *own
+
+    def seed(self, seed: int) -> None:
+        """Seeds all of them."""
+        seed_everywhere(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        for generator, _ in self.own.values():
+            if _is_torch(generator):
+                generator.manual_seed(seed)
+            elif isinstance(generator, np.random.Generator):
+                fresh = type(generator.bit_generator)(seed % 2**32)
+                generator.bit_generator.state = fresh.state
+            else:
+                generator.seed(seed % 2**32)
+
+    def restore(self) -> None:
         random.setstate(self.random)
         np.random.set_state(self.numpy)  # noqa: NPY002
         torch.set_rng_state(self.torch)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
+        # Last what was seen first: one generator may have been seen as several objects.
+        for generator, state in reversed(self.own.values()):
+            if _is_torch(generator):
+                generator.set_state(state)
+            elif isinstance(generator, np.random.Generator):
+                generator.bit_generator.state = state
+            elif isinstance(generator, random.Random):
+                generator.setstate(state)
+            else:
+                generator.set_state(state)
+
+
+_INTERNALS = frozenset(vars(nn.Module()))
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def _is_torch(generator: Any) -> bool:
+    return isinstance(generator, torch.Generator)
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The tensor that a function transform (``vmap``, ``grad``) has wrapped."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def storage_of(tensor: Tensor) -> int:
@@ -127,6 +224,8 @@ class _Protector(TorchFunctionMode):
         kwargs = kwargs or {}
         for tensor in written(getattr(func, "__name__", ""), args, kwargs):
             self.snapshot.protect(tensor)
+        if (generator := kwargs.get("generator")) is not None:
+            self.snapshot.adopt(generator)
         return func(*args, **kwargs)
 
 
@@ -142,8 +241,8 @@ def untouched(model: nn.Module) -> Iterator[Snapshot]:
 
 
 def eagerly(model: nn.Module) -> Any:
-    """A context in which compiled modules run as they were written."""
-    compiled = any(
+    """A context in which compiled modules, and functions within them, run as they were written."""
+    compiled = "torch._dynamo" in sys.modules or any(
         type(module).__name__ == "OptimizedModule"
         or getattr(module, "_compiled_call_impl", None) is not None
         for module in model.modules()
@@ -161,26 +260,56 @@ def paths(model: nn.Module) -> dict[int, str]:
 
 
 def begin_training(model: nn.Module) -> None:
-    """Training mode, as at the start of a fit; normalization that was frozen stays so.
+    """Training mode, as ``model.train()`` sets it; normalization that was frozen stays so.
 
-    Where the model itself is in training mode, a BatchNorm that is not has been frozen by its
-    owner. Other parts in evaluation mode (a backbone that was loaded so) would be trained.
+    A ``train()`` of the model's own that keeps parts in evaluation mode is obeyed. Where the model
+    itself is in training mode, a normalization that is not has been frozen by its owner.
     """
-    if not model.training:
-        model.train()
-        return
-    for module in model.modules():
-        if not module.training and not _remembers(module):
-            if is_scripted(module):
-                module.train()
-            else:
-                module.training = True
+    frozen = [m for m in model.modules() if model.training and not m.training]
+    set_mode(model, training=True)
+    for module in frozen:
+        if keeps_running_statistics(module):
+            module.training = False
 
 
-def _remembers(module: nn.Module) -> bool:
-    """Whether a module keeps running statistics of its own."""
+def set_mode(model: nn.Module, *, training: bool) -> None:
+    """``model.train(training)``, also where an exported part of it refuses."""
+    try:
+        model.train(training)
+    except NotImplementedError:
+        for module in model.modules():
+            if not is_exported(module):
+                module.training = training
+
+
+def keeps_running_statistics(module: nn.Module) -> bool:
+    """Whether a module itself keeps a running variance: BatchNorm, InstanceNorm, or by hand.
+
+    Buffers of other names count as well, once a normalization is called with them.
+    """
     return any(
         name == "running_var" and b is not None for name, b in module.named_buffers("", False)
+    )
+
+
+def unseen_modules(model: nn.Module) -> list[str]:
+    """Paths of the modules whose code cannot be followed: scripted, traced or exported.
+
+    Of nested ones the outermost alone.
+    """
+    names, found = paths(model), list[str]()
+    for module in model.modules():
+        path = names[id(module)]
+        inside = any(not one or f"{path}.".startswith(f"{one}.") for one in found)
+        if not inside and (is_scripted(module) or is_exported(module)):
+            found.append(path)
+    return found
+
+
+def is_exported(module: nn.Module) -> bool:
+    """Whether a module is a graph of ATen operators, whose mode was fixed when it was made."""
+    return isinstance(module, torch.fx.GraphModule) and any(
+        isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
     )
 
 
