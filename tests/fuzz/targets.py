@@ -687,12 +687,12 @@ def _spoil_folder(root: Path, random: Random, png: bytes) -> str:
 
 # How many cases of each, ten minutes on one thread in all.
 TARGETS: dict[str, tuple[Callable[[Path, Random, int], Iterator[Case]], int]] = {
-    "configs": (configs, 900),
+    "configs": (configs, 1000),
     "arguments": (arguments, 200),
     "weights": (weights, 450),
-    "tickets": (tickets, 500),
+    "tickets": (tickets, 450),
     "manifests": (manifests, 250),
-    "recipes": (recipe_files, 500),
+    "recipes": (recipe_files, 400),
     "options": (options, 350),
     "data": (data_files, 200),
 }

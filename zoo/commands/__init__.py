@@ -17,6 +17,13 @@ def _finite(text: str) -> float:
     return value
 
 
+def _whole(text: str) -> int:
+    """A whole number that torch can hold, as a seed or a size."""
+    if abs(value := int(text)) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is larger than 64 bits")
+    return value
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, with the nearest option where one is misspelt."""
 
@@ -25,6 +32,7 @@ class Parser(argparse.ArgumentParser):
             prog=f"python -m zoo {command}", description=description, allow_abbrev=False
         )
         self.register("type", float, _finite)
+        self.register("type", int, _whole)
 
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
