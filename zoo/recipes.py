@@ -243,7 +243,7 @@ def entries() -> list[Entry]:
                 data=str((recipe.get("data") or {}).get("class_path", "")).rsplit(".", 1)[-1],
                 parameters=config.get("parameters", about.get("parameters")),
                 metric=metric,
-                value=config["metrics"][metric] if metric else None,
+                value=config.get("metrics", {}).get(metric),
                 weights=name in configs,
                 trained_by=trained_by(configs[name]) if name in configs else None,
             )

@@ -123,7 +123,7 @@ def test_temperatures_are_a_gans_and_need_a_judge(zoo_cli) -> None:
     assert zoo_cli(*gan, "--model.network.generator_width", "8").code == 0
     result = zoo_cli("publish", "runs/gan_digits/version_0", "--name", "x", "--to", "out")
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert "no shipped classifier judges images of Digits" in result.err
+    assert "no shipped classifier measures generated images of Digits" in result.err
     assert not Path("out").exists()
 
 

@@ -12,7 +12,6 @@ from typing import Any, NotRequired, TypedDict
 from zoo.core.files import read_json
 from zoo.core.renamed import renamed_network
 from zoo.core.schema import Count, Positive, Sha256, Size, check
-from zoo.core.text import shown
 from zoo.errors import UserError
 
 CONFIG, MANIFEST = "config.json", "MANIFEST.json"
@@ -108,8 +107,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(file)
     check(config, Config, str(file))
     check_data(config["data"], str(file))
-    if (metric := config.get("headline")) is not None and metric not in config.get("metrics", {}):
-        raise UserError(f"{file}: headline is {shown(metric)}, which is none of its metrics")
     return {**config, "network": renamed_network(config["network"])}
 
 

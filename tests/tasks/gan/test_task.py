@@ -273,7 +273,7 @@ def test_recorded_steps_are_the_steps_as_written(
 def test_a_recorded_loss_that_is_no_number_stops_the_run() -> None:
     task = small(cuda_graph=True)
     torch.nn.init.constant_(task.network.generator.first.bias, float("nan"))
-    with pytest.raises(UserError, match=r"at step 1: the weights have taken it and the last check"):
+    with pytest.raises(UserError, match=r"at step 1: the weights have taken it, and no checkpoint"):
         fit(task)
 
 
