@@ -29,7 +29,7 @@ mobilevitv2_050 cs3darknet_s cspdarknet53 darknet17 ese_vovnet19b_slim inception
 dpn48b dla46_c densenetblur121d visformer_tiny pvt_v2_b0 tiny_vit_5m_224 tresnet_m fasternet_t0
 starnet_s1 hgnet_tiny hgnetv2_b0 levit_conv_128s convmixer_768_32 nextvit_small
 swiftformer_xs resnetrs50""".split()
-TORCHVISION = """mobilenet_v3_large resnext50_32x4d shufflenet_v2_x1_0 mnasnet0_75 densenet169
+TORCHVISION = """mobilenet_v3_large mnasnet1_0 shufflenet_v2_x1_0 mnasnet0_75 densenet169
 regnet_x_400mf maxvit_t efficientnet_v2_s""".split()
 LARGE = (
     "_224 levit tiny_vit swiftformer efficientformer visformer pvt efficientvit_m maxvit".split()
