@@ -44,7 +44,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a stranger's pickle makes of torch
+    except Exception as error:  # whatever an unknown pickle raises
         raise UserError(f"{path} is not a readable checkpoint: {first_line(error)[:200]}") from None
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{path} is not a Lightning checkpoint: it has no state_dict")

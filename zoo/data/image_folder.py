@@ -358,7 +358,7 @@ class ImageFolder(LabelledImages):
 
     def setup(self, stage: str) -> None:
         self.prepare_data()
-        # A fit ends with the test: what is wrong with its images is told before the first step.
+        # A fit ends with the test: what is wrong with its images is reported before the first step.
         parts = {"fit": ["train", "val", "test"], "validate": ["val"]}.get(stage, ["test"])
         for part in parts:
             self._open_all(part, stage == "predict")

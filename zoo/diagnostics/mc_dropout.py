@@ -83,7 +83,7 @@ def mc_dropout(
 
     Raises:
         UserError: the model has no dropout that training would use, no sample varies, part of it
-            cannot be seen, it does not run in training mode, or its output cannot be told.
+            cannot be seen, it does not run in training mode, or its kind of output is not clear.
     """
     if samples < 1:
         raise UserError(f"samples is {samples}: it must be at least 1")
@@ -152,7 +152,7 @@ def ensemble(
         return_samples: whether to keep each model's predictions, (models, B, K).
 
     Raises:
-        UserError: there is no model, or what they give cannot be told.
+        UserError: there is no model, or the kind of their outputs is not clear.
     """
     models = list(models)
     if not models:

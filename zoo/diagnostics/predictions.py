@@ -54,7 +54,7 @@ class Predictions:
     """Turns a model's outputs into predictions, and several of them into what they say together.
 
     Args:
-        task: what the model does; by default told from the first output.
+        task: what the model does; by default inferred from the first output.
         outputs: what it gives; by default told from how it ends.
 
     Raises:
