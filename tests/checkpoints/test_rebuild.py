@@ -48,7 +48,6 @@ def change(folder: Path, path: str, value: Any) -> None:
         ("data.mean", [0.1, 0.2], "data.mean has 2 numbers for 1 channels"),
         ("weights_sha256", True, "weights_sha256 is True, expected text"),
         ("weights_sha256", "0" * 63, "expected a sha256"),
-        ("headline", "val/nothing", "headline is 'val/nothing', which is none of its metrics"),
         ("task.name", "Task", "no task named 'Task'"),
         ("task.args.lr", "0.1", r"ImageClassifier\(lr\) is '0.1', expected a finite number"),
         ("task.args.lr", -1.0, "task: model.lr is -1.0"),
