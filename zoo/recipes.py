@@ -165,6 +165,18 @@ def chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The recipe's files and their contents, base first, without the zoo's own keys.
 
     Raises:
+        UserError: as of ``read_chain``.
+    """
+    return [
+        (file, {key: value for key, value in content.items() if key not in OWN_KEYS})
+        for file, content in read_chain(path)
+    ]
+
+
+def read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The recipe's files and their contents as they stand, base first.
+
+    Raises:
         UserError: a base does not exist, or the bases go round in a circle.
     """
     links: list[tuple[Path, dict[str, Any]]] = []
@@ -175,7 +187,7 @@ def chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
             raise UserError(f"{path}: base: the recipes go round in a circle at {current}")
         seen.add(current.resolve())
         content = read(current)
-        links.insert(0, (current, {k: v for k, v in content.items() if k not in OWN_KEYS}))
+        links.insert(0, (current, content))
         base = content.get("base")
         if base is not None and not isinstance(base, str):
             raise UserError(f"{current}: base: expected the name of one recipe, got {base!r}")
@@ -232,8 +244,10 @@ def entries() -> list[Entry]:
     measured = {trained_by(config): config for config in configs.values()}
     listed = []
     for name in names():
-        path = find(name)
-        recipe, about = resolve(name), _about(path)
+        recipe: dict[str, Any] = {}
+        for _, content in read_chain(find(name)):
+            recipe = merge(recipe, content)
+        about = recipe.get("about") or {}
         config = measured.get(name, {})
         metric = config.get("headline")
         listed.append(
@@ -288,11 +302,3 @@ def shipped_weights(name: str) -> str:
     if (weights := weights_of(name)) is None:
         raise UserError(f"recipe {name!r} ships no weights: give --ckpt_path FILE")
     return weights
-
-
-def _about(path: Path) -> dict[str, Any]:
-    """The ``about`` of a recipe; a child inherits what it does not say."""
-    content = read(path)
-    base = content.get("base")
-    inherited = _about(find(base, beside=path)) if base else {}
-    return {**inherited, **(content.get("about") or {})}
