@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -44,6 +46,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to load it without this protection.
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        held = f"holds {shown(found[1])}, and " if found else ""
+        raise UserError(
+            f"{path} is not a readable checkpoint: it {held}is refused because a checkpoint holds "
+            "tensors and plain values alone; nothing of it was run"
+        ) from None
     except Exception as error:  # whatever an unknown pickle raises
         raise UserError(f"{path} is not a readable checkpoint: {first_line(error)[:200]}") from None
     if not isinstance(content, dict) or "state_dict" not in content:

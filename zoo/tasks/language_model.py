@@ -1,4 +1,4 @@
-"""Language modelling: the next token by cross-entropy, for any network with logits out."""
+"""Language modeling: the next token by cross-entropy, for any network with logits out."""
 
 from __future__ import annotations
 
