@@ -151,14 +151,21 @@ class ImageData(LabelledImages):
         images = cutout(images, used.cutout_size, used.cutout_probability, generator)
         return erase(images, used.erase_probability, generator)
 
+    def augmented(self, batch: Any, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """A training batch with its bytes augmented and normalized, on their device."""
+        images, labels = batch
+        return self.normalize(self.augment(images, generator)), labels
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         images, labels = batch
         if images.dtype != torch.uint8:  # already normalized by somebody's own loader
             return batch
-        if self.trainer is not None and self.trainer.training:
-            generator = torch.Generator(images.device).manual_seed(step_seed(self.trainer))
-            images = self.augment(images, generator)
-        return self.normalize(images), labels
+        if self.trainer is None or not self.trainer.training:
+            return self.normalize(images), labels
+        if getattr(self.trainer.lightning_module, "augments", False):
+            return batch  # as a part of the step, which is recorded
+        generator = torch.Generator(images.device).manual_seed(step_seed(self.trainer))
+        return self.augmented(batch, generator)
 
 
 def _check_sampling_weights(weights: list[float], classes: int) -> None:
