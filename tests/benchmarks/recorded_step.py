@@ -1,8 +1,8 @@
 """What a step of ``fit`` costs over its own forward and backward, for one recipe of each network.
 
-On a CUDA device the floor is forward and backward recorded as one graph, in the recipe's precision;
+On a CUDA device the floor is forward and backward as one graph, in the recipe's precision;
 elsewhere it is forward and backward in a bare loop, on a smaller batch. All that a step has besides
-is in the ratio: loading and augmenting a batch, the optimizer, averaging, metrics, Lightning's loop.
+is in the ratio: loading and augmenting, the optimizer, averaging, metrics, Lightning's loop.
 Two networks of the usual size follow, each against its peer, and MC dropout against one forward.
 """
 

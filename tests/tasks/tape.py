@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +25,8 @@ class Reads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         if func in READS:
-            self.found.append(str(func))
+            ours = [f for f in traceback.extract_stack()[:-1] if "/torch/" not in f.filename]
+            self.found.append(f"{func} at {ours[-1].filename}:{ours[-1].lineno}")
         return func(*args, **(kwargs or {}))
 
 

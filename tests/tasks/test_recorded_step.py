@@ -102,16 +102,14 @@ def run(
 ) -> tuple[Any, Trainer]:
     """A fit of three epochs with augmentation and a last batch that is smaller."""
     resumed = settings.pop("ckpt_path", None)
-    changes = {"record": record, "schedule": "linear"}
-    if case.name != "GAN":
-        changes["optimizer"] = settings.pop("optimizer", "muon")
-    task = case.task(**changes, lr=settings.pop("lr", 0.002))
+    # Of Adam's steps those of small gradients are as large as others, rounding or not.
+    optimizer = "sgd" if case.name == "GAN" else "muon"
+    task = case.task(record=record, schedule="linear", optimizer=optimizer, lr=0.002)
     data: Any = case.make_data(folder)
-    if case.name == "ImageClassifier":
-        data = Digits(300, shift=1, cutout_size=3, drop_last=False)
-        task.double()  # for rounding alone to differ
-    if case.name == "GAN":
-        data = Digits(300, shift=0, drop_last=False)
+    if case.name != "LanguageModel":  # 4 batches of 32 images and one of 9
+        data = Digits(32, validation_size=1300, shift=1, drop_last=False)
+    if case.name != "GAN":
+        task.double()  # for rounding to stay small
     torch.manual_seed(1)
     fitting = trainer(
         folder,
@@ -123,8 +121,8 @@ def run(
 
 
 def assert_same(one: Any, other: Any, case: Case) -> None:
-    tolerance = {"rtol": 1e-9, "atol": 1e-9} if case.name == "ImageClassifier" else {}
-    tolerance = tolerance or {"rtol": 2e-3, "atol": 2e-4}
+    # A learning rate that is a tensor has single precision, and so have Muon's iterations.
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if case.name == "GAN" else {"rtol": 1e-4, "atol": 2e-5}
     for (name, first), second in zip(
         one.state_dict().items(), other.state_dict().values(), strict=True
     ):

@@ -74,9 +74,9 @@ def renamed_recipe(content: Any) -> Any:
     content = {key: renamed_recipe(value) for key, value in content.items()}
     path, args = content.get("class_path"), content.get("init_args")
     package, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
-    if package == "zoo.tasks" and isinstance(args, dict):
+    if f"{package}.".startswith("zoo.tasks.") and isinstance(args, dict):
         content["init_args"] = renamed_task(name, args, trained=False)
-    if package == "zoo.networks":
+    if f"{package}.".startswith("zoo.networks."):
         new = renamed_network({"name": name, "args": args if isinstance(args, dict) else {}})
         if new["name"] != name:
             content["class_path"] = f"zoo.networks.{new['name']}"

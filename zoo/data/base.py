@@ -59,6 +59,7 @@ class ImageData(LabelledImages):
         self._train: tuple[Tensor, Tensor] | None = None
         self._validation: tuple[Tensor, Tensor] | None = None
         self._test: tuple[Tensor, Tensor] | None = None
+        self._later: torch.Generator | None = None  # of a batch that its step augments
 
     # -- what a subclass says --------------------------------------------------------------------
 
@@ -156,16 +157,23 @@ class ImageData(LabelledImages):
         images, labels = batch
         return self.normalize(self.augment(images, generator)), labels
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        # Lightning's loops alone call this; whoever moves a batch besides has it augmented.
+        training = self.trainer is not None and self.trainer.training
+        task = self.trainer.lightning_module if training else None
+        self._later = getattr(task, "augmentation", None)
+        return batch
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         images, labels = batch
+        later, self._later = self._later, None
         if images.dtype != torch.uint8:  # already normalized by somebody's own loader
             return batch
         if self.trainer is None or not self.trainer.training:
             return self.normalize(images), labels
-        if getattr(self.trainer.lightning_module, "augments", False):
-            return batch  # as a part of the step, which is recorded
-        generator = torch.Generator(images.device).manual_seed(step_seed(self.trainer))
-        return self.augmented(batch, generator)
+        generator = torch.Generator(images.device) if later is None else later
+        generator.manual_seed(step_seed(self.trainer))
+        return self.augmented(batch, generator) if later is None else batch
 
 
 def _check_sampling_weights(weights: list[float], classes: int) -> None:

@@ -140,12 +140,11 @@ class EMA(WeightAveraging):
         batches = int(min(batches, trainer.num_training_batches))  # which may be infinite
         devices = [module.device] if module.device.type == "cuda" else []
         stage, trainer.state.stage = trainer.state.stage, RunningStage.TRAINING  # augments
-        later, module.augments = module.augments, False  # not within a step here
         try:
             with torch.random.fork_rng(devices):
                 estimate_running_statistics(module, islice(fresh, batches), forward)
         finally:
-            trainer.state.stage, module.augments = stage, later
+            trainer.state.stage = stage
 
 
 def tensors_of(module: torch.nn.Module) -> Iterator[Tensor]:

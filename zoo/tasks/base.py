@@ -17,7 +17,6 @@ from torchmetrics import MeanMetric
 
 from zoo import networks
 from zoo.core.lightning_file import read_checkpoint
-from zoo.core.seeds import step_seed
 from zoo.errors import UserError
 from zoo.tasks import recorded_step
 from zoo.tasks.averaging import EMA
@@ -129,8 +128,8 @@ class Task(LightningModule):
         self._random_state: list[dict[str, Tensor]] | None = None
         # Of a fit: the step as a graph, and losses not yet read.
         self._recorded: RecordedStep | None = None
-        self.augments = False  # whether a data module leaves that to the step, which records it
-        self._losses: LateLosses | None = None
+        self._augments = False  # whether the recorded step augments its batch
+        self._late_losses: LateLosses | None = None
 
     # -- input and output ------------------------------------------------------------------------
 
@@ -217,7 +216,6 @@ class Task(LightningModule):
             values = self.training_values(batch)
             loss = self.check_finite(values["loss"])
         else:
-            self._recorded.generator.manual_seed(step_seed(self.trainer))
             ends = not self.trainer.fit_loop._should_accumulate()
             values = self.run_recorded(batch, ends)
             loss = values["loss"]
@@ -239,10 +237,9 @@ class Task(LightningModule):
             batch: as the data module hands it over; images that are bytes are augmented here.
             ends: whether the optimizer steps; otherwise gradients are accumulated.
         """
-        assert self._recorded is not None
         given: Any = batch
-        if self.augments and batch[0].dtype == torch.uint8:
-            given = self._data().augmented(batch, self._recorded.generator)
+        if self.augmentation is not None and batch[0].dtype == torch.uint8:
+            given = self._data().augmented(batch, self.augmentation)
         values = self.training_values(given)
         with torch.autocast(self.device.type, enabled=False):
             (values["loss"] / self.trainer.accumulate_grad_batches).backward()
@@ -264,6 +261,11 @@ class Task(LightningModule):
         """Whether steps are recorded, and the average is taken within them."""
         return self._recorded is not None
 
+    @property
+    def augmentation(self) -> torch.Generator | None:
+        """What the step draws its augmentation from, where a data module leaves that to it."""
+        return self._recorded.generator if self._augments and self._recorded else None
+
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
 
@@ -283,7 +285,7 @@ class Task(LightningModule):
         if (reason := recorded_step.obstacle(self, self.trainer)) is not None:
             recorded_step.refuse(reason, insists)
             return None
-        self.augments = self.automatic_optimization and hasattr(self._data(), "augmented")
+        self._augments = self.automatic_optimization and hasattr(self._data(), "augmented")
         optimizers: Any = self.optimizers(use_pl_optimizer=False)
         return RecordedStep(
             self.whole_step,
@@ -298,13 +300,15 @@ class Task(LightningModule):
 
         Where that would wait for the device, ``watch`` finds it some steps later.
         """
-        if self._losses is None and not torch.isfinite(loss):
+        if self._late_losses is None and not torch.isfinite(loss):
             raise self._no_number(self.global_step, loss.item(), "were not changed by it")
         return loss
 
     def watch(self, loss: Tensor) -> None:
         """Stops the run within some steps of a loss that is no number, and waits for none."""
-        if self._losses is not None and (found := self._losses.add(self.global_step, loss)):
+        if self._late_losses is not None and (
+            found := self._late_losses.add(self.global_step, loss)
+        ):
             raise self._no_number(*found, "have taken it")
 
     def _no_number(self, step: int, loss: float, fate: str) -> UserError:
@@ -325,19 +329,22 @@ class Task(LightningModule):
         self.train()  # Lightning would leave a loaded model in evaluation mode for the whole fit
 
     def on_train_start(self) -> None:
-        self._logged_epoch, self.augments = None, False
+        self._logged_epoch, self._augments = None, False
         self._recorded = self._make_recorded()
         waits = self._recorded is not None or self.device.type == "cuda"
-        self._losses = LateLosses(self.device) if waits else None
+        self._late_losses = LateLosses(self.device) if waits else None
 
     def on_train_end(self) -> None:
         self._read_losses()
         # A graph holds memory, and no copy can be made of it.
-        self._recorded = self._losses = None
-        self.augments = False
+        self._recorded = self._late_losses = None
+        self._augments = False
+
+    def on_validation_start(self) -> None:
+        self._read_losses()  # before an average takes its statistics from such weights
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if self._recorded is None:  # else the step is over
+        if self._recorded is None or not self.automatic_optimization:  # else the step is over
             super().backward(loss, *args, **kwargs)
 
     def optimizer_zero_grad(
@@ -409,7 +416,7 @@ class Task(LightningModule):
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def _read_losses(self) -> None:
-        if self._losses is not None and (found := self._losses.read(everything=True)):
+        if self._late_losses is not None and (found := self._late_losses.read(everything=True)):
             raise self._no_number(*found, "have taken it")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -211,11 +211,16 @@ def observed() -> Iterator[list[str]]:
         Where it ends, the reasons that were found.
     """
     reasons: list[str] = []
-    drawn = torch.get_rng_state(), random.getstate()
+    drawn = host_draws()
     with waiting(reasons):
         yield reasons
-    if not torch.equal(drawn[0], torch.get_rng_state()) or drawn[1] != random.getstate():
+    if host_draws() != drawn:
         reasons.append("it draws random numbers on the CPU")
+
+
+def host_draws() -> Any:
+    """The state of what a step may draw from without its device."""
+    return torch.get_rng_state().tolist(), random.getstate()
 
 
 @contextmanager
@@ -246,6 +251,8 @@ def _alike(kept: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
 
 
 def _can_be_recorded(optimizer: torch.optim.Optimizer) -> bool:
+    if isinstance(optimizer, torch.optim.Adagrad):  # whose fused step is a CPU's alone
+        return False
     return all("fused" in group or "capturable" in group for group in optimizer.param_groups)
 
 
@@ -281,7 +288,9 @@ def make_portable(checkpoint: dict[str, Any]) -> None:
         for group in state["param_groups"]:
             if isinstance(group["lr"], Tensor):
                 group["lr"] = float(group["lr"])
-                group.update({name: False for name in ("capturable",) if name in group})
-                group.update({name: None for name in ("fused", "foreach") if name in group})
+                if "capturable" in group:
+                    group["capturable"] = False
+                if "fused" in group:
+                    group["fused"] = group["foreach"] = None
     for state in checkpoint.get("lr_schedulers", []):
         state["_last_lr"] = [float(rate) for rate in state["_last_lr"]]

@@ -134,7 +134,7 @@ def test_a_discriminator_learns_to_reject_real_images_of_another_class(
         # The generator rests: what is told apart is the discriminator's doing alone.
         options = {"lr": [1e-6, 2e-3], "one_stage": one_stage}
         task = small(mismatch=mismatch, ema_decay=None, **options)
-        fit(task, steps=40)
+        fit(task, steps=80)
         images, labels = next(iter(task.trainer.datamodule.val_dataloader()))
         with torch.no_grad():
             scores = task.network.discriminator.eval()(
