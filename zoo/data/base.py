@@ -161,7 +161,7 @@ class ImageData(LabelledImages):
         # Lightning's loops alone call this; whoever moves a batch besides has it augmented.
         training = self.trainer is not None and self.trainer.training
         task = self.trainer.lightning_module if training else None
-        self._later = getattr(task, "augmentation", None)
+        self._later = getattr(task, "augmentation_generator", None)
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -238,8 +238,8 @@ class Task(LightningModule):
             ends: whether the optimizer steps; otherwise gradients are accumulated.
         """
         given: Any = batch
-        if self.augmentation is not None and batch[0].dtype == torch.uint8:
-            given = self._data().augmented(batch, self.augmentation)
+        if self.augmentation_generator is not None and batch[0].dtype == torch.uint8:
+            given = self._data().augmented(batch, self.augmentation_generator)
         values = self.training_values(given)
         with torch.autocast(self.device.type, enabled=False):
             (values["loss"] / self.trainer.accumulate_grad_batches).backward()
@@ -262,7 +262,7 @@ class Task(LightningModule):
         return self._recorded is not None
 
     @property
-    def augmentation(self) -> torch.Generator | None:
+    def augmentation_generator(self) -> torch.Generator | None:
         """What the step draws its augmentation from, where a data module leaves that to it."""
         return self._recorded.generator if self._augments and self._recorded else None
 
