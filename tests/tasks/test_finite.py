@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tasks.harness import CASES, trainer
-from tests.tasks.tape import READS, Passed, Reads
+from tests.tasks.tape import Passed, Reads
 from zoo.tasks import finite
 from zoo.tasks.finite import LATE, LateLosses, not_finite
 
@@ -93,8 +93,9 @@ def test_neither_does_what_a_fit_does_around_it(
     # Adam's step count, which it reads, is on the CPU of a CUDA device too.
     fitting.fit(case.task(optimizer="muon"), datamodule=case.data(tmp_path))
     assert fitting.global_step > 10
-    assert not found
-    assert READS  # of which none was done
+    read = [one for one in found if "finite.py" not in one]  # losses that are on the host by then
+    assert not read
+    assert len(read) < len(found)
 
 
 @needs_cuda

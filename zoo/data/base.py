@@ -159,8 +159,8 @@ class ImageData(LabelledImages):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         # Lightning's loops alone call this; whoever moves a batch besides has it augmented.
-        training = self.trainer is not None and self.trainer.training
-        task = self.trainer.lightning_module if training else None
+        trainer = self.trainer
+        task = trainer.lightning_module if trainer is not None and trainer.training else None
         self._later = getattr(task, "augmentation_generator", None)
         return batch
 

@@ -188,7 +188,7 @@ class Task(LightningModule):
             for name in values:
                 self.log(
                     f"train/{name}",
-                    self.training_metrics[name],  # type: ignore[arg-type]
+                    self.training_metrics[name],
                     on_step=False,
                     on_epoch=True,
                     metric_attribute=f"training_metrics.{name}",  # Lightning may have missed it
@@ -196,7 +196,8 @@ class Task(LightningModule):
         # For the progress bar alone; the epoch's mean is what metrics.csv keeps. A step that is
         # one launch would take longer to log than to launch.
         if "loss" in values and (self._recorded is None or self.trainer.progress_bar_callback):
-            self.log("loss", values["loss"].detach(), prog_bar=True, logger=False)
+            bar = self.trainer.progress_bar_callback is not None  # else nobody reads it
+            self.log("loss", values["loss"].detach(), prog_bar=bar, logger=False)
 
     # -- a training step -------------------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class Task(LightningModule):
             ends = not self.trainer.fit_loop._should_accumulate()
             values = self.run_recorded(batch, ends)
             loss = values["loss"]
-        self.watch(loss)
+        self.watch(self.global_step, loss)
         self.log_training(self.training_weight(batch), **values)
         return loss
 
@@ -242,7 +243,8 @@ class Task(LightningModule):
             given = self._data().augmented(batch, self.augmentation_generator)
         values = self.training_values(given)
         with torch.autocast(self.device.type, enabled=False):
-            (values["loss"] / self.trainer.accumulate_grad_batches).backward()
+            loss = values["loss"] / self.trainer.accumulate_grad_batches
+            loss.backward()  # type: ignore[no-untyped-call]
             if ends:
                 optimizer: Any = self.optimizers(use_pl_optimizer=False)
                 clip, way = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
@@ -304,11 +306,9 @@ class Task(LightningModule):
             raise self._no_number(self.global_step, loss.item(), "were not changed by it")
         return loss
 
-    def watch(self, loss: Tensor) -> None:
+    def watch(self, step: int, loss: Tensor) -> None:
         """Stops the run within some steps of a loss that is no number, and waits for none."""
-        if self._late_losses is not None and (
-            found := self._late_losses.add(self.global_step, loss)
-        ):
+        if self._late_losses is not None and (found := self._late_losses.add(step, loss)):
             raise self._no_number(*found, "have taken it")
 
     def _no_number(self, step: int, loss: float, fate: str) -> UserError:

@@ -80,12 +80,12 @@ class RecordedStep:
         """What the step returns; where it was replayed, valid until the next call."""
         self.taken[ends] += 1
         if self.records and ends not in self.recorded and self.taken[ends] > WARMUP:
-            kept = [each.clone() for each in inputs]
-            self.recorded[ends] = kept, capture(lambda: self.step(*kept, ends=ends), self.generator)
+            own = [each.clone() for each in inputs]
+            self.recorded[ends] = own, capture(lambda: self.step(*own, ends=ends), self.generator)
         if ends in self.recorded and _alike(self.recorded[ends][0], inputs):
             kept, replay = self.recorded[ends]
-            for own, given in zip(kept, inputs, strict=True):
-                own.copy_(given, non_blocking=True)
+            for place, given in zip(kept, inputs, strict=True):
+                place.copy_(given, non_blocking=True)
             outputs = replay()
         else:
             outputs = self._as_written(inputs, ends)

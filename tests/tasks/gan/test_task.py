@@ -303,7 +303,7 @@ def test_two_processes_agree_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": [1e-3]}, r"model.lr is \\[0.001\\]: give one number above 0, or two"),
+        ({"lr": [1e-3]}, r"model.lr is \[0.001\]: give one number above 0, or two"),
         ({"lr": [1e-3, 0.0]}, "give one number above 0, or two"),
         ({"shift": -1}, "model.shift is -1: it cannot be negative"),
         ({"mismatch": -1.0}, "model.mismatch is -1.0: it cannot be negative"),

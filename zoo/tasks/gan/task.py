@@ -179,12 +179,13 @@ class GAN(LatentSampler):
         self._noise = torch.Generator().manual_seed(step_seed(self.trainer, stream=1))
         real, labels = self._denormalized(batch[0]), batch[1]
         parts = [self._part(real, labels) for _ in range(1 if self.one_stage else 2)]
+        step = self.global_step
         if self._recorded is None:
             losses = self._learn(parts, counted[0], uncounted[1])
         else:
             losses = self.run_recorded([tensor for part in parts for tensor in part])
             counted[0].step()  # without a gradient left it moves nothing, and Lightning counts it
-        self.watch(losses["loss_discriminator"] + losses["loss_generator"])
+        self.watch(step, losses["loss_discriminator"] + losses["loss_generator"])
         schedulers: Any = self.lr_schedulers()
         for scheduler in schedulers:
             scheduler.step()
