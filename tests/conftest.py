@@ -72,29 +72,6 @@ def no_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def recorded_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Recording is CUDA's; in its place the step is taken again, on the tensors that it was given.
-
-    Returns:
-        What grows by one with every replay.
-    """
-    from zoo.tasks import graphs
-
-    replays: list[int] = []
-
-    def capture(step, inputs):
-        def replay():
-            replays.append(len(replays))
-            return step(*inputs)
-
-        return replay
-
-    monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(graphs, "on_side_stream", lambda step, inputs: step(*inputs))
-    return replays
-
-
-@pytest.fixture
 def cifar_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files in the authors' format, with the checksums of these instead of theirs."""
     import numpy as np

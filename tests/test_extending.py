@@ -73,8 +73,8 @@ class Guess(Task):
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.mse_loss(self(batch[0])[:, 0], batch[1] / self.scale)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self.loss(batch)
+    def training_values(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return {"loss": self.loss(batch)}
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.log("val/loss", self.loss(batch), on_epoch=True)

@@ -40,8 +40,8 @@ def stepper(one_stage: bool, half: bool) -> Callable[[], None]:
 
     def run() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            part = task._part(images, labels)
-            task._learn([part] if one_stage else [part, task._part(images, labels)], *optimizers)
+            parts = [task._part(images, labels) for _ in range(1 if one_stage else 2)]
+            task._learn(parts, *optimizers)
 
     return run
 

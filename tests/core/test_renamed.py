@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from zoo.core.renamed import renamed_network, renamed_recipe
+from zoo.core.renamed import renamed_network, renamed_recipe, renamed_task
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,36 @@ def test_a_recipe_is_renamed_at_every_depth_and_nothing_else_is() -> None:
     assert renamed["trainer"]["callbacks"] == [{"class_path": "zoo.networks.SNGAN"}]
     assert renamed["data"] == recipe["data"]
     assert network["init_args"] == {"dim": 8, "depth": 1}  # the file's own content stays
+
+
+OLD_GAN = {
+    "lr": 0.1,
+    "discriminator_lr": 0.2,
+    "discriminator_steps": 2,
+    "loss": "hinge",
+    "optimizer_args": {"eps": 1e-6},
+    "momentum": 0.5,
+    "cuda_graph": True,
+    "shift": 1,
+}
+NEW_GAN = {
+    "lr": [0.1, 0.2],
+    "optimizer_args": {"momentum": 0.5, "eps": 1e-6},
+    "record": "auto",
+    "shift": 1,
+}
+
+
+def test_a_gan_of_an_earlier_file_has_its_present_arguments() -> None:
+    assert renamed_task("GAN", OLD_GAN) == NEW_GAN
+    assert renamed_task("GAN", {"cuda_graph": False, "discriminator_lr": None, "lr": 0.1}) == {
+        "record": False,
+        "lr": 0.1,
+    }
+    assert renamed_task("ImageClassifier", OLD_GAN) == OLD_GAN
+
+
+def test_a_recipe_that_asks_for_what_went_keeps_it_and_is_refused() -> None:
+    content = {"model": {"class_path": "zoo.tasks.GAN", "init_args": OLD_GAN}}
+    expected = {"class_path": "zoo.tasks.GAN", "init_args": {**NEW_GAN, "discriminator_steps": 2}}
+    assert renamed_recipe(content)["model"] == expected

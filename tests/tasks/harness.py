@@ -20,17 +20,14 @@ from zoo.tasks import Task
 EVERY_TASK = {
     "optimizer",
     "lr",
-    "momentum",
     "optimizer_args",
     "schedule",
-    "warmup",
     "ema_decay",
+    "record",
     "network",
 }
-GAN_ALONE = {
-    *("discriminator_lr", "discriminator_steps", "loss", "r1", "gradient_clip", "temperature"),
-    *("one_stage", "mismatch", "cuda_graph", "shift"),
-}
+GAN_ALONE = {"temperature", "one_stage", "mismatch", "shift"}
+OTHERS_ALONE = {"momentum", "warmup", "weight_decay", "compile"}
 
 
 class TokenBatchNorm(nn.Module):
@@ -143,7 +140,7 @@ LANGUAGE = {
         },
     },
     "options": {"lr": 0.05, "schedule": "constant", "ema_decay": 0.97},
-    "hparams": EVERY_TASK | {"weight_decay", "final_lr", "compile"},
+    "hparams": EVERY_TASK | OTHERS_ALONE | {"final_lr"},
     "make_data": text,
     "inputs": tokens_of,
     "sample": generated_text,
@@ -169,7 +166,7 @@ CASES = [
             "schedule": "constant",
             "ema_decay": 0.97,
         },
-        hparams=EVERY_TASK | {"weight_decay", "label_smoothing", "channels_last", "compile"},
+        hparams=EVERY_TASK | OTHERS_ALONE | {"label_smoothing", "channels_last"},
         make_data=digits(32),
         inputs=images_of,
         sample=mc_dropout,
@@ -189,8 +186,7 @@ CASES = [
             },
         },
         options={
-            "lr": 0.1,
-            "discriminator_lr": 0.002,
+            "lr": [0.1, 0.002],
             "schedule": "constant",
             "mismatch": 0.5,
             "shift": 1,

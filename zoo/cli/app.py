@@ -104,6 +104,7 @@ class ZooCLI(RecipeReader):
         self.checkpoint = run_folder.find_checkpoint(self.options.ckpt_path, runs, self.command)
         settings = config["trainer"]
         trainer.check_settings(settings)
+        trainer.use_tensor_cores()
         if trainer.must_do_without_bf16(settings, self.typed):
             # In config.yaml too, which says what ran.
             kwargs["precision"] = self.options["trainer"]["precision"] = "32-true"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
@@ -56,6 +57,12 @@ def check_settings(settings: Any) -> None:
         raise UserError(
             f"trainer.gradient_clip_val is {clip}: give a norm above 0, or null for no limit"
         )
+
+
+def use_tensor_cores() -> None:
+    """Lets a CUDA device multiply float32 matrices in TensorFloat32, on its tensor cores."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
 
 
 def placement(settings: Any, model: LightningModule) -> dict[str, Any]:

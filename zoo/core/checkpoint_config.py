@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from zoo.core.files import read_json
-from zoo.core.renamed import renamed_network
+from zoo.core.renamed import renamed_network, renamed_task
 from zoo.core.schema import Count, Positive, Sha256, Size, check
 from zoo.errors import UserError
 
@@ -107,7 +107,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(file)
     check(config, Config, str(file))
     check_data(config["data"], str(file))
-    return {**config, "network": renamed_network(config["network"])}
+    task = config["task"]
+    return {
+        **config,
+        "task": {**task, "args": renamed_task(task["name"], task["args"])},
+        "network": renamed_network(config["network"]),
+    }
 
 
 def read_manifest(folder: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.core.checkpoint_config import Part, check_data
 from zoo.core.files import is_file, read_text, sha256, write_text
-from zoo.core.renamed import renamed_network
+from zoo.core.renamed import renamed_network, renamed_task
 from zoo.core.schema import Count, check
 from zoo.core.text import first_line, shown
 from zoo.errors import UserError
@@ -68,6 +68,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     check_state(content["state_dict"], path)
     if hparams.get("network"):
         hparams["network"] = renamed_network(hparams["network"])
+    if hparams:
+        content["hyper_parameters"] = renamed_task(content.get("task", ""), hparams)
     return content
 
 

@@ -19,6 +19,37 @@ ARGUMENTS = {
         "embed_drop_rate": "pos_drop_rate",
     },
 }
+# Arguments of a GAN that went, at the values that are now the only ones.
+GONE = {
+    "discriminator_steps": 1,
+    "loss": "hinge",
+    "r1": 0.0,
+    "gradient_clip": None,
+    "warmup": 0.0,
+}
+
+
+def renamed_task(name: str, args: dict[str, Any], *, trained: bool = True) -> dict[str, Any]:
+    """A task's arguments, as a checkpoint or a recipe holds them.
+
+    Args:
+        name: the task's.
+        args: its arguments.
+        trained: whether they are of weights, which load whatever they were trained with; a recipe
+            that asks for what went keeps it, and is refused.
+    """
+    if name != "GAN":
+        return args
+    args = {k: v for k, v in args.items() if k not in GONE or not (trained or v == GONE[k])}
+    if "cuda_graph" in args:
+        args["record"] = "auto" if args.pop("cuda_graph") else False
+    rate = args.pop("discriminator_lr", None)
+    if rate is not None:
+        args["lr"] = [args.get("lr", 2e-4), rate]
+    if "momentum" in args:
+        momentum = {"momentum": args.pop("momentum")}
+        args["optimizer_args"] = {**momentum, **(args.get("optimizer_args") or {})}
+    return args
 
 
 def renamed_network(description: dict[str, Any]) -> dict[str, Any]:
@@ -35,20 +66,20 @@ def renamed_network(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def renamed_recipe(content: Any) -> Any:
-    """A recipe, or any part of one: every ``class_path`` of a network, with its ``init_args``."""
+    """A recipe, or any part of one: every ``class_path`` of ours, with its ``init_args``."""
     if isinstance(content, list):
         return [renamed_recipe(item) for item in content]
     if not isinstance(content, dict):
         return content
     content = {key: renamed_recipe(value) for key, value in content.items()}
-    path = content.get("class_path")
-    if not isinstance(path, str) or not path.startswith("zoo.networks."):
-        return content
-    args = content.get("init_args")
-    name = path.rpartition(".")[2]
-    new = renamed_network({"name": name, "args": args if isinstance(args, dict) else {}})
-    if new["name"] != name:
-        content["class_path"] = f"zoo.networks.{new['name']}"
-    if isinstance(args, dict):
-        content["init_args"] = new["args"]
+    path, args = content.get("class_path"), content.get("init_args")
+    package, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    if f"{package}.".startswith("zoo.tasks.") and isinstance(args, dict):
+        content["init_args"] = renamed_task(name, args, trained=False)
+    if f"{package}.".startswith("zoo.networks."):
+        new = renamed_network({"name": name, "args": args if isinstance(args, dict) else {}})
+        if new["name"] != name:
+            content["class_path"] = f"zoo.networks.{new['name']}"
+        if isinstance(args, dict):
+            content["init_args"] = new["args"]
     return content

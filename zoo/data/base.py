@@ -59,6 +59,7 @@ class ImageData(LabelledImages):
         self._train: tuple[Tensor, Tensor] | None = None
         self._validation: tuple[Tensor, Tensor] | None = None
         self._test: tuple[Tensor, Tensor] | None = None
+        self._later: torch.Generator | None = None  # of a batch that its step augments
 
     # -- what a subclass says --------------------------------------------------------------------
 
@@ -151,14 +152,28 @@ class ImageData(LabelledImages):
         images = cutout(images, used.cutout_size, used.cutout_probability, generator)
         return erase(images, used.erase_probability, generator)
 
+    def augmented(self, batch: Any, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """A training batch with its bytes augmented and normalized, on their device."""
+        images, labels = batch
+        return self.normalize(self.augment(images, generator)), labels
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        # Lightning's loops alone call this; whoever moves a batch besides has it augmented.
+        trainer = self.trainer
+        task = trainer.lightning_module if trainer is not None and trainer.training else None
+        self._later = getattr(task, "augmentation_generator", None)
+        return batch
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         images, labels = batch
+        later, self._later = self._later, None
         if images.dtype != torch.uint8:  # already normalized by somebody's own loader
             return batch
-        if self.trainer is not None and self.trainer.training:
-            generator = torch.Generator(images.device).manual_seed(step_seed(self.trainer))
-            images = self.augment(images, generator)
-        return self.normalize(images), labels
+        if self.trainer is None or not self.trainer.training:
+            return self.normalize(images), labels
+        generator = torch.Generator(images.device) if later is None else later
+        generator.manual_seed(step_seed(self.trainer))
+        return self.augmented(batch, generator) if later is None else batch
 
 
 def _check_sampling_weights(weights: list[float], classes: int) -> None:

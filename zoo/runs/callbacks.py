@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar
@@ -18,7 +17,10 @@ from zoo.core.files import sha256, written_whole
 from zoo.core.lightning_file import checksum_file, write_checksum
 from zoo.errors import UserError
 from zoo.runs.metrics import METRICS_FILE, draw_curves, duration, read_metrics, run_name
+from zoo.tasks.finite import not_finite
 from zoo.tasks.protocols import KeepsSamples
+
+REDRAWN = 0.1  # seconds between two readings of a running loss: a GPU's step does not wait for one
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -99,27 +101,21 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path, weights_only=False)
 
 
-def not_finite(module: LightningModule) -> str | None:
-    """The first parameter or buffer that holds a NaN or an infinity."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    floating = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
-    if not floating:
-        return None
-    # One wait for the device in place of one a tensor.
-    whole = torch.stack([tensor.detach().isfinite().all() for _, tensor in floating]).tolist()
-    return next((name for (name, _), fine in zip(floating, whole, strict=True) if not fine), None)
-
-
 class RunBar(RichProgressBar):
     """Rich's bar of the epoch, with the running loss and the time left of the whole run."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._start, self._first_epoch = time.perf_counter(), trainer.current_epoch
+        self._shown: dict[str, int | str | float | dict[str, float]] = {}
+        self._read = 0.0
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
+        now = time.perf_counter()
+        if trainer.training and now < self._read + REDRAWN:
+            return self._shown
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
@@ -128,6 +124,7 @@ class RunBar(RichProgressBar):
             done = min(trainer.current_epoch + within, epochs)
             pace = (time.perf_counter() - self._start) / max(done - self._first_epoch, 1e-9)
             metrics["run left"] = duration(pace * (epochs - done))
+        self._shown, self._read = metrics, now
         return metrics
 
 

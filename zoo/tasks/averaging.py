@@ -43,6 +43,7 @@ class EMA(WeightAveraging):
         self.decay, self.batches, self.validation_batches = decay, batches, validation_batches
         self._averaged: list[tuple[Tensor, Tensor]] = []
         self._followed: list[tuple[Tensor, Tensor]] = []
+        self._weight: float | Tensor = 0.0  # of the trained weights in the next update
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -52,7 +53,7 @@ class EMA(WeightAveraging):
         # Paired once: to walk the modules takes longer than to average a small network.
         averaged = pl_module.averaged()  # type: ignore[operator]
         inside = None if averaged is None else {id(tensor) for tensor in tensors_of(averaged)}
-        self._averaged, self._followed = [], []
+        self._averaged, self._followed, self._weight = [], [], 0.0
         for kept, live in zip(
             tensors_of(self._average_model.module), tensors_of(pl_module), strict=True
         ):
@@ -68,22 +69,41 @@ class EMA(WeightAveraging):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        count = self._latest_update_step
-        if trainer.global_step <= count:  # gradients are being accumulated
+        if trainer.global_step <= self._latest_update_step:  # gradients are being accumulated
             return
         assert self._average_model is not None
-        # The first step's weights are the average's first.
-        rate = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
-        with torch.no_grad():
-            kept = [mean for mean, _ in self._averaged]
-            # Of weights in half precision, the average keeps its own.
-            live = [one.to(mean.dtype) for mean, one in self._averaged]
-            torch._foreach_lerp_(kept, live, 1 - rate)
-            if self._followed:
-                followed, lead = zip(*self._followed, strict=True)
-                torch._foreach_copy_(followed, lead)
+        if not pl_module.records:  # else it is a part of the step
+            self._weight = 1 - self._rate()
+            self.update()
         self._average_model.n_averaged += 1
         self._latest_update_step = trainer.global_step
+
+    def _rate(self) -> float:
+        """What stays of the average in the next update; the first takes the weights as they are."""
+        count = self._latest_update_step
+        return min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+
+    def prepare(self, device: torch.device) -> None:
+        """Writes the next update's weight where a recorded step reads it."""
+        if not isinstance(self._weight, Tensor):
+            self._weight = torch.zeros((), device=device)
+        self._weight.fill_(1 - self._rate())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average towards the trained weights."""
+        kept = [mean for mean, _ in self._averaged]
+        # Of weights in half precision, the average keeps its own.
+        live = [one.to(mean.dtype) for mean, one in self._averaged]
+        if isinstance(self._weight, Tensor):  # torch's lerp of lists takes a number alone
+            steps = torch._foreach_sub(live, kept)
+            torch._foreach_mul_(steps, self._weight)
+            torch._foreach_add_(kept, steps)
+        else:
+            torch._foreach_lerp_(kept, live, self._weight)
+        if self._followed:
+            followed, lead = zip(*self._followed, strict=True)
+            torch._foreach_copy_(followed, lead)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:  # after a fit the module is the average
@@ -105,7 +125,7 @@ class EMA(WeightAveraging):
         assert self._average_model is not None
         self._average_model.module.load_state_dict(pl_module.state_dict())
 
-    def _renew_statistics(self, trainer: Trainer, module: LightningModule, batches: int) -> None:
+    def _renew_statistics(self, trainer: Trainer, module: Any, batches: int) -> None:
         loader: Any = trainer.train_dataloader
         # Our own loader's position in the epoch must stay where it is.
         fresh = loader.fresh() if hasattr(loader, "fresh") else loader
@@ -115,7 +135,7 @@ class EMA(WeightAveraging):
             torch.manual_seed((torch.initial_seed() + 1) % 2**63)
             batch = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.forward_context():
-                module.statistics_forward(batch)  # type: ignore[operator]
+                module.statistics_forward(batch)
 
         batches = int(min(batches, trainer.num_training_batches))  # which may be infinite
         devices = [module.device] if module.device.type == "cuda" else []

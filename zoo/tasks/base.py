@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -18,9 +18,23 @@ from torchmetrics import MeanMetric
 from zoo import networks
 from zoo.core.lightning_file import read_checkpoint
 from zoo.errors import UserError
+from zoo.tasks import recorded_step
 from zoo.tasks.averaging import EMA
+from zoo.tasks.finite import LateLosses, not_finite
 from zoo.tasks.optim import make_optimizer
+from zoo.tasks.recorded_step import RecordedStep
 from zoo.tasks.schedule import Schedule, make_schedule
+
+Record = bool | Literal["auto"]
+
+
+class TrainingMean(MeanMetric):
+    """A weighted mean whose update waits for no device: torchmetrics' looks for a NaN."""
+
+    def update(self, value: Tensor, weight: float | Tensor = 1) -> None:  # type: ignore[override]
+        """Adds a scalar with its weight."""
+        self.mean_value += value * weight
+        self.weight += weight
 
 
 class Task(LightningModule):
@@ -31,6 +45,9 @@ class Task(LightningModule):
     user code, without the command line. Metrics of stand-in data are logged under the name of
     these data, ``digits/val/accuracy``. A fit begins in training mode; resuming restores the random
     state of every process.
+
+    On one CUDA device a training step is recorded as a graph and replayed (``recorded_step``):
+    augmentation, forward, backward, clipping, the optimizer's step and the average.
 
     Args:
         network: what is trained.
@@ -45,6 +62,8 @@ class Task(LightningModule):
         ema_decay: of the averaged weights; None for no average.
         channels_last: memory format of images and filters.
         compile: the network, by torch.compile.
+        record: whether a training step is recorded as a CUDA graph: ``auto`` where it can be, with
+            one line that says why not on a CUDA device; true raises where it cannot; false never.
 
     Raises:
         UserError: an argument is out of range.
@@ -71,6 +90,7 @@ class Task(LightningModule):
         ema_decay: float | None,
         channels_last: bool = False,
         compile: bool = False,
+        record: Record = "auto",
     ) -> None:
         super().__init__()
         compiled = getattr(network, "_orig_mod", None)
@@ -89,7 +109,7 @@ class Task(LightningModule):
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.momentum, self.optimizer_args = momentum, optimizer_args
         self.schedule, self.warmup, self.final_lr = schedule, warmup, final_lr
-        self.ema_decay = ema_decay
+        self.ema_decay, self.record = ema_decay, record
         self.channels_last = channels_last and not _overruns(network)
         self.network = network
         if self.channels_last:
@@ -104,7 +124,12 @@ class Task(LightningModule):
         # What the network was trained on, as its data module describes it.
         self.data_info: dict[str, Any] = {}
         self.training_metrics = nn.ModuleDict()  # of this epoch, by name
+        self._logged_epoch: int | None = None  # whose means Lightning knows of
         self._random_state: list[dict[str, Tensor]] | None = None
+        # Of a fit: the step as a graph, and losses not yet read.
+        self._recorded: RecordedStep | None = None
+        self._augments = False  # whether the recorded step augments its batch
+        self._late_losses: LateLosses | None = None
 
     # -- input and output ------------------------------------------------------------------------
 
@@ -144,37 +169,154 @@ class Task(LightningModule):
         """Logs a metric as Lightning does; one of stand-in data is named after these data."""
         super().log(metric_prefix(self.data_info) + name, value, *args, **kwargs)
 
-    def log_training(self, batch_size: int, **values: Tensor) -> None:
+    def log_training(self, weight: int | Tensor, **values: Tensor) -> None:
         """Logs an epoch's mean training metrics, and the step's ``loss`` to the progress bar.
 
         The means are over samples and over all processes, and a run that is resumed within an
         epoch goes on with them.
+
+        Args:
+            weight: how many samples the values are means of.
+            values: scalars, by name.
         """
         for name, value in values.items():
             if name not in self.training_metrics:
-                self.training_metrics[name] = MeanMetric().to(self.device)
-            metric = self.training_metrics[name]
-            metric.update(value, weight=batch_size)  # type: ignore[operator]
-            self.log(
-                f"train/{name}",
-                metric,
-                on_step=False,
-                on_epoch=True,
-                metric_attribute=f"training_metrics.{name}",  # which Lightning may have missed
-            )
-        # For the progress bar alone; the epoch's mean is what metrics.csv keeps.
-        self.log("loss", values["loss"], prog_bar=True, logger=False)
+                self.training_metrics[name] = TrainingMean().to(self.device)
+            self.training_metrics[name].update(value.detach(), weight)  # type: ignore[operator]
+        if self._logged_epoch != self.current_epoch:  # Lightning computes them at its end
+            self._logged_epoch = self.current_epoch
+            for name in values:
+                self.log(
+                    f"train/{name}",
+                    self.training_metrics[name],
+                    on_step=False,
+                    on_epoch=True,
+                    metric_attribute=f"training_metrics.{name}",  # Lightning may have missed it
+                )
+        # For the progress bar alone; the epoch's mean is what metrics.csv keeps. A step that is
+        # one launch would take longer to log than to launch.
+        if "loss" in values and (self._recorded is None or self.trainer.progress_bar_callback):
+            bar = self.trainer.progress_bar_callback is not None  # else nobody reads it
+            self.log("loss", values["loss"].detach(), prog_bar=bar, logger=False)
 
-    def check_finite(self, loss: Tensor, applied: bool = False) -> Tensor:
-        """Stops the run before a loss that is no number reaches the weights, or once it has."""
-        if not torch.isfinite(loss):
-            fate = "have taken it" if applied else "were not changed by it"
-            raise UserError(
-                f"the training loss is {loss.item()} at step {self.global_step}: the weights "
-                f"{fate}, and no checkpoint was written with it; lower model.lr "
-                f"({self.lr}), warm up longer, or train in trainer.precision 32-true"
-            )
+    # -- a training step -------------------------------------------------------------------------
+
+    def training_values(self, batch: Any) -> dict[str, Tensor]:
+        """Computes the ``loss`` of a training batch, and other scalars to be logged, by name.
+
+        It asks the device for no value, so that it can be recorded.
+        """
+        raise NotImplementedError
+
+    def training_weight(self, batch: Any) -> int | Tensor:
+        """How many samples the training values are means of."""
+        return len(batch[0])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self._recorded is None:
+            values = self.training_values(batch)
+            loss = self.check_finite(values["loss"])
+        else:
+            ends = not self.trainer.fit_loop._should_accumulate()
+            values = self.run_recorded(batch, ends)
+            loss = values["loss"]
+        self.watch(self.global_step, loss)
+        self.log_training(self.training_weight(batch), **values)
         return loss
+
+    def run_recorded(self, tensors: Sequence[Tensor], ends: bool = True) -> dict[str, Tensor]:
+        """A step by its recording; as it is written until there is one."""
+        assert self._recorded is not None
+        if (average := self._average()) is not None:
+            average.prepare(self.device)
+        return self._recorded(*tensors, ends=ends)
+
+    def whole_step(self, *batch: Tensor, ends: bool) -> dict[str, Tensor]:
+        """All of a step, of tensors alone: what ``recorded_step`` records.
+
+        Args:
+            batch: as the data module hands it over; images that are bytes are augmented here.
+            ends: whether the optimizer steps; otherwise gradients are accumulated.
+        """
+        given: Any = batch
+        if self.augmentation_generator is not None and batch[0].dtype == torch.uint8:
+            given = self._data().augmented(batch, self.augmentation_generator)
+        values = self.training_values(given)
+        with torch.autocast(self.device.type, enabled=False):
+            loss = values["loss"] / self.trainer.accumulate_grad_batches
+            loss.backward()  # type: ignore[no-untyped-call]
+            if ends:
+                optimizer: Any = self.optimizers(use_pl_optimizer=False)
+                clip, way = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
+                self.configure_gradient_clipping(optimizer, clip, way)
+                optimizer.step()
+                self.take_average()
+        return {name: value.detach() for name, value in values.items()}
+
+    def take_average(self) -> None:
+        """The last part of a recorded step."""
+        if (average := self._average()) is not None:
+            average.update()
+
+    @property
+    def records(self) -> bool:
+        """Whether steps are recorded, and the average is taken within them."""
+        return self._recorded is not None
+
+    @property
+    def augmentation_generator(self) -> torch.Generator | None:
+        """What the step draws its augmentation from, where a data module leaves that to it."""
+        return self._recorded.generator if self._augments and self._recorded else None
+
+    def _data(self) -> Any:
+        return getattr(self.trainer, "datamodule", None)
+
+    def _average(self) -> EMA | None:
+        found = (one for one in self.trainer.callbacks if isinstance(one, EMA))  # type: ignore[attr-defined]
+        return next(found, None)
+
+    def _make_recorded(self) -> RecordedStep | None:
+        """The recorded step of a fit, or None for steps as they are written.
+
+        Raises:
+            UserError: ``record`` is true, and it cannot be.
+        """
+        insists = self.record is True
+        if self.record is False or (not insists and self.device.type != recorded_step.DEVICE):
+            return None
+        if (reason := recorded_step.obstacle(self, self.trainer)) is not None:
+            recorded_step.refuse(reason, insists)
+            return None
+        self._augments = self.automatic_optimization and hasattr(self._data(), "augmented")
+        optimizers: Any = self.optimizers(use_pl_optimizer=False)
+        return RecordedStep(
+            self.whole_step,
+            optimizers if isinstance(optimizers, list) else [optimizers],
+            self.device,
+            accumulates=self.trainer.accumulate_grad_batches > 1,
+            insists=insists,
+        )
+
+    def check_finite(self, loss: Tensor) -> Tensor:
+        """Stops the run before a loss that is no number reaches the weights.
+
+        Where that would wait for the device, ``watch`` finds it some steps later.
+        """
+        if self._late_losses is None and not torch.isfinite(loss):
+            raise self._no_number(self.global_step, loss.item(), "were not changed by it")
+        return loss
+
+    def watch(self, step: int, loss: Tensor) -> None:
+        """Stops the run within some steps of a loss that is no number, and waits for none."""
+        if self._late_losses is not None and (found := self._late_losses.add(step, loss)):
+            raise self._no_number(*found, "have taken it")
+
+    def _no_number(self, step: int, loss: float, fate: str) -> UserError:
+        return UserError(
+            f"the training loss is {loss} at step {step}: the weights {fate}, and no checkpoint "
+            f"was written with it; lower model.lr ({self.lr}), warm up longer, or train in "
+            "trainer.precision 32-true"
+        )
 
     # -- Lightning's hooks -----------------------------------------------------------------------
 
@@ -185,6 +327,39 @@ class Task(LightningModule):
 
     def on_fit_start(self) -> None:
         self.train()  # Lightning would leave a loaded model in evaluation mode for the whole fit
+
+    def on_train_start(self) -> None:
+        self._logged_epoch, self._augments = None, False
+        self._recorded = self._make_recorded()
+        waits = self._recorded is not None or self.device.type == "cuda"
+        self._late_losses = LateLosses(self.device) if waits else None
+
+    def on_train_end(self) -> None:
+        self._read_losses()
+        # A graph holds memory, and no copy can be made of it.
+        self._recorded = self._late_losses = None
+        self._augments = False
+
+    def on_validation_start(self) -> None:
+        self._read_losses()  # before an average takes its statistics from such weights
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self._recorded is None or not self.automatic_optimization:  # else the step is over
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self._recorded is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        if self._recorded is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        else:  # Lightning counts an optimizer step all the same
+            optimizer_closure()
 
     def configure_callbacks(self) -> list[Callback]:
         # Lightning asks at every stage, and only a fit averages.
@@ -240,7 +415,19 @@ class Task(LightningModule):
     def on_train_epoch_end(self) -> None:
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
+    def _read_losses(self) -> None:
+        if self._late_losses is not None and (found := self._late_losses.read(everything=True)):
+            raise self._no_number(*found, "have taken it")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._read_losses()
+        if name := not_finite(self):
+            raise UserError(
+                f"{name} is no longer finite at step {self.global_step}: it is not saved, and the "
+                "last checkpoint is as it was; lower model.lr, warm up longer, or train in "
+                "trainer.precision 32-true"
+            )
+        recorded_step.make_portable(checkpoint)
         state = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -262,7 +449,7 @@ class Task(LightningModule):
             self._random_state = checkpoint.get("random_state")
             if self.trainer.is_global_zero:  # one process has all that was gathered
                 for name, state in checkpoint.get("training_metrics", {}).items():
-                    self.training_metrics[name] = MeanMetric()
+                    self.training_metrics[name] = TrainingMean()
                     self.training_metrics[name].load_state_dict(state, strict=False)
 
     @classmethod
@@ -289,14 +476,16 @@ class Task(LightningModule):
             UserError: no such file, no checkpoint, or a network that must be given.
         """
         path = Path(checkpoint_path)
+        hparams = dict(read_checkpoint(path).get("hyper_parameters", {}))
+        network = hparams.pop("network", None)
         if "network" not in kwargs:
-            hparams = read_checkpoint(path).get("hyper_parameters", {})
-            if not hparams.get("network"):
+            if not network:
                 raise UserError(
                     f"{path} was trained on a network that is not the zoo's: pass it, "
                     f"{cls.__name__}.load_from_checkpoint(path, network=...)"
                 )
-            kwargs["network"] = networks.build(hparams["network"])
+            kwargs["network"] = networks.build(network)
+        kwargs = {**hparams, **kwargs}  # by their present names
         return super().load_from_checkpoint(
             path, map_location, hparams_file, strict, weights_only, **kwargs
         )

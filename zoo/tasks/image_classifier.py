@@ -13,7 +13,7 @@ from zoo.core.modes import evaluating
 from zoo.diagnostics.forward import logits_in
 from zoo.diagnostics.trace.snapshot import eagerly
 from zoo.errors import UserError
-from zoo.tasks.base import Task, ramp
+from zoo.tasks.base import Record, Task, ramp
 from zoo.tasks.schedule import Schedule
 
 
@@ -39,6 +39,7 @@ class ImageClassifier(Task):
         ema_decay: of the averaged weights, which are what is validated and saved; null for none.
         channels_last: memory format of images and filters; faster for convolutions.
         compile: the network, by torch.compile.
+        record: the training step as a CUDA graph; ``auto`` where it can be.
     """
 
     monitor = "val/accuracy"
@@ -59,6 +60,7 @@ class ImageClassifier(Task):
         ema_decay: float | None = None,
         channels_last: bool = False,
         compile: bool = False,
+        record: Record = "auto",
     ) -> None:
         super().__init__(
             network,
@@ -72,6 +74,7 @@ class ImageClassifier(Task):
             ema_decay=ema_decay,
             channels_last=channels_last,
             compile=compile,
+            record=record,
         )
         if not 0 <= label_smoothing < 1:
             raise UserError(
@@ -123,7 +126,7 @@ class ImageClassifier(Task):
     def golden(self) -> Tensor:
         return self(ramp([2, *self.data_info["input_shape"]]))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_values(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, labels = batch
         try:
             logits = self(images)
@@ -133,14 +136,13 @@ class ImageClassifier(Task):
             raise UserError(
                 f"a training batch of {len(images)} leaves BatchNorm one value per channel, whose "
                 "variance is not defined: set data.drop_last true, or another data.batch_size "
-                f"(epoch {self.current_epoch}, batch {batch_idx}); the last checkpoint is intact"
+                f"(epoch {self.current_epoch}, batch {self.trainer.fit_loop.epoch_loop.batch_idx})"
+                "; the last checkpoint is intact"
             ) from None
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         # Of mixed images, whose labels are (B, K), the greater part counts.
         accuracy = (logits.detach().argmax(1) == _hard(labels)).float().mean()
-        loss = self.check_finite(loss)
-        self.log_training(len(images), loss=loss.detach(), accuracy=accuracy)
-        return loss
+        return {"loss": loss, "accuracy": accuracy}
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate(batch, "validate", "val")

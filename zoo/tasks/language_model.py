@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 
 from zoo.errors import UserError
 from zoo.networks.generation import Sampling, generate
-from zoo.tasks.base import Task
+from zoo.tasks.base import Record, Task
 from zoo.tasks.schedule import Schedule
 
 
@@ -40,6 +40,7 @@ class LanguageModel(Task):
         final_lr: what the schedule ends at, as a share of the peak.
         ema_decay: of the averaged weights, which are what is validated and saved; null for none.
         compile: the network, by torch.compile.
+        record: the training step as a CUDA graph; ``auto`` where it can be.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class LanguageModel(Task):
         final_lr: float = 0.0,
         ema_decay: float | None = None,
         compile: bool = False,
+        record: Record = "auto",
     ) -> None:
         super().__init__(
             network,
@@ -68,6 +70,7 @@ class LanguageModel(Task):
             final_lr=final_lr,
             ema_decay=ema_decay,
             compile=compile,
+            record=record,
         )
         # Means over tokens, not over batches, and over all processes.
         self.sweep, self.windows, self.seen = MeanMetric(), MeanMetric(), MeanMetric()
@@ -76,12 +79,13 @@ class LanguageModel(Task):
         ramp = torch.arange(2 * 16)
         return self((ramp * ramp % 97 % len(self.data_info["vocabulary"])).view(2, 16))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_values(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         tokens, targets = batch
-        losses = self._losses(tokens, targets)
-        loss = self.check_finite(losses.mean())
-        self.log_training(len(losses), loss=loss.detach())
-        return loss
+        losses = self._all_losses(tokens, targets)  # zero where there is no target
+        return {"loss": losses.sum() / (targets >= 0).sum()}
+
+    def training_weight(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return (batch[1] >= 0).sum()
 
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
@@ -113,10 +117,12 @@ class LanguageModel(Task):
 
     def _losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood (N,) in nats, of the targets that count."""
+        return self._all_losses(tokens, targets)[targets.flatten() >= 0]
+
+    def _all_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Of every place (N,), 0 beyond the end of a text: torch's mark of no target is -100."""
         logits = self(tokens).float().flatten(0, 1)
-        targets = targets.flatten()
-        # Beyond the end of a text there are no targets but torch's mark of none, -100.
-        return F.cross_entropy(logits, targets, reduction="none")[targets >= 0]
+        return F.cross_entropy(logits, targets.flatten(), reduction="none")
 
     def keep_sample(self, folder: Path, epoch: int) -> None:
         """Adds the text that an epoch's weights make, always from the same seed, to samples.txt."""

@@ -46,7 +46,8 @@ class LatentSampler(Task):
         """Draws normal latents (count, Z); in training those of this step and process."""
         size = self.network.latent_size
         # On the CPU, so that a seed means the same on every device.
-        return torch.randn(count, size, generator=generator or self._noise).to(self.device)
+        latents = torch.randn(count, size, generator=generator or self._noise)
+        return latents.to(self.device, non_blocking=True)
 
     def sample(
         self,

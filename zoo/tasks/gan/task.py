@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -15,9 +15,9 @@ from zoo.core.seeds import step_seed
 from zoo.data.augment import move
 from zoo.data.normalization import Normalization
 from zoo.errors import UserError
-from zoo.tasks.gan.losses import LOSSES, r1_penalty
+from zoo.tasks.base import Record
+from zoo.tasks.gan.losses import hinge_discriminator, hinge_generator, hinge_mismatch
 from zoo.tasks.gan.sampling import LatentSampler, check_temperature
-from zoo.tasks.graphs import StepGraph, make_portable
 from zoo.tasks.optim import make_optimizer
 from zoo.tasks.schedule import Schedule, make_schedule
 
@@ -38,11 +38,11 @@ class Part(NamedTuple):
 
 
 class GAN(LatentSampler):
-    """Trains a generator by the hinge loss of Lim & Ye 2017, or relativistic pairing.
+    """Trains a generator against a discriminator by the hinge loss of Lim & Ye, 2017.
 
-    A training batch is divided into ``discriminator_steps`` updates of the discriminator, followed
-    by one of the generator: ``global_step``, ``max_steps``, schedules and checkpoint intervals
-    count generator steps. Only the generator is averaged, with BatchNorm statistics of its own.
+    On each training batch the discriminator takes a step, and the generator one: ``global_step``,
+    ``max_steps``, schedules and checkpoint intervals count batches. Only the generator is averaged,
+    with BatchNorm statistics of its own.
 
     Logs ``train/loss_discriminator``, ``train/loss_generator``, ``val/real`` and ``val/made`` (the
     discriminator's mean scores of real and of generated images: if real images score higher in
@@ -52,12 +52,20 @@ class GAN(LatentSampler):
 
     Args:
         network: with ``generator``, ``discriminator``, ``latent_size`` and ``num_classes``.
-        optimizer: of both: ``adam``, ``adamw``, ``muon``, or another of timm's.
-        lr: the generator's peak learning rate.
-        discriminator_lr: the discriminator's; the generator's where none is given.
-        discriminator_steps: updates of the discriminator to one of the generator.
-        loss: ``hinge``, or ``relativistic``: a softplus of the difference between the scores of a
-            real image and a generated one (Jolicoeur-Martineau 2019; Huang et al. 2024, R3GAN).
+        optimizer: of both: ``adam``, ``muon``, or another of timm's.
+        lr: peak learning rate, or two of them: the generator's and the discriminator's (Heusel et
+            al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
+            Equilibrium", NeurIPS 2017).
+        optimizer_args: further arguments of both optimizers, ``momentum`` of ``muon`` among them;
+            of ``betas`` the first is 0 unless it is given (Miyato et al., ICLR 2018, appendix).
+        schedule: ``linear``, ``cosine`` or ``trapezoid`` down to zero, or ``constant``.
+        ema_decay: of the averaged generator, which generates the samples (Yazıcı et al., "The
+            Unusual Effectiveness of Averaging in GAN Training", ICLR 2019); null for none.
+        channels_last: memory format of the filters; faster for convolutions.
+        temperature: of ``sample`` and ``interpolate`` where they are given none: the standard
+            deviation of the latents they draw, one number or one for each class. Below the 1 of
+            training, samples are more typical and less varied (Brock et al., ICLR 2019, section
+            3.1, cut the tails for the same). ``zoo.evaluation.temperatures`` chooses a list.
         one_stage: both networks learn from one forward and one backward of the discriminator, on
             the same generated images (Fang et al., "Training Generative Adversarial Networks in One
             Stage", CVPR 2021, section 3), which is a quarter less to compute than in turns. The
@@ -71,26 +79,7 @@ class GAN(LatentSampler):
             Data-Efficient GAN Training", NeurIPS 2020, section 3). It memorizes fewer of the
             training images, and since generated images are moved too, the generator does not learn
             to move them.
-        r1: weight of the squared gradient of the score at real images (Mescheder et al. 2018,
-            section 4.1); 0 for none.
-        momentum: of ``sgd`` and ``muon``; of the others' ``betas`` the first is 0 unless
-            ``optimizer_args`` has them.
-        optimizer_args: further arguments of both optimizers.
-        schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down to zero, or
-            ``constant``.
-        warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
-        ema_decay: of the averaged generator, which generates the samples; null for none.
-        gradient_clip: the largest norm of each network's gradient; null for no limit. The
-            trainer's own clipping does not work with two optimizers.
-        channels_last: memory format of the filters; faster for convolutions.
-        temperature: of ``sample`` and ``interpolate`` where they are given none: the standard
-            deviation of the latents they draw, one number or one for each class. Below the 1 of
-            training, samples are more typical and less varied (Brock et al., ICLR 2019, section
-            3.1, cut the tails for the same). ``zoo.evaluation.temperatures`` chooses a list.
-        cuda_graph: on a single CUDA device, record a step and replay it (``graphs.StepGraph``): a
-            small network's step is mostly launching kernels. Nothing else changes, except that a
-            loss that is not finite has reached the weights when the run stops. Elsewhere it does
-            nothing.
+        record: the training step as a CUDA graph; ``auto`` where it can be.
     """
 
     network: Any  # with generator, discriminator, latent_size and num_classes
@@ -102,41 +91,36 @@ class GAN(LatentSampler):
         self,
         network: nn.Module,
         optimizer: str = "adam",
-        lr: float = 2e-4,
-        discriminator_lr: float | None = None,
-        discriminator_steps: int = 2,
-        loss: Literal["hinge", "relativistic"] = "hinge",
-        r1: float = 0.0,
+        lr: float | list[float] = 2e-4,
         optimizer_args: dict[str, Any] | None = None,
         schedule: Schedule = "linear",
-        warmup: float = 0.0,
         ema_decay: float | None = 0.999,
-        gradient_clip: float | None = None,
         channels_last: bool = False,
         temperature: float | list[float] = 1.0,
         one_stage: bool = False,
-        momentum: float = 0.9,
         mismatch: float = 0.0,
-        cuda_graph: bool = False,
         shift: int = 0,
+        record: Record = "auto",
     ) -> None:
+        rates = lr if isinstance(lr, list) else [lr, lr]
+        if len(rates) != 2 or not all(rate > 0 for rate in rates):
+            raise UserError(
+                f"model.lr is {lr}: give one number above 0, or two, the generator's and the "
+                "discriminator's"
+            )
+        arguments = {"betas": [0.0, 0.9], **(optimizer_args or {})}
         super().__init__(
             network,
             optimizer=optimizer,
-            lr=lr,
-            momentum=momentum,
-            optimizer_args=optimizer_args,
+            lr=rates[0],
+            momentum=arguments.pop("momentum", 0.9),
+            optimizer_args=arguments,
             schedule=schedule,
-            warmup=warmup,
+            warmup=0,
             ema_decay=ema_decay,
             channels_last=channels_last,
+            record=record,
         )
-        if discriminator_steps < 1:
-            raise UserError(f"model.discriminator_steps is {discriminator_steps}: at least 1")
-        if loss not in LOSSES:
-            raise UserError(f"model.loss is {loss!r}: choose {' or '.join(LOSSES)}")
-        if r1 < 0 or (gradient_clip is not None and gradient_clip <= 0):
-            raise UserError("model.r1 cannot be negative, and model.gradient_clip is above 0")
         if mismatch < 0 or (mismatch and self.network.num_classes < 2):
             raise UserError(
                 f"model.mismatch is {mismatch}: it cannot be negative, and needs two classes"
@@ -147,22 +131,16 @@ class GAN(LatentSampler):
         if one_stage:
             _check_uncoupled(network)
         self.automatic_optimization = False
-        self.discriminator_lr = lr if discriminator_lr is None else discriminator_lr
-        self.discriminator_steps, self.loss, self.r1 = discriminator_steps, LOSSES[loss], r1
-        self.gradient_clip, self._temperature = gradient_clip, temperature
-        self.one_stage, self.mismatch, self.cuda_graph = one_stage, mismatch, cuda_graph
-        self.shift = shift
-        for name in ("loss_discriminator", "loss_generator"):
-            self.training_metrics[name] = MeanMetric()
+        self.discriminator_lr, self._temperature = rates[1], temperature
+        self.one_stage, self.mismatch, self.shift = one_stage, mismatch, shift
         self._normalization: Normalization | None = None
         self.score_real, self.score_generated = MeanMetric(), MeanMetric()
-        self._graph: StepGraph | None = None
         self._spread: dict[str, list[Tensor]] = {"real": [], "generated": []}
 
     # -- input and output ------------------------------------------------------------------------
 
     def example_inputs(self, data: Any) -> tuple[Tensor, ...]:
-        batch = data.used.batch_size // self.discriminator_steps
+        batch = data.used.batch_size
         latents = self.draw(batch, torch.Generator().manual_seed(0))
         classes = self.network.num_classes
         return (latents, torch.arange(batch) % classes) if classes else (latents,)
@@ -193,39 +171,34 @@ class GAN(LatentSampler):
                 "bf16-mixed or 32-true"
             )
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        if len(images) < self.discriminator_steps:
-            raise UserError(
-                f"data.batch_size {len(images)} is divided among model.discriminator_steps "
-                f"{self.discriminator_steps}: it must be at least as large"
-            )
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
         # The discriminator's is stepped past Lightning, which would count its steps too.
         counted: Any = self.optimizers()
         uncounted: Any = self.optimizers(use_pl_optimizer=False)
         # All that is random is drawn before anything is computed.
         self._noise = torch.Generator().manual_seed(step_seed(self.trainer, stream=1))
-        shares = list(
-            zip(
-                self._denormalized(images).tensor_split(self.discriminator_steps),
-                labels.tensor_split(self.discriminator_steps),
-                strict=True,
-            )
-        )
-        parts = [
-            self._part(*share) for share in (shares if self.one_stage else [*shares, shares[-1]])
-        ]
-        if self._graph is None:
-            losses: Sequence[Tensor] = self._learn(parts, counted[0], uncounted[1])
+        real, labels = self._denormalized(batch[0]), batch[1]
+        parts = [self._part(real, labels) for _ in range(1 if self.one_stage else 2)]
+        step = self.global_step
+        if self._recorded is None:
+            losses = self._learn(parts, counted[0], uncounted[1])
         else:
-            losses = self._replayed(parts, counted[0])
+            losses = self.run_recorded([tensor for part in parts for tensor in part])
+            counted[0].step()  # without a gradient left it moves nothing, and Lightning counts it
+        self.watch(step, losses["loss_discriminator"] + losses["loss_generator"])
         schedulers: Any = self.lr_schedulers()
         for scheduler in schedulers:
             scheduler.step()
-        for name, loss in zip(("loss_discriminator", "loss_generator"), losses, strict=True):
-            metric = self.training_metrics[name]
-            metric.update(loss)  # type: ignore[operator]
-            self.log(f"train/{name}", metric, on_step=False, on_epoch=True)
+        self.log_training(1, **losses)
+
+    def whole_step(self, *tensors: Tensor, ends: bool) -> dict[str, Tensor]:
+        """All of a step, of the tensors of its parts; every batch ends with the optimizers'."""
+        size = len(Part._fields)
+        parts = [Part(*tensors[at : at + size]) for at in range(0, len(tensors), size)]
+        optimizers: Any = self.optimizers(use_pl_optimizer=False)
+        losses = self._learn(parts, *optimizers)
+        self.take_average()
+        return losses
 
     def _part(self, real: Tensor, labels: Tensor) -> Part:
         count = len(labels)
@@ -234,60 +207,21 @@ class GAN(LatentSampler):
         offsets = torch.zeros(2, 2, count, dtype=torch.int64)
         if self.shift:
             offsets.random_(-self.shift, self.shift + 1, generator=self._noise)
-        return Part(real, labels, latents, others, *offsets.to(self.device))
+        return Part(real, labels, latents, others, *offsets.to(self.device, non_blocking=True))
 
     def _moved(self, images: Tensor, offsets: Tensor) -> Tensor:
         return move(images, offsets, fill=-1.0) if self.shift else images
 
     def _learn(
         self, parts: Sequence[Part], generators: Any, discriminators: Any
-    ) -> tuple[Tensor, Tensor]:
-        """A step: the losses (S,) of the discriminator's updates, and the generator's."""
-        *before, last = parts
-        losses = [self._discriminator_step(part, discriminators) for part in before]
+    ) -> dict[str, Tensor]:
+        """A step of each network: their losses."""
         if self.one_stage:
-            loss, loss_generator = self._both_steps(last, generators, discriminators)
-            losses.append(loss)
+            loss, loss_generator = self._both_steps(parts[0], generators, discriminators)
         else:
-            loss_generator = self._generator_step(last, generators)
-        return torch.stack(losses), loss_generator
-
-    def _replayed(self, parts: Sequence[Part], counted: Any) -> Sequence[Tensor]:
-        assert self._graph is not None
-        losses = self._graph(*(tensor for part in parts for tensor in part))
-        counted.step()  # without a gradient left it moves nothing, and Lightning counts a step
-        super().check_finite(losses[0].sum() + losses[1], applied=True)
-        return losses
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        self._graph = None
-        if not self._records():
-            return
-        optimizers: Any = self.optimizers(use_pl_optimizer=False)
-
-        def step(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-            size = len(Part._fields)
-            parts = [Part(*tensors[at : at + size]) for at in range(0, len(tensors), size)]
-            return self._learn(parts, *optimizers)
-
-        self._graph = StepGraph(step, optimizers, self.device)
-
-    def _records(self) -> bool:
-        return self.cuda_graph and self.device.type == "cuda" and self.trainer.world_size == 1
-
-    def on_train_end(self) -> None:
-        super().on_train_end()
-        self._graph = None  # it holds memory, and no copy can be made of it
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        make_portable(checkpoint.get("optimizer_states", []))
-
-    def check_finite(self, loss: Tensor, applied: bool = False) -> Tensor:
-        if self._graph is not None:  # what is recorded cannot ask; it is asked after the step
-            return loss
-        return super().check_finite(loss, applied)
+            loss = self._discriminator_step(parts[0], discriminators)
+            loss_generator = self._generator_step(parts[1], generators)
+        return {"loss_discriminator": loss, "loss_generator": loss_generator}
 
     def _discriminator_step(self, part: Part, optimizer: Any) -> Tensor:
         with torch.no_grad():
@@ -299,12 +233,8 @@ class GAN(LatentSampler):
     def _generator_step(self, part: Part, optimizer: Any) -> Tensor:
         with without_gradient(self.network.discriminator):
             generated = self._moved(self._generated(part), part.generated_offsets)
-            if self.loss.paired:
-                real = self._moved(part.real, part.real_offsets)
-                loss = self.loss.generator(*self._scores(real, generated, part.labels))
-            else:
-                scores = self.network.discriminator(generated, self._labels(part.labels)).float()
-                loss = self.loss.generator(scores, scores)
+            scores = self.network.discriminator(generated, self._labels(part.labels)).float()
+            loss = hinge_generator(scores)
             self._step(self.check_finite(loss), self.network.generator, optimizer)
         return loss.detach()
 
@@ -324,7 +254,7 @@ class GAN(LatentSampler):
         seen = generated.detach().requires_grad_()
         loss, scores = self._discriminator_loss(part, seen)
         first, second = (each.detach().requires_grad_() for each in scores)
-        loss_generator = self.check_finite(self.loss.generator(first, second))
+        loss_generator = self.check_finite(hinge_generator(second))
         slopes = [
             torch.autograd.grad(each, second)[0]
             for each in (loss_generator, self._score_loss(first, second))
@@ -358,22 +288,19 @@ class GAN(LatentSampler):
         self, part: Part, generated: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The loss, and the scores of real and generated images that it is of."""
-        images = self._moved(part.real, part.real_offsets).detach().requires_grad_(bool(self.r1))
+        images = self._moved(part.real, part.real_offsets)
         generated = self._moved(generated, part.generated_offsets)
-        others = part.others if self.mismatch else None
-        real, fake = self._scores(images, generated, part.labels, others)
-        if others is None:
-            loss = self._score_loss(real, fake)
-        else:
-            (real, wrong), fake = real.unbind(1), fake[:, 0]
-            loss = self._score_loss(real, fake) + self.mismatch * self.loss.mismatch(real, wrong)
-        if self.r1:
-            loss = loss + self.r1 * r1_penalty(real, images)
+        if not self.mismatch:
+            real, fake = self._scores(images, generated, part.labels)
+            return self._score_loss(real, fake), (real, fake)
+        both, fakes = self._scores(images, generated, part.labels, part.others)
+        (real, wrong), fake = both.unbind(1), fakes[:, 0]
+        loss = self._score_loss(real, fake) + self.mismatch * hinge_mismatch(wrong)
         return loss, (real, fake)
 
     def _score_loss(self, real: Tensor, generated: Tensor) -> Tensor:
         """The discriminator's loss, as far as it is of the scores alone."""
-        loss = self.loss.discriminator(real, generated)
+        loss = hinge_discriminator(real, generated)
         if self.one_stage:  # where the loss is flat there would be no gradient to pass on
             loss = loss + SLOPE * (generated - real).mean()
         return loss
@@ -382,21 +309,18 @@ class GAN(LatentSampler):
         """A class for each label (B,), any but its own."""
         classes = self.network.num_classes
         away = torch.randint(1, classes, labels.shape, generator=self._noise)
-        return (labels + away.to(labels.device)) % classes
+        return (labels + away.to(labels.device, non_blocking=True)) % classes
 
     def _step(self, loss: Tensor, network: nn.Module, optimizer: Any) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
-        if self.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)
         optimizer.step()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         return self._optimizer(self.network.generator, self.lr)
 
     def _optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
-        extra = {"betas": [0.0, 0.9], **(self.optimizer_args or {})}
-        return make_optimizer(network, self.optimizer, lr, 0.0, self.momentum, extra)
+        return make_optimizer(network, self.optimizer, lr, 0.0, self.momentum, self.optimizer_args)
 
     def configure_optimizers(self) -> Any:
         networks = (self.network.generator, self.network.discriminator)
@@ -406,7 +330,7 @@ class GAN(LatentSampler):
         ]
         steps = self._total_steps()
         return optimizers, [
-            make_schedule(optimizer, self.schedule, self.warmup, steps) for optimizer in optimizers
+            make_schedule(optimizer, self.schedule, 0.0, steps) for optimizer in optimizers
         ]
 
     def on_train_epoch_end(self) -> None:
@@ -415,8 +339,8 @@ class GAN(LatentSampler):
         if loss < SATURATED:
             rank_zero_warn(
                 f"epoch {self.current_epoch + 1}: the discriminator has won (its loss is "
-                f"{loss:.3g}) and teaches the generator nothing: lower model.discriminator_lr or "
-                "model.discriminator_steps, or give model.r1"
+                f"{loss:.3g}) and teaches the generator nothing: lower the second number of "
+                "model.lr, or give model.shift"
             )
 
     # -- validation ------------------------------------------------------------------------------
@@ -445,8 +369,8 @@ class GAN(LatentSampler):
         if spread < COLLAPSED and not self.trainer.sanity_checking:
             rank_zero_warn(
                 f"epoch {self.current_epoch + 1}: the generator has collapsed: its samples of a "
-                f"class vary {spread:.2f} times as much as real images: lower model.lr, or give "
-                "model.r1 or more model.discriminator_steps"
+                f"class vary {spread:.2f} times as much as real images: lower the first number of "
+                "model.lr"
             )
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
