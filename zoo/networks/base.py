@@ -191,9 +191,9 @@ class ImageNetwork(Network):
         """
         self.grad_checkpointing = enable
 
-    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+    def run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
         """Runs one block, checkpointed after ``set_grad_checkpointing``."""
-        return recomputed(block, x) if self.grad_checkpointing else block(x)
+        return recomputed(block, *inputs) if self.grad_checkpointing else block(*inputs)
 
     def run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
         """Runs a stage, each of its blocks checkpointed after ``set_grad_checkpointing``."""

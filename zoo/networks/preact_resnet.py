@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_rates, check_sizes
 from zoo.networks.initializers import init_he
-from zoo.networks.resnet import conv1x1, conv3x3
+from zoo.networks.layers import conv1x1, conv3x3
 
 
 class PreActBlock(nn.Module):
