@@ -73,6 +73,10 @@ class ImageNetwork(Network):
         """Features → logits (B, K), or what the last layer takes if ``pre_logits``."""
         raise NotImplementedError
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W), normalized → logits (B, K), or of every pixel (B, K, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
     def forward_intermediates(
         self,
         x: Tensor,

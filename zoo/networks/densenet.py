@@ -168,10 +168,6 @@ class DenseNet(ImageNetwork):
         pooled = features.mean((2, 3))
         return pooled if pre_logits else self.classifier(pooled)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalized → logits (B, K)."""
-        return self.forward_head(self.forward_features(x))
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = [
             (r"^features\.denseblock(\d+)\.denselayer(\d+)\.", None),

@@ -116,10 +116,6 @@ class PreActResNet(ImageNetwork):
         pooled = torch.flatten(self.pool(features), 1)
         return pooled if pre_logits else self.fc(pooled)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalized → logits (B, K)."""
-        return self.forward_head(self.forward_features(x))
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         block = r"^stages\.(\d+)\." if coarse else r"^stages\.(\d+)\.(\d+)\."
         return {"stem": r"^conv\.", "blocks": [(block, None), (r"^norm\.", JOINS_PREVIOUS)]}

@@ -197,10 +197,6 @@ class ResNet(ImageNetwork):
         pooled = torch.flatten(self.avgpool(features), 1)
         return pooled if pre_logits else self.fc(pooled)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalized → logits (B, K)."""
-        return self.forward_head(self.forward_features(x))
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {
             "stem": r"^(?:conv1|bn1)\.",
