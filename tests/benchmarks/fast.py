@@ -11,6 +11,7 @@ recipe trains on a processor that only imitates bfloat16; with such arithmetic r
 from __future__ import annotations
 
 import logging
+import random
 import statistics
 import sys
 import time
@@ -64,11 +65,15 @@ class InTurns(Callback):
 
     def __init__(self, turns: list[list[str]]) -> None:
         self.turns = turns
+        self.order, self.places = random.Random(0), list(range(len(turns)))
         self.times: list[list[float]] = [[] for _ in turns]
         self.stack = ExitStack()
 
     def on_train_batch_start(self, trainer: Any, task: Any, batch: Any, batch_idx: int) -> None:
-        for name in self.turns[batch_idx % len(self.turns)]:
+        if batch_idx % len(self.turns) == 0:
+            self.order.shuffle(self.places)  # what went before a step is not always the same
+        self.at = self.places[batch_idx % len(self.turns)]
+        for name in self.turns[self.at]:
             for place, attribute, replacement in OPERATIONS[name]:
                 self.stack.enter_context(mock.patch.object(place, attribute, replacement))
         self.start = time.perf_counter()
@@ -79,7 +84,7 @@ class InTurns(Callback):
         spent = time.perf_counter() - self.start
         self.stack.close()
         if number >= len(self.turns):  # the first round warms up
-            self.times[number % len(self.turns)].append(spent)
+            self.times[self.at].append(spent)
 
 
 def uses(task: Any) -> list[str]:

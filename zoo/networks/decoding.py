@@ -140,7 +140,7 @@ def head_scales(attn: Any) -> Tensor | None:
 def join(linears: list[nn.Linear], norm: Any = None) -> Joined:
     """Layers of one input, with the scale and shift of the norm before them, as one layer."""
     weight = torch.cat([linear.weight for linear in linears])
-    biases = [linear.bias for linear in linears if linear.bias is not None]
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
     bias = torch.cat(biases) if biases else None
     if norm is not None:
         if getattr(norm, "bias", None) is not None:

@@ -18,7 +18,8 @@ from torch.overrides import has_torch_function
 
 def recorded(x: Tensor) -> bool:
     """Whether a call is recorded, to be run elsewhere or to be looked at."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or has_torch_function((x,))
+    tracing = torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    return tracing or torch.compiler.is_compiling() or has_torch_function((x,))
 
 
 def on_cpu(x: Tensor) -> bool:

@@ -15,6 +15,8 @@ Shapes: B batch, Z latent, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -265,8 +267,8 @@ class Discriminator(Network):
         widths = [in_channels, *(width * 2**index for index in range(blocks)), feature_size]
         self.blocks = nn.Sequential(
             *(
-                DiscriminatorBlock(*widths[index : index + 2], index == 0, index < blocks)
-                for index in range(blocks + 1)
+                DiscriminatorBlock(before, after, index == 0, index < blocks)
+                for index, (before, after) in enumerate(pairwise(widths))
             )
         )
         self.linear = nn.Linear(feature_size, 1)
@@ -328,12 +330,19 @@ class SNGAN(Network):
     ) -> None:
         super().__init__()
         self.num_classes, self.latent_size = num_classes, latent_size
-        shape, options = (num_classes, in_channels), (self_modulation, class_latents, coarse_blocks)
         self.generator = Generator(
-            *shape, image_size, latent_size, generator_width, blocks, *options
+            num_classes,
+            in_channels,
+            image_size,
+            latent_size,
+            generator_width,
+            blocks,
+            self_modulation,
+            class_latents,
+            coarse_blocks,
         )
         self.discriminator = Discriminator(
-            *shape, discriminator_width, blocks, input_scale, feature_size
+            num_classes, in_channels, discriminator_width, blocks, input_scale, feature_size
         )
 
     def forward(self, latents: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
