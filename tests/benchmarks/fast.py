@@ -54,7 +54,7 @@ OPERATIONS: dict[str, list[tuple[Any, str, Callable[..., Tensor]]]] = {
     "global_average": [(efficientnet, "global_average", lambda x: x.mean((2, 3)))],
     "scale_channels": [(efficientnet, "scale_channels", lambda x, g: x * g[:, :, None, None])],
     "PooledConv2d": [(fast.PooledConv2d, "forward", pooled)],
-    "dropout": [(fast, "dropout", F.dropout)],
+    "dropout": [(fast.FastDropout, "forward", nn.Dropout.forward), (fast, "dropout", F.dropout)],
     "RMSNorm": [(fast.RMSNorm, "forward", nn.RMSNorm.forward)],
     "attend": [(vit, "attend", attend), (transformer, "attend", attend)],
 }
@@ -89,12 +89,17 @@ class InTurns(Callback):
 
 def uses(task: Any) -> list[str]:
     """The operations that a recipe's network is built of, or may call."""
-    kinds = {type(module) for module in task.network.modules()}
-    files = {kind.__module__ for kind in kinds}
+    modules = list(task.network.modules())
+    files = {type(module).__module__ for module in modules}
     found = []
     for name, places in OPERATIONS.items():
-        if any(place in kinds or getattr(place, "__name__", "") in files for place, *_ in places):
-            found.append(name)
+        for place, *_ in places:
+            if isinstance(place, type):
+                used = any(isinstance(module, place) for module in modules)
+            else:
+                used = place is not fast and place.__name__ in files
+            if used and name not in found:
+                found.append(name)
     return found
 
 

@@ -57,6 +57,9 @@ OPERATIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] =
 }
 
 
+SHAPES = {"aten::size", "aten::Int", "aten::ne"}  # what a trace keeps of reading a shape
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_what_is_exported_or_traced_is_torchs_own_call(name: str) -> None:
     x = torch.randn(2, 4, 6, 8).to(memory_format=torch.channels_last)
@@ -66,7 +69,8 @@ def test_what_is_exported_or_traced_is_torchs_own_call(name: str) -> None:
         graph = torch.export.export(module, (x,)).graph
         exported.append([node.target for node in graph.nodes if node.op == "call_function"])
         lowered = torch.jit.trace(module, x, check_trace=False).inlined_graph
-        traced.append([node.kind() for node in lowered.nodes()])
+        kinds = [node.kind() for node in lowered.nodes() if node.kind().startswith("aten::")]
+        traced.append([kind for kind in kinds if kind not in SHAPES])
     assert exported[0] == exported[1]
     assert exported[0]
     assert traced[0] == traced[1]
