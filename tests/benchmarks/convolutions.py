@@ -1,8 +1,8 @@
-"""Our convolutions and their backward, against torch's operations that give the same.
+"""Convolutions joined with pooling or upsampling, and their backward, against torch's, in turns.
 
 Shapes are those of ``gan_fmnist``, whose networks consist of little else; the ratio is the time of
-torch's convolution, and of the pooling or upsampling that ours is joined with, over that of ours.
-In channels_last; in bfloat16 as the recipe trains, but for the pixels, and in float32.
+torch's convolution and pooling or upsampling over that of ours. In channels_last, in float32 and,
+as the recipe trains, in bfloat16, which a processor without such arithmetic imitates slowly.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from turns import compare
 
-from zoo.networks.fast import PixelConv2d, PooledConv2d, UpsampledConv2d
+from zoo.networks.fast import PooledConv2d, UpsampledConv2d
 
 ROUNDS = 15
 SHAPES = {
-    "pooled behind, discriminator's first block": (PooledConv2d, (256, 32, 28, 28)),
-    "pooled behind, discriminator's second block": (PooledConv2d, (256, 64, 14, 14)),
+    "pooled after, discriminator's first block": (PooledConv2d, (256, 32, 28, 28)),
+    "pooled after, discriminator's second block": (PooledConv2d, (256, 64, 14, 14)),
     "upsampled before, generator's first block": (UpsampledConv2d, (128, 64, 7, 7)),
     "upsampled before, generator's second block": (UpsampledConv2d, (128, 32, 14, 14)),
-    "to pixels, generator's last": (PixelConv2d, (128, 32, 28, 28)),
 }
 
 
 def by_torch(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    if isinstance(layer, PixelConv2d):
-        return F.conv2d(x, layer.weight, layer.bias, padding=1)
     if isinstance(layer, PooledConv2d):
         return F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=1), 2)
     return F.conv2d(F.interpolate(x, scale_factor=2.0), layer.weight, layer.bias, padding=1)
@@ -36,9 +33,8 @@ def by_torch(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 def main() -> None:
     for name, (kind, shape) in SHAPES.items():
-        pixels = kind is PixelConv2d
-        for dtype in (torch.float32,) if pixels else (torch.float32, torch.bfloat16):
-            layer = kind(shape[1], 1 if pixels else shape[1]).to(memory_format=torch.channels_last)
+        for dtype in (torch.float32, torch.bfloat16):
+            layer = kind(shape[1], shape[1]).to(memory_format=torch.channels_last)
             x = torch.randn(shape, dtype=dtype).to(memory_format=torch.channels_last)
             x.requires_grad_()
 

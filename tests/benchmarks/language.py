@@ -1,11 +1,12 @@
 """The small language model against its peers, in turns, in float32.
 
 A training step of ``gpt_shakespeare``'s network (forward, backward, AdamW) against GPT-2 of
-``transformers`` of the same size; generation by ``transformer_shakespeare_long``'s network with the
-cache against recomputing: the last 8 of 256 characters of one text and of 16 at once, one after the
-other, and all of one text; our RMSNorm against LayerNorm and torch's RMSNorm, forward and backward,
-by width. Ratios are the other's time over ours. Peak memory is what is allocated at once, as
-torch's profiler counts it.
+``transformers`` of the same size; the last 8 of 256 characters of one text and of 16 at once by
+``transformer_shakespeare_long``'s network, with its plain cache against recomputing, and with the
+joined weights of ``zoo.networks.decoding`` against the plain cache; all of one text, with the
+cache as ``generate`` reads it; our RMSNorm against LayerNorm and torch's RMSNorm, forward and
+backward, by width. Ratios are the other's time over ours. Peak memory is what is allocated at
+once, as torch's profiler counts it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from turns import compare, print_peaks
 
 from zoo.cli.building import from_recipe
 from zoo.networks import Transformer, generate
+from zoo.networks.decoding import Reader
 from zoo.networks.fast import RMSNorm
 
 VOCABULARY, WIDTH, DEPTH, HEADS = 65, 128, 4, 4
@@ -83,29 +85,36 @@ def compare_last(network: Any, texts: int) -> None:
     torch.manual_seed(0)
     context = network.context_length
     text = torch.randint(VOCABULARY, (texts, context))
-    cache = network.make_cache()
-    with torch.inference_mode():
-        network(text[:, :-LAST], cache)
 
-    def last(cached: bool) -> Callable[[], torch.Tensor]:
+    def last(read: Callable[[torch.Tensor, Any], torch.Tensor] | None) -> Callable[[], Any]:
         # Several in a row, as text is written: the first one finds the weights out of the
-        # processor's cache, where recomputing left something else.
+        # processor's cache, where another way left something else.
+        cache = network.make_cache()
+        with torch.inference_mode():
+            network(text[:, :-LAST], cache)
+
         @torch.inference_mode()
-        def read() -> torch.Tensor:
+        def call() -> torch.Tensor:
             cache.seen = context - LAST
             for seen in range(context - LAST, context):
-                if cached:
-                    logits = network(text[:, seen : seen + 1], cache)
-                else:
+                if read is None:
                     logits = network(text[:, : seen + 1])
+                else:
+                    logits = read(text[:, seen : seen + 1], cache)
             return logits[:, -1]
 
-        return read
+        return call
 
-    assert torch.allclose(last(True)(), last(False)(), atol=1e-4)
-    ways = {"recomputing": last(False), "with the cache": last(True)}
-    compare(f"the last {LAST} of {context} characters of {texts}", ways, 12)
-    print_peaks(ways)
+    recomputing, plain, joined = last(None), last(network), last(Reader(network))
+    assert torch.allclose(plain(), recomputing(), atol=1e-4)
+    assert torch.allclose(plain(), joined(), atol=1e-4)
+    what = f"the last {LAST} of {context} characters of {texts}"
+    for ways in (
+        {"recomputing": recomputing, "plain cache": plain},
+        {"plain cache": plain, "joined weights": joined},
+    ):
+        compare(what, ways, 12)
+        print_peaks(ways)
 
 
 def compare_generation(network: Any) -> None:

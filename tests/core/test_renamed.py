@@ -31,10 +31,18 @@ from zoo.core.renamed import renamed_network, renamed_recipe, renamed_task
             {"name": "GAN", "args": {"latent_size": 4}},
             {"name": "SNGAN", "args": {"latent_size": 4}},
         ),
+        (
+            {"name": "SNGAN", "args": {"detail_scale": 0.0, "blocks": 1}},
+            {"name": "SNGAN", "args": {"blocks": 1}},
+        ),
+        (
+            {"name": "SNGAN", "args": {"detail_scale": 2.0}},
+            {"name": "SNGAN", "args": {"detail_scale": 2.0}},
+        ),
         ({"name": "LSTM", "args": {"dim": 8}}, {"name": "LSTM", "args": {"dim": 8}}),
         ({"name": "ResNet", "args": "?"}, {"name": "ResNet", "args": "?"}),
     ],
-    ids=["vit", "transformer", "gan", "untouched", "malformed"],
+    ids=["vit", "transformer", "gan", "removed", "gone-for-good", "untouched", "malformed"],
 )
 def test_a_network_of_an_earlier_file_has_its_present_names(old: dict, new: dict) -> None:
     assert renamed_network(old) == new

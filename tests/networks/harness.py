@@ -54,7 +54,7 @@ class Case:
             generator = torch.Generator().manual_seed(1)
             shape = (batch, *self.image)
             return (torch.randint(self.args["vocab_size"], shape, generator=generator),)
-        if self.name in ("Generator", "Discriminator") and self.args["num_classes"]:
+        if self.name in ("Generator", "Discriminator"):
             return self.images(batch), torch.arange(batch) % self.args["num_classes"]
         return (self.images(batch),)
 
@@ -250,15 +250,7 @@ CASES = [
         promise(BatchNorm=5),
         init="xavier",
     ),
-    Case(
-        "Generator",
-        {"num_classes": 0, "image_size": 8, "latent_size": 6, "width": 8},
-        (6,),
-        promise(BatchNorm=5),
-        init="xavier",
-    ),
     Case("Discriminator", {"num_classes": 3, "width": 8}, (1, 8, 8), promise(), init="xavier"),
-    Case("Discriminator", {"num_classes": 0, "width": 8}, (1, 8, 8), promise(), init="xavier"),
 ]
 # Those with classes to tell, in timm's terms.
 IMAGE_CASES = [case for case in CASES if hasattr(networks.REGISTRY[case.name], "get_classifier")]

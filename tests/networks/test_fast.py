@@ -1,44 +1,256 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from zoo.networks.fast import DepthwiseConv2d, SiLU
+import zoo
+from zoo.networks.fast import (
+    FastDropout,
+    PooledConv2d,
+    RMSNorm,
+    UpsampledConv2d,
+    attend,
+    dropout,
+    global_average,
+    scale_channels,
+)
 
 
-@pytest.mark.parametrize("kernel", [3, 5])
-@pytest.mark.parametrize("size", [7, 8])
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_a_strided_depthwise_convolution_trains_as_torchs(
-    kernel: int, size: int, precision: torch.dtype
-) -> None:
+class Calls(nn.Module):
+    """One call of an operation, and a weight to train."""
+
+    def __init__(self, call: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.call, self.weight = call, nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.call(x * self.weight)
+
+
+class Pooled(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(super().forward(x), 2)
+
+
+class Upsampled(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2.0))
+
+
+def attention(x: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(x, x, x, dropout_p=0.3)
+
+
+# Of each operation what a module with it is, and one with torch's call.
+OPERATIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
+    "global_average": (lambda: Calls(global_average), lambda: Calls(lambda x: x.mean((2, 3)))),
+    "scale_channels": (
+        lambda: Calls(lambda x: scale_channels(x, x[:, :, 0, 0])),
+        lambda: Calls(lambda x: x * x[:, :, 0, 0][:, :, None, None]),
+    ),
+    "PooledConv2d": (lambda: PooledConv2d(4, 3), lambda: Pooled(4, 3, 3, padding=1)),
+    "UpsampledConv2d": (lambda: UpsampledConv2d(4, 3), lambda: Upsampled(4, 3, 3, padding=1)),
+    "dropout": (
+        lambda: Calls(lambda x: dropout(x, 0.3)),
+        lambda: Calls(lambda x: F.dropout(x, 0.3)),
+    ),
+    "FastDropout": (lambda: FastDropout(0.3), lambda: nn.Dropout(0.3)),
+    "RMSNorm": (lambda: RMSNorm(8, 1e-5), lambda: nn.RMSNorm(8, 1e-5)),
+    "attend": (lambda: Calls(lambda x: attend(x, x, x, 0.3)), lambda: Calls(attention)),
+}
+
+
+SHAPES = {"aten::size", "aten::Int", "aten::ne"}  # what a trace keeps of reading a shape
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_is_exported_or_traced_is_torchs_own_call(name: str) -> None:
+    x = torch.randn(2, 4, 6, 8).to(memory_format=torch.channels_last)
+    exported, traced = [], []
+    for make in OPERATIONS[name]:
+        module = make().train()
+        graph = torch.export.export(module, (x,)).graph
+        exported.append([node.target for node in graph.nodes if node.op == "call_function"])
+        lowered = torch.jit.trace(module, x, check_trace=False).inlined_graph
+        kinds = [node.kind() for node in lowered.nodes() if node.kind().startswith("aten::")]
+        traced.append([kind for kind in kinds if kind not in SHAPES])
+    assert exported[0] == exported[1]
+    assert exported[0]
+    assert traced[0] == traced[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.9])
+def test_dropout_by_random_bits_is_dropout(rate: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    ours = DepthwiseConv2d(6, kernel, 2).to(precision)
-    theirs = nn.Conv2d(6, 6, kernel, 2, kernel // 2, groups=6, bias=False, dtype=precision)
-    theirs.load_state_dict(ours.state_dict())
-    images = torch.randn(2, 6, size, size, dtype=precision, requires_grad=True)
+    x = torch.full((701, 1001), 2.0, dtype=dtype, requires_grad=True)  # no multiple of four
+    out = dropout(x, rate)
+    kept = out != 0
+    error = (rate * (1 - rate) / x.numel()) ** 0.5
+    assert (~kept).float().mean().item() == pytest.approx(rate, abs=4 * error)
+    precision = 2e-4 if dtype == torch.float32 else 5e-3
+    (value,) = out[kept].unique().tolist()
+    assert value == pytest.approx(2 / (1 - rate), rel=precision)
+    # Neighbors are drawn apart from each other, also those of one random word.
+    both = (kept[:, 1:] & kept[:, :-1]).float().mean().item()
+    assert both == pytest.approx((1 - rate) ** 2, abs=6 * error)
+    (gradient,) = torch.autograd.grad(out.float().sum(), x)
+    torch.testing.assert_close(gradient * 2, out)
+    torch.manual_seed(5)
+    first = dropout(x, rate)
+    torch.manual_seed(5)
+    assert torch.equal(dropout(x, rate), first)
+
+
+def test_dropout_is_the_identity_where_it_is_told_to_be() -> None:
+    x = torch.randn(4, 5)
+    assert torch.equal(dropout(x, 0.0), x)
+    assert torch.equal(dropout(x, 0.5, training=False), x)
+    assert torch.equal(FastDropout(0.5).eval()(x), x)
+    assert not torch.equal(FastDropout(0.5).train()(x), x)
+
+
+def test_dropout_by_random_bits_is_seen_by_the_audit_with_its_kind() -> None:
+    class Attending(nn.Module):
+        def forward(self, x):
+            return attend(x, x, x, 0.3 if self.training else 0.0)
+
+    report = zoo.audit(Attending(), torch.randn(2, 2, 4, 4, requires_grad=True))
+    assert report.seen == {"attention dropout": 1}
+    report = zoo.audit(nn.Sequential(nn.Linear(4, 4), FastDropout(0.3)), torch.randn(2, 4))
+    assert report.seen == {"element-wise dropout": 1}
+
+
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 2)])
+@pytest.mark.parametrize(("kind", "peer"), [(PooledConv2d, Pooled), (UpsampledConv2d, Upsampled)])
+def test_convolutions_joined_with_pooling_or_upsampling_are_the_two_of_them(
+    kind: type[nn.Conv2d], peer: type[nn.Conv2d], size: tuple[int, int]
+) -> None:
+    if kind is PooledConv2d and min(size) < 2:
+        size = (2, 2)  # there is no half of one
+    torch.manual_seed(0)
+    layer, both = kind(3, 4).double(), peer(3, 4, 3, padding=1).double()
+    both.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     results = []
-    for layer in (ours, theirs):
-        out = layer(images)
-        out.square().sum().backward()
-        results.append((out, layer.weight.grad, images.grad))
-        images.grad = None
+    for each in (layer, both):
+        out = each(x)
+        places = (x, each.weight, each.bias)
+        results.append((out, *torch.autograd.grad(out.square().sum(), places)))
     for got, wanted in zip(*results, strict=True):
         torch.testing.assert_close(got, wanted)
 
 
-def test_silu_is_torchs_and_overwrites_its_input_where_nothing_is_differentiated() -> None:
-    values = torch.randn(3, 5)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_averages_and_gates_are_the_same_in_every_memory_format(memory_format) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 4, 7).contiguous(memory_format=memory_format).requires_grad_()
+    gate = torch.randn(3, 5, requires_grad=True)
+    pairs = (
+        (global_average(x), x.mean((2, 3))),
+        (scale_channels(x, gate), x * gate[:, :, None, None]),
+    )
+    for ours, expected in pairs:
+        torch.testing.assert_close(ours, expected)
+        for tensor in (x, gate):
+            got, wanted = (
+                torch.autograd.grad(
+                    one.square().sum(), tensor, retain_graph=True, allow_unused=True
+                )[0]
+                for one in (ours, expected)
+            )
+            if wanted is not None:
+                torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_attention_is_torchs_whichever_way_it_is_computed(causal: bool, kv_heads: int) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, 9, 8, requires_grad=True)
+    k, v = torch.randn(2, 2, kv_heads, 9, 8, requires_grad=True).unbind(0)
+    expected = nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=causal, enable_gqa=kv_heads != 4
+    )
+    for dtype, tolerance in ((torch.float64, 1e-5), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+        ours = attend(q.to(dtype), k.to(dtype), v.to(dtype), causal=causal)
+        torch.testing.assert_close(ours.float(), expected, atol=tolerance, rtol=tolerance)
+        (gradient,) = torch.autograd.grad(ours.float().square().sum(), q)
+        (theirs,) = torch.autograd.grad(expected.square().sum(), q, retain_graph=True)
+        torch.testing.assert_close(gradient, theirs, atol=5 * tolerance, rtol=5 * tolerance)
+
+
+def test_attention_with_dropout_keeps_its_expectation_and_its_mask() -> None:
+    torch.manual_seed(0)
+    q, k = torch.zeros(500, 1, 8, 4, requires_grad=True), torch.zeros(500, 1, 8, 4)
+    out = attend(q, k, torch.ones(500, 1, 8, 4), 0.3)
+    assert out.mean().item() == pytest.approx(1, abs=0.02)
+    seen = torch.ones(8, 8, dtype=torch.bool).tril()
+    first = attend(q, k, torch.eye(8, 4).expand(500, 1, 8, 4), 0.3, mask=seen)[:, :, 0]
+    kept = first[..., 0]  # the first query sees the first key alone
+    assert (kept == 0).float().mean().item() == pytest.approx(0.3, abs=0.08)
+    assert not first[..., 1:].any()
+
+
+def rms_norm(norm: nn.RMSNorm, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What it gives, and the gradients of its input and its weight."""
+    leaf = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.bfloat16):
+        out = norm(leaf)
+    out.square().sum().backward()
+    return out.detach(), leaf.grad, norm.weight.grad
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32, torch.bfloat16])
+def test_rms_norm_trains_as_torchs(precision: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 7, 3, 24, dtype=precision).transpose(1, 2)  # not contiguous
+    weight = torch.randn(24)
     results = []
-    for layer in (SiLU(), nn.SiLU()):
-        x = values.clone().requires_grad_()
-        out = layer(x)
-        out.square().sum().backward()
-        results.append((out, x.grad, x.detach()))
-    assert all(torch.equal(ours, torchs) for ours, torchs in zip(*results, strict=True))
-    with torch.no_grad():
-        x = values.clone()
-        out = SiLU()(x)
-        assert out.data_ptr() == x.data_ptr()
-        assert torch.equal(out, nn.SiLU()(values))
+    for kind, dtype in ((RMSNorm, precision), (nn.RMSNorm, precision), (nn.RMSNorm, torch.float64)):
+        norm = kind(24, 1e-5, dtype=torch.float32 if dtype == torch.bfloat16 else dtype)
+        norm.load_state_dict({"weight": weight})
+        results.append(rms_norm(norm, x.to(dtype)))
+    for ours, theirs, exact in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        if precision == torch.bfloat16:  # a few roundings of up to 0.4 %, where torch has one
+            assert (ours - exact).norm() < 0.01 * exact.norm()
+        else:
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_rms_norm_that_is_frozen_is_torchs() -> None:
+    x, norm = torch.randn(5, 24, requires_grad=True), RMSNorm(24, 1e-5).requires_grad_(False)
+    assert torch.equal(norm(x), nn.functional.rms_norm(x, (24,), norm.weight, 1e-5))
+
+
+def test_rms_norm_predicts_in_half_precision_without_a_warning(recwarn) -> None:
+    x, norm = torch.randn(5, 24, dtype=torch.bfloat16), RMSNorm(24, 1e-5)
+    torch.set_warn_always(True)
+    try:
+        with torch.no_grad():
+            out = norm(x)
+    finally:
+        torch.set_warn_always(False)
+    assert not recwarn.list
+    assert out.dtype == torch.bfloat16
+    exact = nn.functional.rms_norm(x.double(), (24,), None, 1e-5)
+    assert (out - exact).norm() < 0.01 * exact.norm()
+
+
+def test_rms_norm_is_differentiated_twice_and_by_function_transforms() -> None:
+    torch.manual_seed(0)
+    norm = RMSNorm(6, 1e-5, dtype=torch.float64)
+    x = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+
+    def call(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(norm, {"weight": weight}, (x,))
+
+    assert torch.autograd.gradcheck(call, (x, norm.weight))
+    assert torch.autograd.gradgradcheck(call, (x, norm.weight))
+    slope = torch.func.grad(lambda x: norm(x).pow(3).sum())
+    torch.testing.assert_close(torch.func.vmap(slope)(x), slope(x))

@@ -24,11 +24,10 @@ def test_batchnorm_only_in_the_generator_and_dropout_nowhere() -> None:
     assert not whole.at_least("warning"), str(whole)
 
 
-@pytest.mark.parametrize("classes", [10, 0])
-def test_every_weight_of_the_discriminator_has_spectral_norm(classes: int) -> None:
-    network = Discriminator(classes, width=8)
+def test_every_weight_of_the_discriminator_has_spectral_norm() -> None:
+    network = Discriminator(width=8)
     weighted = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.Embedding)]
-    assert len(weighted) == 3 * 3 + 1 + bool(classes)
+    assert len(weighted) == 3 * 3 + 2
     assert all(parametrize.is_parametrized(module, "weight") for module in weighted)
 
 
@@ -40,8 +39,8 @@ def test_the_largest_singular_values_stay_near_one_while_it_trains() -> None:
     for _ in range(300):
         images, labels = torch.randn(16, 1, 16, 16), torch.randint(3, (16,))
         images[labels == 1] += 0.5
-        verdicts = network(images, labels)
-        (verdicts[labels == 0].mean() - verdicts[labels == 1].mean()).backward()
+        scores = network(images, labels)
+        (scores[labels == 0].mean() - scores[labels == 1].mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
         decay.step()
@@ -74,60 +73,40 @@ def test_the_input_scale_multiplies_the_images() -> None:
         SNGAN(input_scale=0.0)
 
 
-def test_the_discriminator_sees_detail_beside_the_images() -> None:
-    torch.manual_seed(0)
-    network = Discriminator(in_channels=3, width=8, input_scale=2.0, detail_scale=5.0).eval()
-    seen: list[torch.Tensor] = []
-    network.blocks.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    images, labels = torch.randn(2, 3, 28, 28), torch.arange(2)
-    network(images, labels)
-    network(torch.full_like(images, 0.7), labels)
-    torch.testing.assert_close(seen[0][:, :3], 2 * images)
-    around = images[:, :, 3:6, 9:12].mean((2, 3))
-    torch.testing.assert_close(seen[0][:, 3:, 4, 10], 5 * (images[:, :, 4, 10] - around))
-    # Nothing stands out of an even image, at its border neither.
-    torch.testing.assert_close(seen[1][:, 3:], torch.zeros(2, 3, 28, 28))
-    with pytest.raises(ValueError, match=r"detail_scale is -1\.0: it cannot be negative"):
-        SNGAN(detail_scale=-1.0)
-
-
 def test_a_class_has_its_own_scale_and_shift_and_shares_mix_them() -> None:
     norm = ClassBatchNorm(4, 3).eval()
     nn.init.normal_(norm.affine.weight)
-    x = torch.randn(3, 4, 5, 5)
-    out = norm(x, torch.arange(3))
+    x, latents = torch.randn(3, 4, 5, 5), torch.randn(3, 6)  # which do not move it
+    out = norm(x, torch.arange(3), latents)
     normed = x / (1 + 1e-5) ** 0.5
     for label in range(3):
         scale, shift = norm.affine.weight[label].chunk(2)
         expected = normed[label] * scale[:, None, None] + shift[:, None, None]
         torch.testing.assert_close(out[label], expected)
-    torch.testing.assert_close(norm(x, torch.eye(3)), out)
-    half = norm(x[:1], torch.tensor([[0.5, 0.5, 0.0]]))
-    ends = [norm(x[:1], torch.tensor([label])) for label in (0, 1)]
+    torch.testing.assert_close(norm(x, torch.eye(3), latents), out)
+    half = norm(x[:1], torch.tensor([[0.5, 0.5, 0.0]]), latents[:1])
+    ends = [norm(x[:1], torch.tensor([label]), latents[:1]) for label in (0, 1)]
     torch.testing.assert_close(half, (ends[0] + ends[1]) / 2)
 
 
-@pytest.mark.parametrize("classes", [3, 0])
-def test_latents_move_the_scale_and_shift_beside_the_class(classes: int) -> None:
+def test_latents_move_the_scale_and_shift_with_the_class() -> None:
     torch.manual_seed(0)
-    norm, plain = ClassBatchNorm(4, classes, 6).eval(), ClassBatchNorm(4, classes).eval()
+    norm, plain = ClassBatchNorm(4, 3, 6).eval(), ClassBatchNorm(4, 3).eval()
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
     plain.load_state_dict(norm.state_dict(), strict=False)
     x, latents = torch.randn(3, 4, 5, 5), torch.randn(3, 6)
-    labels = torch.arange(3) if classes else None
+    labels = torch.arange(3)
     scale, shift = norm.modulation(latents)[:, :, None, None].chunk(2, dim=1)
-    # The class's own and the latents' add up; without classes BatchNorm's own come first.
-    base = plain(x, labels)
-    moved = x / (1 + 1e-5) ** 0.5 if classes else base
-    torch.testing.assert_close(norm(x, labels, latents), base + moved * scale + shift)
+    # The class's own and the latents' add up.
+    moved = x / (1 + 1e-5) ** 0.5 * scale + shift
+    torch.testing.assert_close(norm(x, labels, latents), plain(x, labels, latents) + moved)
 
 
-@pytest.mark.parametrize("classes", [10, 0])
-def test_self_modulation_starts_small_and_reaches_every_block(classes: int) -> None:
+def test_self_modulation_starts_small_and_reaches_every_block() -> None:
     torch.manual_seed(0)
-    generator = Generator(classes, 1, 28, 64, 8, 2, self_modulation=True)
-    labels = torch.arange(100) % classes if classes else None
+    generator = Generator(10, 1, 28, 64, 8, 2, self_modulation=True)
+    labels = torch.arange(100) % 10
     moved: list[torch.Tensor] = []
     for module in generator.modules():
         if isinstance(module, ClassBatchNorm):
@@ -136,7 +115,7 @@ def test_self_modulation_starts_small_and_reaches_every_block(classes: int) -> N
     assert len(moved) == 4
     assert all(0.1 < amount.std() < 0.22 for amount in moved)
     assert all(p.grad is not None and p.grad.any() for p in generator.parameters())
-    plain = Generator(classes, 1, 28, 64, 8, 2)
+    plain = Generator(10, 1, 28, 64, 8, 2)
     extra = set(generator.state_dict()) - set(plain.state_dict())
     assert all(".modulation." in name for name in extra)
     assert len(extra) == 8
@@ -164,8 +143,6 @@ def test_a_class_has_latents_of_its_own(self_modulation: bool) -> None:
     torch.testing.assert_close(before[0], after[0])
     assert (before[1] - after[1]).abs().max() > 0.01
     torch.testing.assert_close(generator(latents, torch.eye(3)[labels]), after)
-    with pytest.raises(ValueError, match="class_latents needs classes"):
-        Generator(0, 1, 8, 16, 8, 1, **options)
 
 
 def test_coarse_blocks_work_at_the_first_resolution() -> None:
@@ -202,11 +179,11 @@ def test_the_last_block_may_have_more_features() -> None:
     assert network(torch.randn(2, 1, 28, 28), torch.arange(2)).shape == (2,)
 
 
-@pytest.mark.parametrize(("classes", "size", "blocks"), [(10, 28, 2), (0, 28, 2), (5, 32, 3)])
+@pytest.mark.parametrize(("classes", "size", "blocks"), [(10, 28, 2), (1, 28, 2), (5, 32, 3)])
 def test_shapes_and_range(classes: int, size: int, blocks: int) -> None:
     generator = Generator(classes, 3, size, 16, 8, blocks)
     discriminator = Discriminator(classes, 3, 8, blocks)
-    labels = torch.arange(4) if classes else None
+    labels = torch.arange(4) % classes
     images = generator(torch.randn(4, 16), labels)
     assert images.shape == (4, 3, size, size)
     assert images.abs().max() < 1
@@ -214,14 +191,16 @@ def test_shapes_and_range(classes: int, size: int, blocks: int) -> None:
 
 
 def test_pixels_are_not_rounded_to_half_precision() -> None:
+    labels = torch.arange(4)
     with torch.autocast("cpu", torch.bfloat16):
-        images = Generator(0, 3, 16, 8, 8, 2)(torch.randn(4, 8))
+        images = Generator(4, 3, 16, 8, 8, 2)(torch.randn(4, 8), labels)
     assert images.dtype == torch.float32
     assert (images != images.bfloat16()).float().mean() > 0.9
-    assert Generator(0, 3, 16, 8, 8, 2).bfloat16()(torch.randn(4, 8).bfloat16()).isfinite().all()
+    half = Generator(4, 3, 16, 8, 8, 2).bfloat16()
+    assert half(torch.randn(4, 8).bfloat16(), labels).isfinite().all()
 
 
-def test_the_verdict_depends_on_the_class() -> None:
+def test_the_score_depends_on_the_class() -> None:
     network, images = Discriminator(10, width=8).eval(), torch.randn(4, 1, 28, 28)
     first = network(images, torch.zeros(4, dtype=torch.long))
     second = network(images, torch.ones(4, dtype=torch.long))
@@ -235,19 +214,10 @@ def test_the_verdict_depends_on_the_class() -> None:
     [
         ({"image_size": 30}, "image_size 30 cannot be halved 2 times"),
         ({"latent_size": 0}, "latent_size is 0"),
-        ({"num_classes": -1}, "num_classes is -1"),
+        ({"num_classes": 0}, "num_classes is 0: a conditional GAN needs at least 1"),
         ({"feature_size": 0}, "feature_size is 0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SNGAN(**arguments)
-
-
-def test_labels_are_given_where_there_are_classes_and_nowhere_else() -> None:
-    with pytest.raises(ValueError, match="of 10 classes takes labels"):
-        Generator()(torch.randn(2, 64))
-    with pytest.raises(ValueError, match="of 0 classes takes no labels"):
-        Generator(0)(torch.randn(2, 64), torch.zeros(2, dtype=torch.long))
-    with pytest.raises(ValueError, match="discriminator of 10 classes takes labels"):
-        Discriminator(10, width=8)(torch.randn(2, 1, 28, 28))

@@ -50,6 +50,11 @@ def renamed_task(name: str, args: dict[str, Any], *, trained: bool = True) -> di
         momentum = {"momentum": args.pop("momentum")}
         args["optimizer_args"] = {**momentum, **(args.get("optimizer_args") or {})}
     return args
+# Arguments that are gone, at the value with which they did nothing.
+REMOVED: dict[str, dict[str, Any]] = {
+    "SNGAN": {"detail_scale": 0.0},
+    "Discriminator": {"detail_scale": 0.0},
+}
 
 
 def renamed_network(description: dict[str, Any]) -> dict[str, Any]:
@@ -58,10 +63,12 @@ def renamed_network(description: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(args, dict):
         return description
     names = ARGUMENTS.get(str(name), {})
+    name = NETWORKS.get(str(name), name)
+    removed = REMOVED.get(str(name), {}).items()
     return {
         **description,
-        "name": NETWORKS.get(str(name), name),
-        "args": {names.get(key, key): value for key, value in args.items()},
+        "name": name,
+        "args": {names.get(key, key): args[key] for key in args if (key, args[key]) not in removed},
     }
 
 

@@ -73,6 +73,10 @@ class ImageNetwork(Network):
         """Features → logits (B, K), or what the last layer takes if ``pre_logits``."""
         raise NotImplementedError
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W), normalized → logits (B, K), or of every pixel (B, K, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
     def forward_intermediates(
         self,
         x: Tensor,
@@ -191,9 +195,9 @@ class ImageNetwork(Network):
         """
         self.grad_checkpointing = enable
 
-    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+    def run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
         """Runs one block, checkpointed after ``set_grad_checkpointing``."""
-        return recomputed(block, x) if self.grad_checkpointing else block(x)
+        return recomputed(block, *inputs) if self.grad_checkpointing else block(*inputs)
 
     def run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
         """Runs a stage, each of its blocks checkpointed after ``set_grad_checkpointing``."""

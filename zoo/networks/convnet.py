@@ -165,10 +165,6 @@ class ConvNet(ImageNetwork):
         hidden = self.hidden(torch.flatten(features, 1))
         return hidden if pre_logits else self.fc(self.drop(hidden))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalized → logits (B, K)."""
-        return self.forward_head(self.forward_features(x))
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {
             "blocks": r"^stages\.(\d+)\." if coarse else r"^stages\.(\d+)\.(\d+)\.",

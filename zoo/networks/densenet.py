@@ -14,14 +14,13 @@ Shapes: B batch, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_choice, check_rates, check_sizes
-from zoo.networks.checkpointing import recomputed
 from zoo.networks.initializers import init_he
 
 
@@ -47,8 +46,6 @@ class DenseLayer(nn.Module):
 class DenseBlock(nn.ModuleDict):
     """Layers that each add their maps to what the next one sees (section 3, equation 2)."""
 
-    grad_checkpointing = False
-
     def __init__(
         self, in_channels: int, layers: int, growth: int, bottleneck: int, drop_rate: float
     ) -> None:
@@ -58,11 +55,17 @@ class DenseBlock(nn.ModuleDict):
                 in_channels + index * growth, growth, bottleneck, drop_rate
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, in_channels + layers · growth, H, W)."""
+    def forward(self, x: Tensor, run: Callable[..., Tensor] = nn.Module.__call__) -> Tensor:
+        """(B, in_channels, H, W) → (B, in_channels + layers · growth, H, W).
+
+        Args:
+            x: maps of the layers before.
+            run: calls a layer. Most of a block's memory is its layers' inputs, each longer than the
+                one before, so that they and not the block are what is checkpointed.
+        """
         maps = [x]
         for layer in self.values():
-            maps.append(recomputed(layer, *maps) if self.grad_checkpointing else layer(*maps))
+            maps.append(run(layer, *maps))
         return torch.cat(maps, 1)
 
 
@@ -155,7 +158,7 @@ class DenseNet(ImageNetwork):
     def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
         """(B, C, H, W) → the maps of the stem, of all blocks but the last, and the features."""
         for name, module in self.features.named_children():
-            x = module(x)
+            x = module(x, self.run) if isinstance(module, DenseBlock) else module(x)
             if name in self.stage_ends:
                 yield x
         yield x.relu()
@@ -164,10 +167,6 @@ class DenseNet(ImageNetwork):
         """(B, num_features, H', W') → logits (B, K), or (B, num_features) if ``pre_logits``."""
         pooled = features.mean((2, 3))
         return pooled if pre_logits else self.classifier(pooled)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalized → logits (B, K)."""
-        return self.forward_head(self.forward_features(x))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = [
@@ -178,13 +177,6 @@ class DenseNet(ImageNetwork):
             "stem": r"^features\.(?:conv|norm)0\.",
             "blocks": r"^features\.(?:denseblock|transition)(\d+)\." if coarse else blocks,
         }
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        # Of a block's memory most is the inputs of its layers, each longer than the last.
-        super().set_grad_checkpointing(enable)
-        for module in self.features:
-            if isinstance(module, DenseBlock):
-                module.grad_checkpointing = enable
 
 
 def densenet121(num_classes: int = 1000, in_channels: int = 3, drop_rate: float = 0.0) -> DenseNet:

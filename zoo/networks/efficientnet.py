@@ -16,14 +16,14 @@ Shapes: B batch, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict, Unpack
 
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_rates, check_sizes
-from zoo.networks.fast import DepthwiseConv2d, SiLU, global_average, scale_channels
+from zoo.networks.fast import global_average, scale_channels
 from zoo.networks.initializers import init_he
 
 
@@ -37,13 +37,17 @@ def pointwise(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
 
+def depthwise(channels: int, kernel: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
+
+
 class SqueezeExcite(nn.Module):
     """Channels weighed by a gate that sees all positions (Hu et al. 2018, section 3)."""
 
     def __init__(self, channels: int, reduced: int) -> None:
         super().__init__()
         self.conv_reduce = nn.Conv2d(channels, reduced, 1)
-        self.act = SiLU()
+        self.act = nn.SiLU()
         self.conv_expand = nn.Conv2d(reduced, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,9 +82,9 @@ class Separable(Residual):
         self, in_channels: int, out_channels: int, kernel: int, stride: int, drop_path: float
     ) -> None:
         super().__init__(in_channels, out_channels, stride, drop_path)
-        self.conv_dw = DepthwiseConv2d(in_channels, kernel, stride)
+        self.conv_dw = depthwise(in_channels, kernel, stride)
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.act = SiLU()
+        self.act = nn.SiLU()
         self.se = SqueezeExcite(in_channels, max(1, round(in_channels / 4)))
         self.conv_pw = pointwise(in_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
@@ -106,9 +110,9 @@ class MBConv(Residual):
         wide = round_channels(in_channels * expansion)
         self.conv_pw = pointwise(in_channels, wide)
         self.bn1 = nn.BatchNorm2d(wide)
-        self.conv_dw = DepthwiseConv2d(wide, kernel, stride)
+        self.conv_dw = depthwise(wide, kernel, stride)
         self.bn2 = nn.BatchNorm2d(wide)
-        self.act = SiLU()
+        self.act = nn.SiLU()
         # A quarter of the block's input, not of the expanded channels (Tan & Le's code).
         self.se = SqueezeExcite(wide, max(1, round(in_channels / 4)))
         self.conv_pwl = pointwise(wide, out_channels)
@@ -140,7 +144,7 @@ class FusedMBConv(Residual):
         wide = round_channels(in_channels * expansion)
         self.conv_exp = nn.Conv2d(in_channels, wide, kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(wide)
-        self.act = SiLU()
+        self.act = nn.SiLU()
         self.conv_pwl = pointwise(wide, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)  # and no activation
 
@@ -222,7 +226,7 @@ class EfficientNet(ImageNetwork):
         channels = round_channels(stem_channels * width)
         self.conv_stem = nn.Conv2d(in_channels, channels, 3, stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.act = SiLU()
+        self.act = nn.SiLU()
 
         repeats = [math.ceil(stage[2] * depth) for stage in stages]
         total, done = sum(repeats), 0
@@ -275,10 +279,6 @@ class EfficientNet(ImageNetwork):
         pooled = global_average(features)
         return pooled if pre_logits else self.classifier(self.drop(pooled))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalized → logits (B, K)."""
-        return self.forward_head(self.forward_features(x))
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         block = r"^blocks\.(\d+)\." if coarse else r"^blocks\.(\d+)\.(\d+)\."
         return {
@@ -287,66 +287,34 @@ class EfficientNet(ImageNetwork):
         }
 
 
-def efficientnet_b0(
-    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
-) -> EfficientNet:
-    """EfficientNet-B0, for 224 × 224: 5.3 M parameters at 1000 classes."""
-    return EfficientNet(num_classes, in_channels, width=1.0, depth=1.0, **rates)
+def _scaled(
+    name: str, width: float, depth: float, drop_rate: float, size: int, millions: float
+) -> Callable[..., EfficientNet]:
+    """Makes a preset of B0's stages, scaled in width and depth for images of ``size``."""
+
+    def preset(
+        num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
+    ) -> EfficientNet:
+        rates = {"drop_rate": drop_rate, **rates}
+        return EfficientNet(num_classes, in_channels, width=width, depth=depth, **rates)
+
+    preset.__name__ = preset.__qualname__ = f"efficientnet_{name.lower()}"
+    preset.__doc__ = (
+        f"EfficientNet-{name}, for {size} × {size}: {millions} M parameters at 1000 classes; "
+        f"dropout {drop_rate}."
+    )
+    return preset
 
 
-def efficientnet_b1(
-    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
-) -> EfficientNet:
-    """EfficientNet-B1, for 240 × 240: 7.8 M parameters at 1000 classes."""
-    return EfficientNet(num_classes, in_channels, width=1.0, depth=1.1, **rates)
-
-
-def efficientnet_b2(
-    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
-) -> EfficientNet:
-    """EfficientNet-B2, for 260 × 260: 9.1 M parameters at 1000 classes; dropout 0.3."""
-    rates = {"drop_rate": 0.3, **rates}
-    return EfficientNet(num_classes, in_channels, width=1.1, depth=1.2, **rates)
-
-
-def efficientnet_b3(
-    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
-) -> EfficientNet:
-    """EfficientNet-B3, for 300 × 300: 12.2 M parameters at 1000 classes; dropout 0.3."""
-    rates = {"drop_rate": 0.3, **rates}
-    return EfficientNet(num_classes, in_channels, width=1.2, depth=1.4, **rates)
-
-
-def efficientnet_b4(
-    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
-) -> EfficientNet:
-    """EfficientNet-B4, for 380 × 380: 19.3 M parameters at 1000 classes; dropout 0.4."""
-    rates = {"drop_rate": 0.4, **rates}
-    return EfficientNet(num_classes, in_channels, width=1.4, depth=1.8, **rates)
-
-
-def efficientnet_b5(
-    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
-) -> EfficientNet:
-    """EfficientNet-B5, for 456 × 456: 30.4 M parameters at 1000 classes; dropout 0.4."""
-    rates = {"drop_rate": 0.4, **rates}
-    return EfficientNet(num_classes, in_channels, width=1.6, depth=2.2, **rates)
-
-
-def efficientnet_b6(
-    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
-) -> EfficientNet:
-    """EfficientNet-B6, for 528 × 528: 43.0 M parameters at 1000 classes; dropout 0.5."""
-    rates = {"drop_rate": 0.5, **rates}
-    return EfficientNet(num_classes, in_channels, width=1.8, depth=2.6, **rates)
-
-
-def efficientnet_b7(
-    num_classes: int = 1000, in_channels: int = 3, **rates: Unpack[DropRates]
-) -> EfficientNet:
-    """EfficientNet-B7, for 600 × 600: 66.3 M parameters at 1000 classes; dropout 0.5."""
-    rates = {"drop_rate": 0.5, **rates}
-    return EfficientNet(num_classes, in_channels, width=2.0, depth=3.1, **rates)
+# Tan & Le 2019, section 3.3, with the numbers of their code.
+efficientnet_b0 = _scaled("B0", 1.0, 1.0, 0.2, 224, 5.3)
+efficientnet_b1 = _scaled("B1", 1.0, 1.1, 0.2, 240, 7.8)
+efficientnet_b2 = _scaled("B2", 1.1, 1.2, 0.3, 260, 9.1)
+efficientnet_b3 = _scaled("B3", 1.2, 1.4, 0.3, 300, 12.2)
+efficientnet_b4 = _scaled("B4", 1.4, 1.8, 0.4, 380, 19.3)
+efficientnet_b5 = _scaled("B5", 1.6, 2.2, 0.4, 456, 30.4)
+efficientnet_b6 = _scaled("B6", 1.8, 2.6, 0.5, 528, 43.0)
+efficientnet_b7 = _scaled("B7", 2.0, 3.1, 0.5, 600, 66.3)
 
 
 def efficientnet_small(

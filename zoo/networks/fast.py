@@ -1,4 +1,11 @@
-"""Operations that equal one of torch's and are faster somewhere."""
+"""Operations that equal one of torch's and are faster where a recipe trains.
+
+Each names torch's own call, which it is everywhere else, and wherever a call is recorded: under
+export, compile and tracing, and in a mode of torch's functions such as the audit's. What a recipe's
+whole training step loses with torch's call is measured by ``python tests/benchmarks/fast.py``; its
+numbers below are of one thread of an AMD EPYC that has AVX2 only, 2026-11-27, where equal code
+differs by up to 8 %. Such a processor imitates bfloat16, so that recipes train in float32 there.
+"""
 
 from __future__ import annotations
 
@@ -7,141 +14,112 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import has_torch_function
+
+
+def recorded(x: Tensor) -> bool:
+    """Whether a call is recorded, to be run elsewhere or to be looked at."""
+    tracing = torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    return tracing or torch.compiler.is_compiling() or has_torch_function((x,))
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Whether a call computes now, and on a CPU."""
+    return not recorded(x) and x.device.type == "cpu"
+
+
+def in_rows(x: Tensor) -> bool:
+    """Whether maps lie as rows of channels on a CPU: (B, H · W, C) is a view of (B, C, H, W)."""
+    return on_cpu(x) and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def global_average(x: Tensor) -> Tensor:
-    """The mean of each channel over all positions: (B, C, H, W) → (B, C).
+    """Computes the mean of each channel over all positions: (B, C, H, W) → (B, C).
 
-    On a CPU as a product with ones where the memory format is channels_last: the gradient of a mean
-    has another format, and everything behind it then takes up to ten times as long.
+    ``x.mean((2, 3))``; on a CPU and in channels_last a product with ones. The gradient of a mean
+    has another memory format, and all that is before it on the way back is slow by that. Its
+    reason is bfloat16, not measured since; with torch's call efficientnet_fmnist's step in float32
+    takes 1.06 times as long, and 0.97 times together with ``scale_channels``.
     """
-    positions = x.shape[2] * x.shape[3]
-    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
+    if not in_rows(x):
         return x.mean((2, 3))
+    positions = x.shape[2] * x.shape[3]
     rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H · W, C), no copy
     return (rows.new_ones(1, 1, positions) @ rows)[:, 0] / positions
 
 
 def scale_channels(x: Tensor, gate: Tensor) -> Tensor:
-    """Each channel times its gate: (B, C, H, W) and (B, C) → (B, C, H, W).
+    """Multiplies each channel by its gate: (B, C, H, W) and (B, C) → (B, C, H, W).
 
-    On a CPU and in channels_last the gate is spread by a product with ones, for the reason that
-    ``global_average`` has: its gradient is then a product too.
+    ``x * gate[:, :, None, None]``; on a CPU and in channels_last the gate is spread by a product
+    with ones, whose gradient is a product too. Its reason and its number are those of
+    ``global_average``.
     """
-    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
+    if not in_rows(x):
         return x * gate[:, :, None, None]
     spread = gate.new_ones(1, x.shape[2] * x.shape[3], 1) @ gate[:, None]  # (B, H · W, C)
     return x * spread.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-class SiLU(nn.SiLU):
-    """``nn.SiLU``, in place where nothing is to be differentiated: a prediction is faster by that.
+class PooledConv2d(nn.Conv2d):
+    """A 3 × 3 convolution and 2 × 2 average pooling after it, as one convolution of stride 2.
 
-    What it overwrites is a BatchNorm's or a convolution's output, which nobody else reads.
+    ``F.avg_pool2d(F.conv2d(x, weight, bias, padding=1), 2)``. Both are linear, so the mean of the
+    filter at four places, 4 × 4 large, gives the same in 16 products where the two of them take 36
+    (as in the code of Karras et al., ICLR 2018). Parameters are those of the 3 × 3 convolution.
+    With torch's two gan_fmnist's step takes 1.27 times as long in float32;
+    tests/benchmarks/convolutions.py has it alone.
     """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Any shape → the same."""
-        return F.silu(input, inplace=not torch.is_grad_enabled())
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with one filter for each channel, no bias, and padding by half the kernel.
-
-    A CPU has no fast gradient for a stride in half precision. There it computes the whole
-    convolution and takes every second row and column, in a fraction of the time.
-    """
-
-    def __init__(self, channels: int, kernel: int, stride: int) -> None:
-        super().__init__(
-            channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False
-        )
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H / stride, W / stride)."""
-        half = input.dtype.itemsize == 2 or torch.is_autocast_enabled("cpu")
-        slow = input.device.type == "cpu" and half and self.stride != (1, 1)
-        if not (slow and torch.is_grad_enabled()):
-            return super().forward(input)
-        whole = F.conv2d(input, self.weight, None, 1, self.padding, self.dilation, self.groups)
-        return whole[:, :, :: self.stride[0], :: self.stride[1]]
-
-
-class _Conv3x3(nn.Conv2d):
-    """What the convolutions below are by their parameters: 3 × 3, padded, with a bias."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
 
-
-class PooledConv2d(_Conv3x3):
-    """A 3 × 3 convolution and 2 × 2 average pooling behind it, as one convolution of stride 2.
-
-    Both are linear, so the mean of the filter at four places, 4 × 4 large, gives the same in 16
-    products where the two of them take 36 (as in the code of Karras et al., ICLR 2018). Parameters
-    are those of the 3 × 3 convolution.
-    """
-
     def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H / 2, W / 2)."""
-        return F.conv2d(input, _four_places(self.weight) / 4, self.bias, stride=2, padding=1)
+        if recorded(input):
+            return F.avg_pool2d(super().forward(input), 2)
+        return F.conv2d(input, four_places(self.weight) / 4, self.bias, stride=2, padding=1)
 
 
-class UpsampledConv2d(_Conv3x3):
-    """Nearest upsampling by two and a 3 × 3 convolution behind it, as one transposed convolution.
+class UpsampledConv2d(nn.Conv2d):
+    """Nearest upsampling by two and a 3 × 3 convolution after it, as one transposed convolution.
 
-    Each output sees four inputs, some of them more than once: four products where the two of them
-    take nine. Otherwise as ``PooledConv2d``.
+    ``F.conv2d(F.interpolate(x, scale_factor=2.0), weight, bias, padding=1)``. Each output sees four
+    inputs, some of them more than once: four products where the two of them take nine. With torch's
+    two gan_fmnist's step takes 1.17 times as long in float32.
     """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, 2 H, 2 W)."""
-        weight = _four_places(self.weight).flip(2, 3).transpose(0, 1)
+        if recorded(input):
+            return super().forward(F.interpolate(input, scale_factor=2.0))
+        weight = four_places(self.weight).flip(2, 3).transpose(0, 1)
         return F.conv_transpose2d(input, weight, self.bias, stride=2, padding=1)
 
 
-class PixelConv2d(_Conv3x3):
-    """A 3 × 3 convolution from many channels to an image's few.
-
-    On a CPU and in channels_last it is one product, what each position adds to the nine around it,
-    and their sum: kernels for convolutions are made for more channels to come out.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, H, W)."""
-        last = input.is_contiguous(memory_format=torch.channels_last)
-        if input.device.type != "cpu" or not last:
-            return super().forward(input)
-        assert self.bias is not None
-        filters = self.weight.flip(2, 3).transpose(0, 1).flatten(1)  # (C, 9 · out_channels)
-        added = input.permute(0, 2, 3, 1).flatten(1, 2) @ filters  # (B, H · W, 9 · out_channels)
-        summed = F.fold(added.transpose(1, 2), input.shape[2:], 3, padding=1)
-        return summed + self.bias[:, None, None]
-
-
-def _four_places(weight: Tensor) -> Tensor:
+def four_places(weight: Tensor) -> Tensor:
     """The sum of filters (O, C, 3, 3) at the four corners of 4 × 4: (O, C, 4, 4)."""
     rows = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
     return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
 
 
 def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
-    """Dropout (Srivastava et al. 2014): values are zero at ``rate``, the others scaled to make up.
+    """Drops values at ``rate`` and scales the others to make up for it (Srivastava et al. 2014).
 
-    torch's own, but on a CPU its mask is dear: there 16 random bits decide on a value in place of a
-    Bernoulli draw (tests/benchmarks/dropout.py). The rate is exact to 1/65536, and so is the scale
-    that keeps the expectation.
+    ``F.dropout``; on a CPU 16 random bits decide on a value in place of a Bernoulli draw, which is
+    slow there. The rate is exact to 1/65536, and so is the scale that keeps the expectation. With
+    torch's a call of vit_fmnist's MLP takes 2.8 times as long in bfloat16 (Zen 4, 2026-11-21,
+    tests/benchmarks/dropout.py), its step in float32 1.04 times.
 
     Args:
         x: any shape, floating point.
         rate: share that is dropped, in [0, 1).
         training: the identity where false.
     """
-    if has_torch_function((x,)):  # whoever records a forward sees one call, as of torch's own
-        result: Tensor = handle_torch_function(dropout, (x,), x, rate, training)
-        return result
-    if not training or not 0 < rate < 1 or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if not training or not 0 < rate < 1 or not on_cpu(x):
         return F.dropout(x, rate, training)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
@@ -150,7 +128,7 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
 
 
 class FastDropout(nn.Dropout):
-    """``nn.Dropout`` by ``dropout``, for networks that train on a CPU."""
+    """``nn.Dropout`` by ``dropout``."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Any shape → the same."""
@@ -200,22 +178,21 @@ class _RMSNorm(torch.autograd.Function):
 class RMSNorm(nn.RMSNorm):
     """``nn.RMSNorm`` (Zhang & Sennrich 2019), faster where it trains on a CPU.
 
-    torch has no kernel of its own for it there; how much it gains is measured by
-    tests/benchmarks/language.py.
+    torch has no kernel of its own for it there: with its operations transformer_shakespeare's step
+    takes 1.20 times as long in float32. tests/benchmarks/language.py has it alone.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → the same."""
         trains = torch.is_grad_enabled() and self.weight is not None and self.weight.requires_grad
         if (
-            not (trains and x.requires_grad and x.device.type == "cpu")
+            not (trains and x.requires_grad and on_cpu(x))
             or self.eps is None
             or len(self.normalized_shape) > 1
-            or torch.compiler.is_compiling()
-            or has_torch_function((x,))  # whoever records a forward sees torch's own call
         ):
-            # Under autocast torch has a fused kernel for a weight of the input's type only.
-            weight = None if self.weight is None else self.weight.to(x.dtype)
+            weight = self.weight
+            if weight is not None and weight.dtype != x.dtype:
+                weight = weight.to(x.dtype)  # torch has a fused kernel for equal types only
             return F.rms_norm(x, self.normalized_shape, weight, self.eps)
         y: Tensor = _RMSNorm.apply(x, self.weight, self.eps)[0]
         return y
@@ -231,8 +208,9 @@ def attend(
 ) -> Tensor:
     """Attention over values, with dropout on its weights (Vaswani et al. 2017, section 3.2.1).
 
-    torch's fused kernel, but on a CPU that trains in half precision or with dropout the plain
-    product: there the fused one takes up to six times as long (tests/benchmarks/attention.py).
+    ``F.scaled_dot_product_attention``; on a CPU that trains in half precision or with dropout the
+    plain product. Its reason is bfloat16: there torch's call took 2.4 to 6.2 times as long (Zen 4,
+    2026-11-21, tests/benchmarks/attention.py); in float32 vit_fmnist's step 1.00 times.
 
     Args:
         q: queries (B, H, T, d).
@@ -244,8 +222,8 @@ def attend(
     Returns:
         (B, H, T, d).
     """
-    grouped = q.shape[1] != k.shape[1]
-    slow = q.device.type == "cpu" and (drop_rate > 0 or q.dtype != torch.float32)
+    grouped = bool(q.shape[1] != k.shape[1])  # a tensor while torch.jit traces
+    slow = on_cpu(q) and (drop_rate > 0 or q.dtype != torch.float32)
     if not (slow and torch.is_grad_enabled()):
         return F.scaled_dot_product_attention(
             q, k, v, mask, dropout_p=drop_rate, is_causal=causal, enable_gqa=grouped

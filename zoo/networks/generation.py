@@ -56,18 +56,6 @@ def generate(
     Raises:
         ValueError: an empty prompt, or a setting out of range.
     """
-    check(prompt, max_new_tokens, temperature, top_k, top_p)
-    return _generate(network, prompt, max_new_tokens, temperature, top_k, top_p, seed, cached)
-
-
-def check(
-    prompt: Tensor,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-) -> None:
-    """Raises ValueError for settings of ``generate`` that are out of range."""
     if prompt.ndim != 2 or not prompt.shape[1]:
         raise ValueError("the prompt is empty: give at least one token")
     if max_new_tokens < 0:
@@ -79,42 +67,34 @@ def check(
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}: it must be above 0 and at most 1")
 
+    @torch.inference_mode()
+    def stream(seed: int | None) -> Iterator[Tensor]:
+        device = next(network.parameters()).device
+        if seed is None:
+            seed = int(torch.randint(2**31, ()))
+        generator = torch.Generator(device).manual_seed(seed)
+        window = prompt.to(device)
+        context: Any = network.context_length
+        if context is not None:
+            window = window[:, -context:]
+        cache = network.make_cache() if cached else None  # type: ignore[operator]
+        read = Reader(network)
+        unread = window
+        for _ in range(max_new_tokens):
+            with evaluating(network):
+                logits = read(unread if cached else window, cache)[:, -1].float()
+            token = choose(logits, temperature, top_k, top_p, generator)
+            yield token
+            unread = token[:, None]
+            if cached and context is None:
+                continue
+            window = torch.cat([window, unread], 1)
+            if context is not None and window.shape[1] > context:
+                window = window[:, -max(1, context // 2) :]
+                if cached:
+                    cache, unread = network.make_cache(), window  # type: ignore[operator]
 
-@torch.inference_mode()
-def _generate(
-    network: nn.Module,
-    prompt: Tensor,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
-    cached: bool,
-) -> Iterator[Tensor]:
-    device = next(network.parameters()).device
-    if seed is None:
-        seed = int(torch.randint(2**31, ()))
-    generator = torch.Generator(device).manual_seed(seed)
-    window = prompt.to(device)
-    context: Any = network.context_length
-    if context is not None:
-        window = window[:, -context:]
-    cache = network.make_cache() if cached else None  # type: ignore[operator]
-    read = Reader(network)
-    unread = window
-    for _ in range(max_new_tokens):
-        with evaluating(network):
-            logits = read(unread if cached else window, cache)[:, -1].float()
-        token = choose(logits, temperature, top_k, top_p, generator)
-        yield token
-        unread = token[:, None]
-        if cached and context is None:
-            continue
-        window = torch.cat([window, unread], 1)
-        if context is not None and window.shape[1] > context:
-            window = window[:, -max(1, context // 2) :]
-            if cached:
-                cache, unread = network.make_cache(), window  # type: ignore[operator]
+    return stream(seed)
 
 
 def choose(

@@ -1,4 +1,4 @@
-"""Layers that two or more networks share: averages, dropout of every kind, norms, attention."""
+"""Layers that two or more networks share: convolutions, kinds of dropout, norms."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from torch.nn import functional as F
 
 from zoo.networks.base import check_choice, check_rates
 from zoo.networks.fast import RMSNorm
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    # No bias: the BatchNorm that follows subtracts it again.
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
+
+
+def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
 
 class GaussianDropout(nn.Module):
@@ -62,6 +71,12 @@ def make_norm(kind: str, dim: int, eps: float = 1e-6, bias: bool = True) -> nn.M
     """
     check_choice("norm", kind, "layernorm", "rmsnorm")
     return nn.LayerNorm(dim, eps, bias=bias) if kind == "layernorm" else RMSNorm(dim, eps)
+
+
+def in_own_precision(layer: nn.Module, x: Tensor) -> Tensor:
+    """Runs a layer in the precision of its weights, under autocast too."""
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.to(next(layer.parameters()).dtype))
 
 
 def adapt_input(weight: Any, in_channels: int) -> Any:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_rates, check_sizes
 from zoo.networks.initializers import init_he
-from zoo.networks.resnet import conv1x1, conv3x3
+from zoo.networks.layers import conv1x1, conv3x3
 
 
 class PreActBlock(nn.Module):
@@ -115,10 +115,6 @@ class PreActResNet(ImageNetwork):
         """(B, num_features, H', W') → logits (B, K), or (B, num_features) if ``pre_logits``."""
         pooled = torch.flatten(self.pool(features), 1)
         return pooled if pre_logits else self.fc(pooled)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalized → logits (B, K)."""
-        return self.forward_head(self.forward_features(x))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         block = r"^stages\.(\d+)\." if coarse else r"^stages\.(\d+)\.(\d+)\."

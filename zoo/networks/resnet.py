@@ -22,15 +22,7 @@ from torch import Tensor, nn
 
 from zoo.networks.base import ImageNetwork, check_choice, check_sizes
 from zoo.networks.initializers import init_he
-
-
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    # No bias: the BatchNorm that follows subtracts it again.
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
-
-
-def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+from zoo.networks.layers import conv1x1, conv3x3
 
 
 class BasicBlock(nn.Module):
@@ -204,10 +196,6 @@ class ResNet(ImageNetwork):
         """(B, num_features, H', W') → logits (B, K), or (B, num_features) if ``pre_logits``."""
         pooled = torch.flatten(self.avgpool(features), 1)
         return pooled if pre_logits else self.fc(pooled)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalized → logits (B, K)."""
-        return self.forward_head(self.forward_features(x))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {

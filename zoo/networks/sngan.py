@@ -1,8 +1,8 @@
-"""A generator with BatchNorm, and a discriminator with spectral norm and no BatchNorm.
+"""A class-conditional GAN: BatchNorm in the generator, spectral norm in the discriminator.
 
 Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018: residual
 networks (section B, tables 3 and 4), where the discriminator's Lipschitz constant is bounded layer
-by layer. BatchNorm in the discriminator would tie the verdicts on a batch's images together; in the
+by layer. BatchNorm in the discriminator would tie the scores of a batch's images together; in the
 generator it is what makes it train (Radford et al., ICLR 2016, section 3). No dropout in either:
 the noise is the input.
 
@@ -15,18 +15,21 @@ Shapes: B batch, Z latent, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from zoo.networks.base import Network, check_sizes
-from zoo.networks.fast import PixelConv2d, PooledConv2d, UpsampledConv2d
+from zoo.networks.fast import PooledConv2d, UpsampledConv2d
 from zoo.networks.initializers import init_xavier
+from zoo.networks.layers import in_own_precision
 
 
 class ClassBatchNorm(nn.Module):
-    """BatchNorm whose scale and shift belong to the class; plain BatchNorm without classes.
+    """BatchNorm whose scale and shift belong to the class.
 
     With a ``latent_size`` the latents move both (self-modulation: Chen et al., "On Self Modulation
     for Generative Adversarial Networks", ICLR 2019, section 2), here by a linear function where
@@ -35,42 +38,34 @@ class ClassBatchNorm(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, latent_size: int = 0) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=not num_classes)
-        self.affine = nn.Embedding(num_classes, 2 * channels) if num_classes else None
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.affine = nn.Embedding(num_classes, 2 * channels)
         self.modulation = nn.Linear(latent_size, 2 * channels) if latent_size else None
         self.reset_affine()
 
     def reset_affine(self) -> None:
-        """Every class alike, and latents that move little: each sample's scale by about 0.16."""
+        """Makes all classes alike, and lets latents move a sample's scale by 0.16 or so."""
         with torch.no_grad():
-            if self.affine is not None:
-                scale, shift = self.affine.weight.chunk(2, dim=1)
-                scale.fill_(1)
-                shift.zero_()
-            if self.modulation is not None:
-                nn.init.normal_(self.modulation.weight, std=0.16 / self.modulation.in_features**0.5)
-                nn.init.zeros_(self.modulation.bias)
+            scale, shift = self.affine.weight.chunk(2, dim=1)
+            scale.fill_(1)
+            shift.zero_()
+        if self.modulation is not None:
+            nn.init.normal_(self.modulation.weight, std=0.16 / self.modulation.in_features**0.5)
+            nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, labels: Tensor | None, latents: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor, latents: Tensor) -> Tensor:
         """Maps to maps of the same size.
 
         Args:
             x: (B, C, H, W).
-            labels: (B,), or shares of each class (B, K).
-            latents: (B, Z), or (B, K * Z) of ``latents_by_class``, where they move both.
+            labels: (B,), or shares of each class (B, K), which mix their scales and shifts.
+            latents: (B, Z), or (B, K · Z) of ``latents_by_class``.
         """
-        x = self.norm(x)
-        affine: Tensor | None = None
-        if self.affine is not None and labels is not None:
-            affine = labels @ self.affine.weight if labels.ndim == 2 else self.affine(labels)
+        affine = labels @ self.affine.weight if labels.ndim == 2 else self.affine(labels)
         if self.modulation is not None:
-            moved = self.modulation(latents)
-            if affine is None:  # BatchNorm's own scale and shift are in x already
-                affine = F.pad(moved.new_ones(1, x.shape[1]), (0, x.shape[1]))
-            affine = affine + moved
-        if affine is None:
-            return x
+            affine = affine + self.modulation(latents)
         # In x's precision: under autocast the table's would make all that follows single precision.
+        x = self.norm(x)
         scale, shift = affine[:, :, None, None].to(x.dtype).chunk(2, dim=1)
         return torch.addcmul(shift, x, scale)
 
@@ -84,12 +79,7 @@ class GeneratorBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        num_classes: int,
-        latent_size: int = 0,
-        double: bool = True,
+        self, in_channels: int, channels: int, num_classes: int, latent_size: int, double: bool
     ) -> None:
         super().__init__()
         self.norm1 = ClassBatchNorm(in_channels, num_classes, latent_size)
@@ -102,7 +92,7 @@ class GeneratorBlock(nn.Module):
         )
         self.shortcut = nn.Conv2d(in_channels, channels, 1) if double else None
 
-    def forward(self, x: Tensor, labels: Tensor | None, latents: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor, latents: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, channels, 2 H, 2 W), or the same size."""
         out = self.conv1(self.norm1(x, labels, latents).relu())
         out = self.conv2(self.norm2(out, labels, latents).relu())
@@ -113,7 +103,7 @@ class GeneratorBlock(nn.Module):
 
 
 def latents_by_class(latents: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Latents (B, Z) at the place of their class, and zeros at the others': (B, K * Z).
+    """Places latents (B, Z) where their class is, and zeros where the others are: (B, K · Z).
 
     Args:
         latents: normal noise.
@@ -125,26 +115,27 @@ def latents_by_class(latents: Tensor, labels: Tensor, num_classes: int) -> Tenso
 
 
 class Generator(Network):
-    """Latents, and labels where there are classes, to images in (-1, 1).
+    """Latents and labels to images in (-1, 1).
 
     Args:
-        num_classes: how many; 0 for a generator without classes.
+        num_classes: how many.
         in_channels: of the images: 1 for grey, 3 for color.
         image_size: pixels a side: a small number times a power of two.
         latent_size: of the noise.
         width: channels of the last block; each block before has twice as many.
         blocks: how often the resolution is doubled.
-        self_modulation: the latents enter every block's BatchNorm too; see ``ClassBatchNorm``.
-        class_latents: wherever latents enter, they do so by a matrix of their class's own: what
-            varies within a class is not what varies within another. Where a table of scales and
-            shifts alone tells the classes apart, all of them vary by the same features. In the
-            beginning the matrices are alike.
+        self_modulation: the latents enter every block's BatchNorm too (Chen et al. 2019; see
+            ``ClassBatchNorm``).
+        class_latents: wherever latents enter, they do so by a matrix of their class's own, and
+            what varies within a class is not what varies within another; the zoo's own, a linear
+            function of the latents and the class together. In the beginning the matrices are alike.
         coarse_blocks: residual blocks at the first resolution, before it is doubled, where an
-            image's shape is laid out and a convolution is cheapest.
+            image's shape is laid out and a convolution is cheapest (as the blocks of BigGAN-deep
+            that keep the resolution: Brock et al., ICLR 2019, appendix B).
 
     Raises:
-        ValueError: a size below one, a number of ``coarse_blocks`` below 0, an image that cannot be
-            halved so often, or latents of classes that there are not.
+        ValueError: a size below one, a number of ``coarse_blocks`` below 0, or an image that cannot
+            be halved so often.
     """
 
     def __init__(
@@ -160,15 +151,8 @@ class Generator(Network):
         coarse_blocks: int = 0,
     ) -> None:
         super().__init__()
-        check_sizes(
-            num_classes,
-            in_channels=in_channels,
-            latent_size=latent_size,
-            width=width,
-            blocks=blocks,
-        )
-        if class_latents and not num_classes:
-            raise ValueError("class_latents needs classes, and num_classes is 0")
+        check_classes(num_classes)
+        check_sizes(in_channels=in_channels, latent_size=latent_size, width=width, blocks=blocks)
         if coarse_blocks < 0:
             raise ValueError(f"coarse_blocks is {coarse_blocks}: it cannot be negative")
         if image_size % 2**blocks:
@@ -178,18 +162,15 @@ class Generator(Network):
         self.side = image_size // 2**blocks
         widths = [width * 2 ** (blocks - 1 - index) for index in range(blocks)]
         self.first = nn.Linear(latent_size, widths[0] * self.side**2)
+        shapes = [(widths[0], widths[0], False)] * coarse_blocks  # channels before, after, double
+        shapes += [(old, new, True) for old, new in zip([widths[0], *widths], widths, strict=False)]
         modulating = latent_size if self_modulation else 0
-        coarse = [
-            GeneratorBlock(widths[0], widths[0], num_classes, modulating, double=False)
-            for _ in range(coarse_blocks)
-        ]
-        doubling = [
-            GeneratorBlock(before, after, num_classes, modulating)
-            for before, after in zip([widths[0], *widths], widths, strict=False)
-        ]
-        self.blocks = nn.ModuleList([*coarse, *doubling])
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(before, after, num_classes, modulating, double)
+            for before, after, double in shapes
+        )
         self.norm = nn.BatchNorm2d(width)
-        self.last = PixelConv2d(width, in_channels)
+        self.last = nn.Conv2d(width, in_channels, 3, padding=1)
         init_xavier(self)
         for module in self.modules():
             if isinstance(module, ClassBatchNorm):
@@ -212,26 +193,21 @@ class Generator(Network):
         """
         return {"first.weight", "*.affine.weight", "*.modulation.weight", "last.weight"}
 
-    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         """Latents (B, Z) → images (B, C, H, W) in (-1, 1).
 
         Args:
             latents: normal noise.
             labels: int64 (B,), or shares of each class (B, K), which mix their scales and shifts.
-
-        Raises:
-            ValueError: labels are missing, or there are no classes.
         """
-        _check_labels(labels, "generator", self.num_classes)
-        if self.class_latents and labels is not None:
+        if self.class_latents:
             latents = latents_by_class(latents, labels, self.num_classes)
         x = self.first(latents).view(len(latents), -1, self.side, self.side)
         for block in self.blocks:
             x = block(x, labels, latents)
         x = self.norm(x).relu()
         # bfloat16 moves a pixel by up to 0.4 of a grey level: texture to a discriminator.
-        with torch.autocast(x.device.type, enabled=False):
-            return self.last(x.to(self.last.weight.dtype)).tanh()
+        return in_own_precision(self.last, x).tanh()
 
 
 class DiscriminatorBlock(nn.Module):
@@ -256,27 +232,22 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(Network):
-    """Images, and labels where there are classes, to one number: more is more real.
+    """Images and labels to one score: more is more real.
 
     Args:
-        num_classes: how many; 0 for a discriminator without classes.
+        num_classes: how many.
         in_channels: of the images: 1 for grey, 3 for color.
         width: channels of the first block; each block that halves the resolution doubles them.
         blocks: how often the resolution is halved; one more block follows that does not.
         input_scale: multiplies the images. Spectral norm bounds how fast each layer's output can
-            change, and with it how small a difference between images the verdict can show: fine
-            texture needs more than 1. A factor anywhere else would not keep the norms at 1.
-        detail_scale: multiplies what the mean over 3 × 3 pixels leaves of the images, which enters
-            beside them as further channels; 0 for images alone. Texture has little power beside
-            shape, and a discriminator is slow to see what has little (Schwarz et al., "On the
-            Frequency Bias of Generative Models", NeurIPS 2021, the third finding); here its size is
-            chosen.
-        feature_size: channels of the last block, which the verdict is a linear function of; as many
-            as of the block before where none is given.
+            change (Miyato et al. 2018, section 2.1), and with it how small a difference between
+            images the score can show: fine texture needs more than 1. A factor anywhere else would
+            not keep the norms at 1.
+        feature_size: channels of the last block, of which the score is a linear function; as many
+            as the block before has (Miyato et al. 2018, table 3) where none is given.
 
     Raises:
-        ValueError: a size below one, an ``input_scale`` that is not positive, or a
-            ``detail_scale`` below 0.
+        ValueError: a size below one, or an ``input_scale`` that is not positive.
     """
 
     def __init__(
@@ -286,28 +257,25 @@ class Discriminator(Network):
         width: int = 64,
         blocks: int = 2,
         input_scale: float = 1.0,
-        detail_scale: float = 0.0,
         feature_size: int | None = None,
     ) -> None:
         super().__init__()
-        last = width * 2 ** (blocks - 1) if feature_size is None else feature_size
-        check_sizes(
-            num_classes, in_channels=in_channels, width=width, blocks=blocks, feature_size=last
-        )
+        if feature_size is None:
+            feature_size = width * 2 ** (blocks - 1)
+        check_classes(num_classes)
+        check_sizes(in_channels=in_channels, width=width, blocks=blocks, feature_size=feature_size)
         if input_scale <= 0:
             raise ValueError(f"input_scale is {input_scale}: it must be positive")
-        if detail_scale < 0:
-            raise ValueError(f"detail_scale is {detail_scale}: it cannot be negative")
-        self.num_classes = num_classes
-        self.input_scale, self.detail_scale = input_scale, detail_scale
-        layers, channels = [], in_channels * (2 if detail_scale else 1)
-        for index in range(blocks + 1):
-            wide = width * 2**index if index < blocks else last
-            layers.append(DiscriminatorBlock(channels, wide, index == 0, index < blocks))
-            channels = wide
-        self.blocks = nn.Sequential(*layers)
-        self.linear = nn.Linear(channels, 1)
-        self.embed = nn.Embedding(num_classes, channels) if num_classes else None
+        self.num_classes, self.input_scale = num_classes, input_scale
+        widths = [in_channels, *(width * 2**index for index in range(blocks)), feature_size]
+        self.blocks = nn.Sequential(
+            *(
+                DiscriminatorBlock(before, after, index == 0, index < blocks)
+                for index, (before, after) in enumerate(pairwise(widths))
+            )
+        )
+        self.linear = nn.Linear(feature_size, 1)
+        self.embed = nn.Embedding(num_classes, feature_size)
         init_xavier(self)
         # After initializing: the power iteration starts from the weights as they are now.
         for layer in list(self.modules()):
@@ -318,34 +286,22 @@ class Discriminator(Network):
         """The matrix that an optimizer for matrices leaves to its fallback: the classes' table."""
         return {"embed.*"}
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] and int64 labels (B,) → (B,).
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] and int64 labels (B,) → scores (B,).
 
         Labels (B, M) ask of each image what it is as one of M classes: (B, M).
-
-        Raises:
-            ValueError: labels are missing, or there are no classes.
         """
-        _check_labels(labels, "discriminator", self.num_classes)
-        x = images * self.input_scale
-        if self.detail_scale:
-            # Repeated edges: zeros beyond them would be an edge of their own.
-            mean = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-            x = torch.cat([x, (images - mean) * self.detail_scale], dim=1)
-        features = self.blocks(x).relu().sum((2, 3))
-        verdict = self.linear(features)[:, 0]
-        if self.embed is None or labels is None:
-            return verdict
+        features = self.blocks(images * self.input_scale).relu().sum((2, 3))
+        score = self.linear(features)[:, 0]
         if labels.ndim == 2:
-            verdict, features = verdict[:, None], features[:, None]
-        return verdict + (self.embed(labels) * features).sum(-1)
+            score, features = score[:, None], features[:, None]
+        return score + (self.embed(labels) * features).sum(-1)
 
 
-def _check_labels(labels: Tensor | None, who: str, num_classes: int) -> None:
-    if (labels is None) != (num_classes == 0):
-        raise ValueError(
-            f"a {who} of {num_classes} classes takes {'labels' if num_classes else 'no labels'}"
-        )
+def check_classes(num_classes: int) -> None:
+    """Raises ValueError for fewer than one class."""
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}: a conditional GAN needs at least 1")
 
 
 class SNGAN(Network):
@@ -357,7 +313,7 @@ class SNGAN(Network):
             ``Generator``.
         discriminator_width: of ``Discriminator``.
         blocks: how often the resolution is doubled, and halved.
-        input_scale, detail_scale, feature_size: of ``Discriminator``.
+        input_scale, feature_size: of ``Discriminator``.
     """
 
     def __init__(
@@ -370,7 +326,6 @@ class SNGAN(Network):
         discriminator_width: int = 64,
         blocks: int = 2,
         input_scale: float = 1.0,
-        detail_scale: float = 0.0,
         feature_size: int | None = None,
         self_modulation: bool = False,
         class_latents: bool = False,
@@ -390,16 +345,10 @@ class SNGAN(Network):
             coarse_blocks,
         )
         self.discriminator = Discriminator(
-            num_classes,
-            in_channels,
-            discriminator_width,
-            blocks,
-            input_scale,
-            detail_scale,
-            feature_size,
+            num_classes, in_channels, discriminator_width, blocks, input_scale, feature_size
         )
 
-    def forward(self, latents: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, Z) and int64 labels (B,) → images (B, C, H, W) in (-1, 1), and verdicts (B,)."""
+    def forward(self, latents: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, Z) and int64 labels (B,) → images (B, C, H, W) in (-1, 1), and their scores (B,)."""
         images = self.generator(latents, labels)
         return images, self.discriminator(images, labels)

@@ -143,15 +143,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) → the same."""
-        return self.drop(self.down(self.mlp_drop(self.activate(self.up(x)))))
-
-    def activate(self, up: Tensor) -> Tensor:
-        """What stands between the linear layers."""
-        return self.act(up)
-
-    def inner(self) -> list[nn.Linear]:
-        """The layers whose outputs ``activate`` takes."""
-        return [self.up]
+        return self.drop(self.down(self.mlp_drop(self.act(self.up(x)))))
 
 
 class SwiGLU(nn.Module):
@@ -167,15 +159,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) → the same."""
-        return self.drop(self.down(self.mlp_drop(self.activate(self.gate(x), self.up(x)))))
-
-    def activate(self, gate: Tensor, up: Tensor) -> Tensor:
-        """What stands between the linear layers."""
-        return F.silu(gate) * up
-
-    def inner(self) -> list[nn.Linear]:
-        """The layers whose outputs ``activate`` takes."""
-        return [self.gate, self.up]
+        return self.drop(self.down(self.mlp_drop(F.silu(self.gate(x)) * self.up(x))))
 
 
 class Block(nn.Module):

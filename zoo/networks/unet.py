@@ -133,10 +133,6 @@ class UNet(ImageNetwork):
         """(B, width, H, W) → logits (B, K, H, W), or the features if ``pre_logits``."""
         return features if pre_logits else self.head(features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalized → logits of every pixel (B, K, H, W)."""
-        return self.forward_head(self.forward_features(x))
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"down": r"^down\.(\d+)\.", "up": r"^(?:grow|up)\.(\d+)\."}
 

@@ -317,10 +317,6 @@ class ViT(ImageNetwork):
             pooled = features[:, self.num_prefix_tokens :].mean(1)
         return pooled if pre_logits else self.head(self.head_drop(pooled))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalized → logits (B, K)."""
-        return self.forward_head(self.forward_features(x))
-
     def set_global_pool(self, global_pool: str) -> None:
         has_token = self.cls_token is not None
         check_pool(global_pool, has_token)

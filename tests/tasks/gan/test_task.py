@@ -148,7 +148,7 @@ def test_a_discriminator_learns_to_reject_real_images_of_another_class(
 
 def test_mismatch_needs_classes() -> None:
     with pytest.raises(UserError, match=r"model\.mismatch is 1\.0: .* needs two classes"):
-        GAN(networks.SNGAN(0, 1, 8, 16, 8, 8, 1), mismatch=1.0)
+        GAN(networks.SNGAN(1, 1, 8, 16, 8, 8, 1), mismatch=1.0)
 
 
 def test_another_class_is_any_but_the_images_own() -> None:
