@@ -225,7 +225,7 @@ class Generator(Network):
         _check_labels(labels, "generator", self.num_classes)
         if self.class_latents and labels is not None:
             latents = latents_by_class(latents, labels, self.num_classes)
-        x = self.first(latents).view(len(latents), -1, self.side, self.side)
+        x = self.first(latents).view(latents.shape[0], -1, self.side, self.side)
         for block in self.blocks:
             x = block(x, labels, latents)
         x = self.norm(x).relu()
