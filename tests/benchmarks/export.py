@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def speed(name: str, folder: Path) -> None:
     }
     for batch in (1, 64):
         images = torch.randn(batch, *data.used.input_shape)
-        calls = {who: lambda run=run: run(images) for who, run in runs.items()}
+        calls = {who: partial(run, images) for who, run in runs.items()}
         found = dict(zip(calls, (batch / each for each in medians(calls, ROUNDS)), strict=True))
         rates = ", ".join(f"{who} {rate:,.0f}" for who, rate in found.items())
         print(
