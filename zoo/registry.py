@@ -27,6 +27,7 @@ class TaskEntry:
     task: str  # the LightningModule
     card: str  # how its checkpoints are described: a zoo.checkpoints.card.Card
     measure: str  # what is measured of trained weights: (task, data, stated) -> stated
+    serve: str  # what its exported file takes and gives: zoo.checkpoints.served's functions
     usage: str  # a line of Python that uses the loaded ``model``
 
 
@@ -37,6 +38,7 @@ class DataEntry:
     data: str  # the LightningDataModule, package.module:attribute
     out_of_distribution: str | None = None  # the data set whose images its networks never saw
     reference: str | None = None  # the shipped classifier that measures generated images of it
+    hub: str | None = None  # its name on Hugging Face's hub
 
 
 @dataclass(frozen=True)
@@ -52,34 +54,42 @@ TASKS: dict[str, TaskEntry] = {
         task="zoo.tasks.gan:GAN",
         card="zoo.checkpoints.card:GANCard",
         measure="zoo.evaluation.generator:measure",
+        serve="zoo.checkpoints.served:serve_generator",
         usage="images = model.sample([0] * 8, seed=0)  # of the first class, in [0, 1]",
     ),
     "ImageClassifier": TaskEntry(
         task="zoo.tasks.image_classifier:ImageClassifier",
         card="zoo.checkpoints.card:ClassifierCard",
         measure="zoo.evaluation.classifier:measure",
+        serve="zoo.checkpoints.served:serve_classifier",
         usage="logits = model(images)  # normalized by model.data_info's mean and std",
     ),
     "LanguageModel": TaskEntry(
         task="zoo.tasks.language_model:LanguageModel",
         card="zoo.checkpoints.card:LanguageCard",
         measure="zoo.evaluation.language:measure",
+        serve="zoo.checkpoints.served:serve_language_model",
         usage='print(model.generate("The ", max_new_tokens=200, seed=0))',
     ),
 }
 
 DATA: dict[str, DataEntry] = {
-    "CIFAR10": DataEntry("zoo.data.cifar:CIFAR10", out_of_distribution="Digits"),
-    "CIFAR100": DataEntry("zoo.data.cifar:CIFAR100", out_of_distribution="Digits"),
+    "CIFAR10": DataEntry(
+        "zoo.data.cifar:CIFAR10", out_of_distribution="Digits", hub="uoft-cs/cifar10"
+    ),
+    "CIFAR100": DataEntry(
+        "zoo.data.cifar:CIFAR100", out_of_distribution="Digits", hub="uoft-cs/cifar100"
+    ),
     "Digits": DataEntry("zoo.data.digits:Digits", out_of_distribution="FashionMNIST"),
     "FashionMNIST": DataEntry(
         "zoo.data.fashion_mnist:FashionMNIST",
         out_of_distribution="Digits",
         reference="resnet_fmnist",
+        hub="zalando-datasets/fashion_mnist",
     ),
     "ImageFolder": DataEntry("zoo.data.image_folder:ImageFolder", out_of_distribution="Digits"),
     "PythonTopics": DataEntry("zoo.data.shakespeare:PythonTopics"),
-    "Shakespeare": DataEntry("zoo.data.shakespeare:Shakespeare"),
+    "Shakespeare": DataEntry("zoo.data.shakespeare:Shakespeare", hub="karpathy/tiny_shakespeare"),
     "TextFile": DataEntry("zoo.data.text:TextFile"),
 }
 
@@ -101,6 +111,9 @@ COMMANDS: dict[str, CommandEntry] = {
     "list": CommandEntry("zoo.commands.list:main", "show the recipes, and which ship weights"),
     "publish": CommandEntry(
         "zoo.commands.publish:main", "turn a finished run into a shipped checkpoint"
+    ),
+    "export": CommandEntry(
+        "zoo.commands.export:main", "write a network as ONNX, torch.export, AOTInductor, checked"
     ),
     "verify": CommandEntry(
         "zoo.commands.verify:main", "check shipped checkpoints: checksums, golden outputs"

@@ -113,6 +113,7 @@ class Card:
     """
 
     needs: ClassVar[dict[str, Any]] = {}
+    pipeline: ClassVar[str] = ""  # Hugging Face's name for what the network does
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config, self.name = config, str(config["name"])
@@ -141,12 +142,48 @@ class Card:
         """How much it was trained on."""
         raise NotImplementedError
 
+    def results(self) -> dict[str, float]:
+        """What the header states, by Hugging Face's names of metrics."""
+        raise NotImplementedError
+
     # -- what all share --------------------------------------------------------------------------
+
+    def header(self) -> str:
+        """The card's YAML, by which the hub lists and searches models."""
+        from huggingface_hub import EvalResult, ModelCardData  # `zoo list` need not wait for it
+
+        dataset = self.data["name"]
+        entries = [each for each in registry.DATA.values() if each.data.endswith(f":{dataset}")]
+        on_hub = next((each.hub for each in entries if each.hub), None)
+        results = [
+            EvalResult(
+                task_type=self.pipeline,
+                dataset_type=on_hub or dataset.lower(),
+                dataset_name=dataset,
+                metric_type=metric,
+                metric_value=value,
+            )
+            for metric, value in self.results().items()
+        ]
+        facts = ModelCardData(
+            license="other" if self._pretrained() else "apache-2.0",
+            library_name="lightning-zoo",
+            pipeline_tag=self.pipeline,
+            tags=["pytorch", "lightning", self.config["network"]["name"].lower()],
+            datasets=[on_hub] if on_hub else None,
+            model_name=self.name,
+            eval_results=results,
+        )
+        return facts.to_yaml()
 
     def text(self) -> str:
         config, run, network = self.config, self.run, self.config["network"]
         arguments = ", ".join(f"{k}={v!r}" for k, v in network["args"].items())
         lines = [
+            "---",
+            *self.header().splitlines(),
+            "---",
+            "",
             f"# {self.name}",
             "",
             f"`{network['name']}({arguments})`: {config['parameters']:,} parameters, trained on "
@@ -202,12 +239,16 @@ class Card:
 
     def origin(self) -> str:
         """Whose the weights are."""
-        network = self.config["recipe"]["model"]["init_args"]["network"]["init_args"]
-        if network.get("pretrained"):
+        if network := self._pretrained():
             return (
                 f"Training began from timm's weights of {network['name']}: their licence goes on."
             )
         return "Weights: Apache-2.0, as the project; no weights from elsewhere went into them."
+
+    def _pretrained(self) -> dict[str, Any]:
+        """The arguments of a network that began from published weights; empty for others."""
+        args: dict[str, Any] = self.config["recipe"]["model"]["init_args"]["network"]["init_args"]
+        return args if args.get("pretrained") else {}
 
     def over_seeds(self, metric: str, form: str) -> list[str]:
         """The mean of a metric over runs with several seeds, as ``fit`` measured it at its end."""
@@ -232,6 +273,7 @@ class Card:
 class ClassifierCard(Card):
     """Of ``ImageClassifier``."""
 
+    pipeline = "image-classification"
     needs: ClassVar[dict[str, Any]] = {
         "data": IMAGES,
         "samples": {"train": Count, "val": Count, "test": Size},
@@ -257,6 +299,12 @@ class ClassifierCard(Card):
     def headline(self) -> str:
         accuracy = self.metrics["test/accuracy"]
         return f"{accuracy:.2%} ± {standard_error(accuracy, self.samples['test']):.2%}"
+
+    def results(self) -> dict[str, float]:
+        return {
+            "accuracy": round(self.metrics["test/accuracy"], 4),
+            "loss": round(self.metrics["test/loss"], 4),
+        }
 
     def measured(self) -> list[str]:
         metrics, samples = self.metrics, self.samples
@@ -323,6 +371,7 @@ class ClassifierCard(Card):
 class LanguageCard(Card):
     """Of ``LanguageModel``."""
 
+    pipeline = "text-generation"
     needs: ClassVar[dict[str, Any]] = {
         "data": {"name": str, "vocabulary": str},
         "samples": {"train": Count, "val": Count},
@@ -342,6 +391,12 @@ class LanguageCard(Card):
 
     def headline(self) -> str:
         return f"{self.metrics['val/loss']:.4f} nats"
+
+    def results(self) -> dict[str, float]:
+        return {
+            "loss": round(self.metrics["val/loss"], 4),
+            "perplexity": round(self.metrics["val/perplexity"], 3),
+        }
 
     def measured(self) -> list[str]:
         metrics, samples, text = self.metrics, self.samples, self.config["text"]
@@ -387,6 +442,7 @@ class LanguageCard(Card):
 class GANCard(Card):
     """Of ``GAN``."""
 
+    pipeline = "unconditional-image-generation"
     needs: ClassVar[dict[str, Any]] = {
         "data": IMAGES,
         "samples": {"train": Count, "test": Count},
@@ -416,6 +472,14 @@ class GANCard(Card):
             f"{judged['agreement']:.2%}, Fréchet distance "
             f"{judged['frechet'] / judged['frechet_floor']:.1f} × the floor"
         )
+
+    def results(self) -> dict[str, float]:
+        judged = self.config["judged"]
+        return {
+            "agreement": round(judged["agreement"], 4),
+            "frechet_distance_over_floor": round(judged["frechet"] / judged["frechet_floor"], 2),
+            "recall": round(judged["recall"], 4),
+        }
 
     def measured(self) -> list[str]:
         judged = self.config["judged"]

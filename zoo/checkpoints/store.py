@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo import networks
 from zoo.core.checkpoint_config import CONFIG, MANIFEST, read_config, read_manifest
@@ -114,11 +114,11 @@ def golden_outputs(task: Task) -> list[list[float]]:
         return [[round(value, 5) for value in row] for row in outputs.tolist()]
 
 
-def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors wants them: not channels_last, and tied ones each for itself."""
+def plain_state(network: nn.Module) -> dict[str, Tensor]:
+    """Weights as safetensors wants them: not channels_last, and tied ones each for itself."""
     seen: set[int] = set()
     plain = {}
-    for name, tensor in state.items():
+    for name, tensor in network.state_dict().items():
         plain[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
     return plain
@@ -144,7 +144,7 @@ def save(task: Task, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{type(task.network).__name__} is not a network of the zoo's registry")
     args = {name: value for name, value in task.hparams.items() if name != "network"}
     with written_whole(folder / WEIGHTS) as partial:
-        save_file(_plain(task.network.state_dict()), partial)
+        save_file(plain_state(task.network), partial)
         complete = {
             "format": 1,
             "task": {"name": type(task).__name__, "args": args},

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zoo import recipes, registry
+from zoo import recipes
 from zoo.commands import Parser
 from zoo.core.files import is_file, read_json
 from zoo.core.schema import check
-from zoo.core.text import shown
+from zoo.core.text import first_line, shown
 from zoo.errors import UserError
 from zoo.runs.record import is_finished
 
@@ -65,9 +65,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--to", type=Path, default=None, help="the folder of checkpoints; the project's by default"
     )
+    parser.add_argument(
+        "--push_to_hub",
+        default=None,
+        metavar="USER/NAME",
+        help="upload the folder to Hugging Face's hub too (log in by `hf auth login` first)",
+    )
     options = parser.parse_args(arguments)
+    if options.push_to_hub is not None:
+        check_repository(options.push_to_hub)
     folder = publish(options.run, options.name, options.seeds, options.to, options.temperatures)
     print(f"published: {folder}")
+    if options.push_to_hub is not None:
+        print(f"uploaded: {push_to_hub(folder, options.push_to_hub)}")
     return 0
 
 
@@ -94,8 +104,10 @@ def publish(
     from zoo.checkpoints import store
     from zoo.checkpoints.card import card
     from zoo.checkpoints.load import load
+    from zoo.checkpoints.recorded import data_module
     from zoo.commands.sample import draw_samples
     from zoo.core.files import write_text
+    from zoo.evaluation.stated import measure
     from zoo.tasks.base import read_checkpoint
     from zoo.tasks.protocols import SamplesImages
 
@@ -114,10 +126,10 @@ def publish(
     file = run / "checkpoints" / "last.ckpt"
     content = read_checkpoint(file)
     task = load(file)
-    data = _data_of(recipe)
+    data = data_module(recipe)
     if temperatures:
         _choose_temperatures(task, data, recipe)
-    measured = _measure(task, data)
+    measured = measure(task, data)
     if temperatures:
         measured["judged"]["chosen"] = True
     root = to or recipes.shipped_folder("checkpoints")
@@ -217,15 +229,6 @@ def _essence(recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _data_of(recipe: dict[str, Any]) -> Any:
-    section = recipe["data"]
-    name = section["class_path"].rsplit(".", 1)[-1]
-    entry = registry.find(registry.DATA, name, "data set")
-    module = registry.load(entry.data)(**section["init_args"])
-    module.prepare_data()
-    return module
-
-
 def _choose_temperatures(task: Any, data: Any, recipe: dict[str, Any]) -> None:
     from zoo.evaluation.generator import reference_classifier, temperatures
 
@@ -235,26 +238,43 @@ def _choose_temperatures(task: Any, data: Any, recipe: dict[str, Any]) -> None:
     recipe["model"]["init_args"]["temperature"] = task.temperature
 
 
-def _measure(task: Any, module: Any) -> dict[str, Any]:
-    """What a card states of the weights, in the precision they are loaded in (float32)."""
-    from lightning.pytorch import Trainer
+def check_repository(name: str) -> None:
+    """Refuses what names no repository of the hub, before anything is measured."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    samples = module.sizes()
-    if not module.has_test and task.headline.startswith("test/"):
-        raise UserError(f"{module.name} has no test images: there is nothing to state")
-    trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False)
-    metrics: dict[str, float] = {}
-    measures = [trainer.validate]
-    if module.has_test and task.tests:
-        measures.append(trainer.test)
-    for measure in measures:
-        for result in measure(task, datamodule=module, verbose=False):
-            metrics.update(result)
-    stated: dict[str, Any] = {
-        "headline": task.headline,
-        "metrics": {name: round(value, 6) for name, value in metrics.items()},
-        "samples": samples,
-    }
-    entry = registry.find(registry.TASKS, type(task).__name__, "task")
-    complete: dict[str, Any] = registry.load(entry.measure)(task, module, stated)
-    return complete
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"--push_to_hub {shown(name)}: {first_line(error)}") from None
+    if name.count("/") != 1:
+        raise UserError(f"--push_to_hub {shown(name)}: give USER/NAME")
+
+
+def push_to_hub(folder: Path, name: str) -> str:
+    """Uploads a published folder to Hugging Face's hub.
+
+    Args:
+        folder: weights, config and card.
+        name: the repository, ``USER/NAME``; created where it does not exist.
+
+    Returns:
+        The address of the upload.
+
+    Raises:
+        UserError: there is no connection, or no permission.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    api = HfApi()
+    try:
+        api.create_repo(name, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=name, folder_path=folder, commit_message=f"Add {folder.name}"
+        )
+    except (HfHubHTTPError, LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
+        raise UserError(
+            f"{folder} is published, but was not uploaded to {name}: {first_line(error)}"
+        ) from error
+    return str(done.commit_url)

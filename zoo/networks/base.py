@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
+from zoo.core.renamed import renamed_network
 from zoo.networks.checkpointing import recomputed
 from zoo.networks.initializers import init_he
 
+CONFIG = "config.json"  # the name that the hub gives it
 # In a ``group_matcher``: belongs to the block before it, as timm's ``group_parameters`` reads it.
 JOINS_PREVIOUS = (99999,)
 
@@ -32,6 +36,27 @@ class Network(nn.Module, PyTorchModelHubMixin):
         for name, value in config.items():
             config[name] = _listed(value)
         return config
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Any:
+        """Reads the zoo's ``config.json`` as well as Hugging Face's, whose keys are arguments."""
+        config = _read_config(model_id, options)
+        if isinstance(recorded := config.get("network"), dict):
+            recorded = renamed_network(recorded)
+            if recorded["name"] != cls.__name__:
+                raise ValueError(f"{model_id} holds a {recorded['name']}, not a {cls.__name__}")
+            options = {**recorded["args"], **options}
+        return super()._from_pretrained(model_id=model_id, **options)
+
+
+def _read_config(model_id: str, options: dict[str, Any]) -> dict[str, Any]:
+    """``config.json`` of a folder, or of a repository of the hub."""
+    file = Path(model_id) / CONFIG
+    if not file.parent.is_dir():
+        where = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+        file = Path(hf_hub_download(model_id, CONFIG, **{key: options[key] for key in where}))
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return config
 
 
 class ImageNetwork(Network):

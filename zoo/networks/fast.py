@@ -58,7 +58,7 @@ def scale_channels(x: Tensor, gate: Tensor) -> Tensor:
     if not in_rows(x):
         return x * gate[:, :, None, None]
     spread = gate.new_ones(1, x.shape[2] * x.shape[3], 1) @ gate[:, None]  # (B, H · W, C)
-    return x * spread.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+    return x * spread.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 class PooledConv2d(nn.Conv2d):

@@ -202,7 +202,7 @@ class Generator(Network):
         """
         if self.class_latents:
             latents = latents_by_class(latents, labels, self.num_classes)
-        x = self.first(latents).view(len(latents), -1, self.side, self.side)
+        x = self.first(latents).view(latents.shape[0], -1, self.side, self.side)
         for block in self.blocks:
             x = block(x, labels, latents)
         x = self.norm(x).relu()

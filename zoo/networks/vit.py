@@ -264,7 +264,7 @@ class ViT(ImageNetwork):
         positions = self._positions(x.shape[2], x.shape[3])
         x = x.flatten(2).transpose(1, 2)
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
         x = self.pos_drop(x + positions)
         for block in self.blocks:
             x = self.run(block, x)

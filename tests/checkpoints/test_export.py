@@ -1,0 +1,123 @@
+"""Exported files: run outside the zoo, and kept only if they compute what the network does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zoo.checkpoints import export as module
+from zoo.checkpoints.export import ExportError, export
+from zoo.data import Digits
+from zoo.errors import UserError
+from zoo.networks import ResNet
+from zoo.tasks import ImageClassifier
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    data = Digits()
+    data.prepare_data()
+    return data
+
+
+@pytest.fixture
+def task(digits: Digits) -> ImageClassifier:
+    torch.manual_seed(0)
+    network = ResNet(num_classes=10, in_channels=1, layers=[1, 1], width=8, stem="small")
+    task = ImageClassifier(network)
+    task.data_info = digits.describe()
+    for norm in network.modules():  # statistics that a fresh network would not have
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    return task.eval()
+
+
+def test_a_file_with_preprocessing_and_probabilities_needs_numpy_alone(
+    task: ImageClassifier, digits: Digits, tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    task.calibration = {"temperature": 0.7}  # type: ignore[assignment]
+    done = export(task, digits, tmp_path / "digits.onnx", preprocessing=True, probabilities=True)
+    assert done.agreed == done.samples == digits.sizes()["test"]
+    assert done.inputs["images"].endswith("uint8")
+    assert done.inputs["images"].startswith("(batch,")
+
+    session = onnxruntime.InferenceSession(str(done.file))
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["classes"]) == list(digits.classes)
+    assert json.loads(facts["temperature"]) == 0.7
+    assert len(facts["weights_sha256"]) == 64
+    images = next(iter(digits.plain("test")))[0][:9]
+    found = session.run(None, {"images": images.numpy()})[0]
+    normalized = (images.numpy() / 255 - np.array(digits.mean)) / np.array(digits.std)
+    with torch.no_grad():
+        logits = task.network(torch.from_numpy(normalized).float()).double().numpy() / 0.7
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_torch_export_and_safetensors_give_the_same_logits(
+    task: ImageClassifier, digits: Digits, tmp_path: Path
+) -> None:
+    done = export(task, digits, tmp_path / "digits.pt2", "torch-export")
+    extra = {"facts.json": ""}
+    program = torch.export.load(done.file, extra_files=extra).module()
+    assert json.loads(extra["facts.json"])["mean"] == list(digits.mean)
+    images = torch.randn(3, *digits.input_shape)
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), task.network(images))
+    done = export(task, digits, tmp_path / "digits.safetensors", "safetensors")
+    assert done.difference == 0
+    assert [each.name for each in tmp_path.iterdir()] == [
+        each.name for each in tmp_path.iterdir() if ".part" not in each.name
+    ]
+
+
+@pytest.mark.parametrize("fault", ["values", "shape", "answers"])
+def test_a_file_that_computes_something_else_is_not_kept(
+    task: ImageClassifier,
+    digits: Digits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    def write(served: Any, file: Path, facts: Any, quantize: Any) -> Any:
+        file.write_bytes(b"a program")
+
+        def run(images: Tensor) -> Tensor:
+            logits = served.module(images)
+            if fault == "values":
+                return logits + 0.5
+            if fault == "shape":
+                return logits[:1]
+            few = len(images) > 64  # the test set alone
+            return logits.flip(1) if few else logits
+
+        return run
+
+    monkeypatch.setitem(module._WRITERS, "torch-export", write)
+    with pytest.raises(ExportError, match="was not written"):
+        export(task, digits, tmp_path / "digits.pt2", "torch-export")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "aoti", "quantize": "int8"}, "--quantize int8 is for --format onnx"),
+        ({"format": "safetensors", "preprocessing": True}, "leave --with away"),
+        ({"format": "tflite"}, "choose one of onnx, torch-export"),
+    ],
+)
+def test_what_does_not_exist_is_refused(
+    task: ImageClassifier, digits: Digits, tmp_path: Path, options: Any, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        export(task, digits, tmp_path / "file", **options)
