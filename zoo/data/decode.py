@@ -43,13 +43,7 @@ def decode(path: Path | bytes, channels: int, background: Color = "white") -> Te
     """
     if channels not in MODES:
         raise UserError(f"an image cannot be read with {channels} channels: give 1 or 3")
-    try:
-        color = ImageColor.getrgb(background)[:3]
-    except (ValueError, AttributeError):
-        raise UserError(
-            f"background is {shown(background)}, which is no color: give a name such as white, or "
-            "#rrggbb"
-        ) from None
+    color = rgb(background)
     try:
         with open_image(path) as opened:
             image = _in_8_bits(ImageOps.exif_transpose(opened))
@@ -59,6 +53,22 @@ def decode(path: Path | bytes, channels: int, background: Color = "white") -> Te
             return v2.functional.pil_to_tensor(image.convert(MODES[channels]))
     except Exception as error:  # PIL has many for a broken file, a decompression bomb among them
         raise UserError(f"{_name(path)} {why_unreadable(error)}") from None
+
+
+def rgb(color: Color) -> tuple[int, int, int]:
+    """Red, green and blue of a color, from 0 to 255.
+
+    Raises:
+        UserError: it is no color.
+    """
+    try:
+        red, green, blue, *_ = ImageColor.getrgb(color)
+    except (ValueError, AttributeError):
+        raise UserError(
+            f"background is {shown(color)}, which is no color: give a name such as white, or "
+            "#rrggbb"
+        ) from None
+    return red, green, blue
 
 
 def open_image(path: Path | bytes) -> Image.Image:
