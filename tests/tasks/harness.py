@@ -169,7 +169,8 @@ CASES = [
             "schedule": "constant",
             "ema_decay": 0.97,
         },
-        hparams=EVERY_TASK | {"weight_decay", "label_smoothing", "channels_last", "compile"},
+        hparams=EVERY_TASK
+        | {"weight_decay", "label_smoothing", "class_weights", "channels_last", "compile"},
         make_data=digits(32),
         inputs=images_of,
         sample=mc_dropout,
