@@ -59,9 +59,7 @@ def early_stop(given: str, model: Any, data: dict[str, Any]) -> EarlyStop:
     """
     metric, comma, patience = given.partition(",")
     if not metric or (comma and not patience.isdecimal()):
-        raise UserError(
-            f"--early_stop {shown(given)}: give a metric, or METRIC,PATIENCE: val/loss,5"
-        )
+        raise UserError(f"--early_stop {shown(given)}: give METRIC or METRIC,PATIENCE: val/loss,5")
     mode = "max" if metric.endswith(RISING) else "min"
     if metric == getattr(model, "monitor", Task.monitor):
         mode = getattr(model, "monitor_mode", Task.monitor_mode)
