@@ -58,7 +58,7 @@ def test_a_fit_draws_its_last_validation(tmp_path: Path) -> None:
     assert names >= {"confusion_val.png", "errors_val.png", "by_class_val.csv"}
 
 
-@pytest.mark.parametrize("count", [2, 40, 1000])
+@pytest.mark.parametrize("count", [3, 40, 1000])
 def test_pictures_of_few_and_of_many_classes(tmp_path: Path, count: int) -> None:
     matrix = torch.eye(count, dtype=torch.long) * 3
     matrix[0, 1] = 1
