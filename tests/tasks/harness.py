@@ -166,7 +166,7 @@ CASES = [
             "schedule": "constant",
             "ema_decay": 0.97,
         },
-        hparams=EVERY_TASK | OTHERS_ALONE | {"label_smoothing", "channels_last"},
+        hparams=EVERY_TASK | OTHERS_ALONE | {"label_smoothing", "class_weights", "channels_last"},
         make_data=digits(32),
         inputs=images_of,
         sample=mc_dropout,

@@ -48,7 +48,8 @@ def test_metrics_of_stand_in_data_are_logged_under_their_name(
     trainer.fit(small(), datamodule=data())
     with (tmp_path / "metrics.csv").open() as file:
         columns = set(next(csv.reader(file)))
-    names = ("lr", "train/accuracy", "train/loss", "val/accuracy", "val/loss")
+    names = ["lr", "train/accuracy", "train/loss", "val/accuracy", "val/loss"]
+    names += ["val/balanced_accuracy", "val/macro_f1"]
     assert columns == {"epoch", "step", *(prefix + name for name in names)}
     assert {prefix + name for name in names} <= set(trainer.callback_metrics)
 

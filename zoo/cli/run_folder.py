@@ -21,7 +21,16 @@ from zoo.tasks.base import read_checkpoint
 CONFIG_FILE = "config.yaml"
 # What a resumed run may change: how long it runs, on what, and what it tells; the rest makes it
 # another run.
-FREE = {"runs", "name", "wandb", "save_every_n_steps", "test_after_fit", "resume_changes"}
+FREE = {
+    "check_data",
+    "early_stop",
+    "name",
+    "resume_changes",
+    "runs",
+    "save_every_n_steps",
+    "test_after_fit",
+    "wandb",
+}
 FREE_OF_TRAINER = {
     "accelerator",
     "barebones",

@@ -50,6 +50,8 @@ def renamed_task(name: str, args: dict[str, Any], *, trained: bool = True) -> di
         momentum = {"momentum": args.pop("momentum")}
         args["optimizer_args"] = {**momentum, **(args.get("optimizer_args") or {})}
     return args
+
+
 # Arguments that are gone, at the value with which they did nothing.
 REMOVED: dict[str, dict[str, Any]] = {
     "SNGAN": {"detail_scale": 0.0},
