@@ -21,7 +21,16 @@ from zoo.tasks.base import read_checkpoint
 CONFIG_FILE = "config.yaml"
 # What a resumed run may change: how long it runs, on what, and what it tells; the rest makes it
 # another run.
-FREE = {"runs", "name", "wandb", "save_every_n_steps", "test_after_fit", "resume_changes"}
+FREE = {
+    "runs",
+    "name",
+    "wandb",
+    "save_every_n_steps",
+    "test_after_fit",
+    "resume_changes",
+    "init_from",
+    "weights",
+}
 FREE_OF_TRAINER = {
     "accelerator",
     "barebones",
@@ -101,7 +110,7 @@ def find_checkpoint(wanted: str | None, runs: Path, command: str) -> Path | None
         if command == "fit":
             raise UserError(
                 f"--ckpt_path {wanted}: shipped weights are no run to go on with; to start "
-                f"from them, zoo.load({wanted!r}) in Python"
+                f"from them, --init_from {wanted}"
             )
         return None
     if wanted not in ("last", "best"):

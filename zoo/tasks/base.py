@@ -18,6 +18,7 @@ from torchmetrics import MeanMetric
 from zoo import networks
 from zoo.core.lightning_file import read_checkpoint
 from zoo.errors import UserError
+from zoo.networks.lora import lora_rank
 from zoo.tasks.averaging import EMA
 from zoo.tasks.optim import make_optimizer
 from zoo.tasks.schedule import Schedule, make_schedule
@@ -55,6 +56,7 @@ class Task(LightningModule):
     monitor_mode = "min"  # whether less or more of it is better
     headline = "val/loss"  # what a card states first
     alternates = False  # whether a step leaves some parameters without a gradient
+    layer_decay: float | None = None  # of the learning rate, in fine-tuning
 
     def __init__(
         self,
@@ -200,6 +202,7 @@ class Task(LightningModule):
             self.weight_decay,
             self.momentum,
             self.optimizer_args,
+            self.layer_decay,
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -251,6 +254,8 @@ class Task(LightningModule):
         checkpoint["random_state"] = states
         checkpoint["task"] = type(self).__name__
         checkpoint["data"] = self.data_info
+        if rank := lora_rank(self.network):
+            checkpoint["lora_rank"] = rank
         if self._trainer is not None and not _is_last_batch(self.trainer):
             checkpoint["training_metrics"] = {
                 name: metric.metric_state for name, metric in self.training_metrics.items()
