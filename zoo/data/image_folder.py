@@ -20,10 +20,12 @@ from zoo.core.files import is_folder
 from zoo.core.seeds import step_seed
 from zoo.core.text import shown
 from zoo.data.images import LabelledImages, Split
+from zoo.data.transform import evaluation_crop
 from zoo.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 Item = tuple[Path, int]
+CROP_PCT = 0.875  # what is seen of the shorter side in evaluation, as is usual
 _PARTS: dict[Split, str] = {"train": "train", "validation": "val", "test": "test"}
 
 
@@ -198,10 +200,7 @@ class ImageFolder(LabelledImages):
         self.flip = flip
         self.randaugment = v2.RandAugment(magnitude=randaugment) if randaugment else None
         self._training_crop = v2.RandomResizedCrop(image_size, (scale, 1.0), antialias=True)
-        # The shorter side a little longer than what is seen, as is usual.
-        self._crop = v2.Compose(
-            [v2.Resize(round(image_size / 0.875), antialias=True), v2.CenterCrop(image_size)]
-        )
+        self._crop = evaluation_crop(image_size, CROP_PCT)
         self.classes: list[str] = []
         self._items: dict[str, list[Item]] = {}
         self._named: set[str] = set()
@@ -319,6 +318,9 @@ class ImageFolder(LabelledImages):
             parts["test"] += [mine[i] for i in order[held : held + tested]]
             parts["train"] += [mine[i] for i in order[held + tested :]]
         return parts
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "crop_pct": CROP_PCT}
 
     @property
     def has_test(self) -> bool:  # type: ignore[override]
