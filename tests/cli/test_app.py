@@ -289,6 +289,7 @@ def test_every_recipe_runs_two_batches(zoo_cli, request: pytest.FixtureRequest, 
         for label in ("one", "two"):
             paint(Path("images", label), 25, (9, 9, 9))
         limits += ["--model.network.num_classes", "2", "--data.batch_size", "4"]
+        limits += ["--data.folder", "images"]
     result = zoo_cli("fit", "--recipe", name, *limits)
     assert result.code == 0, result.err
 
