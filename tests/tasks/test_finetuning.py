@@ -153,7 +153,7 @@ def test_a_linear_probe_is_the_logistic_regression_of_its_features() -> None:
     with torch.no_grad():
         right = (model(images[200:]).argmax(1) == labels[200:400]).float().mean()
     assert float(right) == pytest.approx(probe.accuracy, abs=1e-6)
-    assert probe.accuracy > 0.85
+    assert probe.accuracy > 0.8
     two = zoo.load("resnet_fmnist", num_classes=2)
     even = zoo.linear_probe(
         two, [(images[:200], labels[:200] % 2)], [(images[200:], labels[200:400] % 2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def initialize(task: Task, source: str | Path, data: dict[str, Any]) -> Transfer
 
 
 def check_same_network(
-    recorded: dict[str, Any] | None, task: nn.Module, source: Path, advice: str = ""
+    recorded: Mapping[str, Any] | None, task: nn.Module, source: Path, advice: str = ""
 ) -> None:
     """Compares a checkpoint's network with that of a task, where both are the zoo's.
 

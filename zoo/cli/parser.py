@@ -36,8 +36,8 @@ class RecipeAction(ActionConfigFile):
                 raise UserError(f"{path}: {in_one_line(str(error), parser)}") from None
         parser.recipes.append(str(value))
         if network := pretrained.missing_network(parser.typed, cfg, str(value)):
-            content = yaml.safe_dump({"model": {"init_args": {"network": network}}})
-            ActionConfigFile.apply_config(parser, cfg, dest, content)
+            addition = yaml.safe_dump({"model": {"init_args": {"network": network}}})
+            ActionConfigFile.apply_config(parser, cfg, dest, addition)
 
 
 class RecipeParser(LightningArgumentParser):

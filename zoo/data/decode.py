@@ -41,7 +41,7 @@ def decode(path: Path | bytes, channels: int, background: Color = "white") -> Te
     Raises:
         UserError: the file is empty, cut off or not an image, or an argument is out of range.
     """
-    color = _checked(channels, background)
+    color = checked_color(channels, background)
     try:
         with open_image(path) as opened:
             return _pixels(opened, channels, color)
@@ -63,11 +63,15 @@ def pixels(image: Image.Image, channels: int, background: Color = "white") -> Te
     Raises:
         UserError: an argument is out of range.
     """
-    return _pixels(image, channels, _checked(channels, background))
+    return _pixels(image, channels, checked_color(channels, background))
 
 
-def _checked(channels: int, background: Color) -> tuple[int, ...]:
-    """The background's color."""
+def checked_color(channels: int, background: Color) -> tuple[int, ...]:
+    """Reads the background's color as red, green and blue.
+
+    Raises:
+        UserError: it is none, or no image has so many channels.
+    """
     if channels not in MODES:
         raise UserError(f"an image cannot be read with {channels} channels: give 1 or 3")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from timm.models import group_parameters
 from torch import nn
@@ -77,7 +77,7 @@ def _up_to(network: nn.Module, stage: str) -> set[str]:
     tensors = network.state_dict()
     if matcher := getattr(network, "group_matcher", None):
         # timm sorts parameters alone; of a norm without any, the buffers have to be sorted as well.
-        named = SimpleNamespace(named_parameters=tensors.items)
+        named: Any = SimpleNamespace(named_parameters=tensors.items)
         layers = group_parameters(named, matcher(), reverse=True)
     else:  # in the order in which they were made
         layers = {name: layer for layer, name in enumerate(tensors)}

@@ -177,7 +177,7 @@ class ImageClassifier(Task):
         transform = self.transform
         probabilities = [torch.empty(0, len(self.data_info.get("classes", [])))]
         with evaluating(self), torch.inference_mode():
-            for chunk in batched(images, batch_size):
+            for chunk in _chunks(images, batch_size):
                 batch = torch.stack([transform(to_pixels(i, transform.channels)) for i in chunk])
                 probabilities.append(self.predict_step(batch.to(self.device), 0).cpu())
         return torch.cat(probabilities[1:] or probabilities).clone()
@@ -199,7 +199,7 @@ class ImageClassifier(Task):
             )
 
 
-def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of at most ``size`` items each."""
     waiting = iter(items)
     while chunk := list(islice(waiting, size)):
