@@ -30,6 +30,14 @@ needs_data = pytest.mark.skipif(
 needs_fashion_mnist = needs_shakespeare = needs_data
 
 
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of the user's cache: what is known of a test's images is not kept."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("zoo.data.checking.cache_folder", lambda: folder)
+    return folder
+
+
 @dataclass
 class Result:
     code: int
@@ -39,7 +47,10 @@ class Result:
 
 @pytest.fixture
 def zoo_cli(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., Result]:
     """``zoo_cli("fit", "--recipe", "resnet_digits")`` in an empty working directory."""
     monkeypatch.chdir(tmp_path)

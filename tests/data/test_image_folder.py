@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,17 +13,19 @@ import torch
 from PIL import Image
 
 import zoo
-from zoo.data import ImageFolder
-from zoo.data.image_folder import _decode
+from zoo.data import ImageFolder, checking
 from zoo.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def paint(folder: Path, count: int, color: tuple[int, int, int]) -> None:
-    """Images of several sizes and formats, all of one color."""
+    """Images of several sizes and formats, all of one color, none of them with equal bytes."""
     folder.mkdir(parents=True)
     for index in range(count):
-        suffix = ("png", "jpg")[index % 2]
-        Image.new("RGB", (40 + 8 * index, 48), color).save(folder / f"{index}.{suffix}")
+        path = folder / f"{index}.{('png', 'jpg')[index % 2]}"
+        Image.new("RGB", (40 + 8 * index, 48), color).save(path)
+        path.write_bytes(path.read_bytes() + str(path).encode())  # decoders stop before it
 
 
 MINE = """
@@ -66,20 +69,20 @@ def data(folder: Path, **options: Any) -> ImageFolder:
 def test_a_flat_folder_is_split_by_fraction_alike_in_every_class(flat: Path) -> None:
     one = data(flat, validation=0.2, test=0.1)
     assert one.classes == ["blue", "red"]
-    assert {part: len(items) for part, items in one._items.items()} == {
+    assert {part: len(items) for part, items in one.contents().parts.items()} == {
         "train": 14,
         "val": 4,
         "test": 2,
     }
-    paths = [path for items in one._items.values() for path, _ in items]
+    paths = [path for items in one.contents().parts.values() for path, _ in items]
     assert len(set(paths)) == 20
     torch.manual_seed(1)  # the seed of a run does not move it
-    assert data(flat, validation=0.2, test=0.1)._items == one._items
+    assert data(flat, validation=0.2, test=0.1).contents().parts == one.contents().parts
 
 
 def test_folders_decide_the_split_where_there_are_any(split: Path) -> None:
     module = data(split)
-    assert [len(module._items[part]) for part in ("train", "val", "test")] == [12, 6, 0]
+    assert [len(module.contents().parts[part]) for part in ("train", "val", "test")] == [12, 6, 0]
     assert not module.has_test
     with pytest.raises(UserError, match="has no test images"):
         module.test_dataloader()
@@ -90,7 +93,7 @@ def test_validation_images_come_from_the_training_ones_where_they_have_no_folder
 ) -> None:
     (split / "val").rename(split / "test")
     module = data(split, validation=0.3, test=0.1)
-    parts = module._items
+    parts = module.contents().parts
     assert [len(parts[part]) for part in ("train", "val", "test")] == [8, 4, 6]
     assert {path.parts[-3] for path, _ in parts["train"] + parts["val"]} == {"train"}
     assert not set(parts["train"]) & set(parts["val"])
@@ -165,7 +168,7 @@ def test_an_unreadable_image_of_any_part_is_named_before_the_first_step(
     broken.write_bytes((split / "train" / "red" / "0.png").read_bytes()[:40])
     with pytest.raises(UserError, match=r"red/broken\.png cannot be read as an image: .* skip$"):
         data(split)
-    with pytest.warns(UserWarning, match=r"skipped: .*broken\.png .*\(1 so far\)"):
+    with pytest.warns(UserWarning, match=r"1 files and folders are left out, .*broken\.png"):
         module = data(split, corrupt="skip")
     assert module.sizes() == {"train": 12, "val": 6, "test": 6}
 
@@ -185,18 +188,19 @@ def test_a_truncated_image_is_found(flat: Path, suffix: str) -> None:
 
 def test_one_that_breaks_after_it_was_opened_is_named(flat: Path) -> None:
     module = data(flat, test=0.0)
-    path, _ = module._items["val"][0]
+    path, _ = module.contents().parts["val"][0]
     path.write_bytes(b"gone")
     batches = list(module.val_dataloader())
-    with pytest.raises(UserError, match=f"{path.name} cannot be read as an image"):
+    with pytest.raises(UserError, match=f"{path.name} cannot be read as an image.*has changed"):
         module.on_after_batch_transfer(batches[0], 0)
 
 
-def test_advice_that_was_followed_is_not_repeated(flat: Path) -> None:
-    module = ImageFolder(str(flat), image_size=32, workers=0, corrupt="skip")
-    module.prepare_data()
-    module._items["test"][0][0].write_bytes(b"gone")
-    with pytest.raises(UserError, match=r"mend or remove it$"):
+def test_advice_that_was_followed_is_not_repeated(split: Path) -> None:
+    for name in ("red", "blue"):
+        paint(split / "test" / name, 3, (9, 9, 9))
+    (split / "test" / "red" / "0.png").write_bytes(b"")
+    module = data(split, corrupt="skip")
+    with pytest.raises(UserError, match=r"0\.png is empty \(0 bytes\): .* is for every file$"):
         module.setup("predict")
 
 
@@ -210,9 +214,15 @@ def test_what_is_not_read_is_counted_and_named(flat: Path) -> None:
     for name in ("a.heic", "b.heic", "Thumbs.db"):
         (flat / "blue" / name).write_bytes(png)
     before = {path.name for path in (flat / "red").glob("*.*g") if path.is_file()}
-    with pytest.warns(UserWarning, match=r"1 of '\.db' .*2 of '\.heic' .*2 of 'hidden folders'"):
+    with pytest.warns(UserWarning, match="5 files and folders are left out"):
         module = data(flat)
-    red = [path for items in module._items.values() for path, label in items if label == 1]
+    report = module.report()
+    assert "left out: 5" in report
+    for line in ("2 hidden:", "2 the format '.heic' is not read:", "1 the format '.db' is not"):
+        assert line in report
+    red = [
+        path for items in module.contents().parts.values() for path, label in items if label == 1
+    ]
     assert {path.name for path in red} == before | {"inner.png"}
     assert all("eaDir" not in str(path) and ".ipynb" not in str(path) for path in red)
 
@@ -232,7 +242,7 @@ def test_a_name_that_is_not_utf8_is_refused(flat: Path, inner: str) -> None:
         ("resnet50_imagefolder", ["--model.network.width", "8"]),
         (
             "vit_small_imagefolder",
-            ["--model.network.embed_dim", "24", "--model.network.image_size", "32"],
+            ["--model.network.embed_dim", "24"],
         ),
     ],
 )
@@ -241,10 +251,11 @@ def test_recipes_train_on_it_and_the_classes_travel_with_the_weights(
 ) -> None:
     common = ["--data.folder", str(flat), "--data.image_size", "32", "--data.batch_size", "4"]
     common += ["--data.workers", "0", "--trainer.max_epochs", "1"]
-    result = zoo_cli("fit", "--recipe", recipe, *options, *common)
+    typed = ["--model.network.num_classes", "5"]
+    result = zoo_cli("fit", "--recipe", recipe, *options, *common, *typed)
     assert result.code == 2
-    assert "has 2 classes, and the network 1000 outputs" in result.err
-    common += ["--trainer.limit_train_batches", "2", "--model.network.num_classes", "2"]
+    assert "has 2 classes, and the network 5 outputs" in result.err
+    common += ["--trainer.limit_train_batches", "2"]
     result = zoo_cli("fit", "--recipe", recipe, *options, *common)
     assert result.code == 0, result.err
     model = zoo.load(next(Path(f"runs/{recipe}").glob("*/checkpoints/last.ckpt")))
@@ -264,7 +275,7 @@ def test_an_unreadable_image_stops_a_fit_in_a_line_or_is_skipped(
     assert result.code == 2
     assert "cannot be read as an image" in result.err
     assert "Traceback" not in result.err
-    with pytest.warns(UserWarning, match=r"skipped: .*red"):
+    with pytest.warns(UserWarning, match="4 files and folders are left out"):
         result = zoo_cli("fit", "--recipe", "mine.yaml", *options, "--data.corrupt", "skip")
     assert result.code == 0, result.err
 
@@ -295,16 +306,6 @@ def test_an_image_more_in_one_class_leaves_the_other_split_as_it_was(flat: Path)
     after = data(flat).files("train")
     assert [name for name in before if "red" in name] == [name for name in after if "red" in name]
     assert len(after) == len(before) + 1
-
-
-def test_16_bits_a_pixel_and_a_turned_photograph_are_read_right(tmp_path: Path) -> None:
-    deep = Image.fromarray(np.full((4, 6), 40_000, dtype=np.uint16))
-    deep.save(tmp_path / "deep.png")
-    assert _decode(tmp_path / "deep.png").unique().tolist() == [40_000 >> 8]
-    turned, exif = Image.new("RGB", (6, 4)), Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter
-    turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert _decode(tmp_path / "turned.jpg").shape == (3, 6, 4)
 
 
 def test_a_folder_without_test_images_is_trained_on_and_not_tested(zoo_cli, split: Path) -> None:
@@ -374,17 +375,23 @@ def test_several_processes_see_each_image_exactly_once(split: Path) -> None:
         ({"mixup": -1.0}, "cannot be negative"),
         ({"workers": -1}, "data.workers is -1"),
         ({"std": [0.2, 0.0, 0.2]}, "std is above 0"),
-        ({"mean": [0.5]}, "three numbers each"),
+        ({"mean": [0.5], "std": [0.2] * 3}, "a number for each of data.channels"),
+        ({"mean": [0.5], "channels": 3}, "a number for each of data.channels"),
+        ({"channels": 2}, "data.channels is 2"),
+        ({"background": "whit"}, "'whit', which is no color"),
+        ({"sampling_weights": [1.0]}, "has 1 numbers for 2 classes"),
         ({"corrupt": "ignore"}, "choose error or skip"),
         ({"validation": 0.9, "test": 0.1}, "none is left to train on"),
     ],
 )
 def test_bad_options_are_refused(flat: Path, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        data(flat, **options)
+        data(flat, **options).train_dataloader()
 
 
 def test_bad_folders_are_named(flat: Path, split: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.folder is missing: give --data\.folder PATH"):
+        ImageFolder().prepare_data()
     with pytest.raises(UserError, match=r"no such folder: .*nowhere"):
         data(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -396,3 +403,199 @@ def test_bad_folders_are_named(flat: Path, split: Path, tmp_path: Path) -> None:
     paint(split / "val" / "green", 1, (0, 255, 0))
     with pytest.raises(UserError, match="green: a class that the training images do not have"):
         data(split)
+
+
+# -- the check -------------------------------------------------------------------------------------
+
+
+def gradient(path: Path, seed: int, mode: str = "RGB") -> None:
+    """An image whose bytes no other seed has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Two classes in three splits, with a file of every kind that is left out."""
+    root = tmp_path / "odd"
+    for part, count in (("train", 6), ("valid", 2), ("test", 2)):
+        for label, name in enumerate(("brick", "grass")):
+            for index in range(count):
+                mode = "L" if (part, index) == ("train", 0) else "RGB"
+                seed = 100 * label + 10 * len(part) + index
+                gradient(root / part / name / f"{index}.png", seed, mode)
+    brick = root / "train" / "brick"
+    (brick / "zero.png").write_bytes(b"")
+    (brick / "cut.png").write_bytes((brick / "1.png").read_bytes()[:200])
+    (brick / ".hidden.png").write_bytes((brick / "1.png").read_bytes())
+    (brick / "raw.heic").write_bytes(b"ftypheic")
+    (brick / "copy.png").write_bytes((root / "test" / "grass" / "0.png").read_bytes())
+    (root / "valid" / "brick" / "copy.tif").write_bytes(
+        (root / "test" / "brick" / "1.png").read_bytes()
+    )
+    (root / "loose.png").write_bytes((brick / "2.png").read_bytes())
+    (root / "extra").mkdir()
+    (root / "train" / "link").symlink_to(brick)
+    (root / "train" / "link").unlink()
+    (brick / "link").symlink_to(root / "test")
+    return root
+
+
+def test_the_table_counts_every_image_and_names_what_is_left_out(odd: Path) -> None:
+    module = ImageFolder(str(odd), corrupt="skip", workers=0)
+    report = module.report().splitlines()
+    assert report[:6] == [
+        f"{odd}: 20 images of 2 classes",
+        "  class  train    val   test",
+        "  brick      6      2      2",
+        "  grass      6      2      2",
+        "  total     12      4      4",
+        "grey: 2 images, read as three equal channels",
+    ]
+    left = "\n".join(report[6:])
+    assert left.startswith("left out: 9\n")
+    for reason in (
+        "1 empty:\n    train/brick/zero.png is empty (0 bytes)",
+        "1 unreadable:\n    train/brick/cut.png cannot be read as an image: ",
+        "1 hidden:\n    train/brick/.hidden.png",
+        "1 the format '.heic' is not read:\n    train/brick/raw.heic",
+        "2 the same bytes in two splits:",
+        "1 a link to a folder:\n    train/brick/link",
+    ):
+        assert f"  {reason}" in left
+    beside = left.index("  2 beside the folders train, val and test:")
+    assert {"    extra", "    loose.png"} <= set(left[beside:].splitlines())
+    # Of two equal files the one that is measured on stays.
+    names = {part: set(module.files(part)) for part in ("train", "validation", "test")}
+    assert {"test/grass/0.png", "test/brick/1.png"} <= names["test"]
+    assert "valid/brick/copy.tif" not in names["validation"]
+    assert "train/brick/copy.png" not in names["train"]
+
+
+def test_files_are_read_again_only_after_they_have_changed(
+    flat: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    check = checking._check
+    monkeypatch.setattr(checking, "_check", lambda file: (read.append(file.name), check(file))[1])
+    data(flat)
+    assert len(read) == 20
+    data(flat)
+    assert len(read) == 20
+    changed = flat / "red" / "0.png"
+    content = changed.read_bytes()
+    changed.write_bytes(content[:-1] + b"!")  # of the same size
+    os.utime(changed, ns=(0, 0))
+    data(flat)
+    assert read[20:] == ["0.png"]
+    (cache,) = own_cache.glob("checked/*.json")
+    cache.write_text("{")
+    data(flat)
+    assert len(read) == 41
+    monkeypatch.setattr(checking, "cache_folder", lambda: Path("/proc/nowhere"))  # not writable
+    data(flat)
+    assert len(read) == 61
+
+
+def test_a_class_that_loses_its_training_images_is_named(split: Path) -> None:
+    for path in (split / "train" / "red").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no train image of 'red' is left: .* is empty"):
+        data(split, corrupt="skip")
+
+
+# -- labels from a table ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loose(tmp_path: Path) -> Path:
+    root = tmp_path / "loose"
+    for index in range(24):
+        gradient(root / "sub" / f"{index}.png", index)
+    return root
+
+
+def test_a_table_of_labels(loose: Path) -> None:
+    table = loose / "labels.csv"
+    rows = [f"sub/{index}.png,{(2, 10)[index % 2]}" for index in range(22)]
+    table.write_text("\ufeff" + "\n".join(rows) + "\n", encoding="utf-8")
+    module = ImageFolder(str(loose), labels=str(table), workers=0, validation=0.1, test=0.1)
+    with pytest.warns(UserWarning, match="2 files and folders are left out"):
+        assert module.sizes() == {"train": 18, "val": 2, "test": 2}
+    assert module.classes == ["2", "10"]  # by value
+    for path, label in module.contents().parts["train"]:
+        assert label == int(path.stem) % 2
+    assert "2 without a label in labels.csv:\n    sub/22.png\n    sub/23.png" in module.report()
+
+
+def test_a_table_may_name_its_columns_and_the_splits(loose: Path) -> None:
+    table = loose / "labels.tsv"
+    rows = ["label\tsplit\tpath"]
+    splits = ["train"] * 6 + ["valid"] * 2 + ["test"] * 4
+    for index, name in enumerate(splits * 2):
+        rows.append(f"{'ab'[index % 2]}\t{name}\tsub/{index}.png")
+    table.write_text("\n".join(rows))
+    module = ImageFolder(str(loose), labels=str(table), workers=0)
+    assert module.sizes() == {"train": 12, "val": 4, "test": 8}
+    assert module.class_counts().tolist() == [6, 6]
+    assert module.files("validation") == [f"sub/{index}.png" for index in (6, 7, 18, 19)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["sub/0.png,a", "sub/1.png"], r"labels.csv:2: 'sub/1.png' is no path and label"),
+        (["sub/0.png,a", "sub/0.png,b"], r"labels.csv:2: sub/0.png has a label already, in line 1"),
+        (["sub/0.png,a", "sub/1.png,a"], "1 classes of training images, and there must be two"),
+        (
+            ["path,label,split", "sub/0.png,a,train", "sub/1.png,b,tset"],
+            r"labels.csv:3: split is 'tset': write train, val or test",
+        ),
+        (
+            ["path,label,split", "sub/0.png,cat,train", "sub/1.png,dog,train", "sub/2.png,cta,val"],
+            r"labels.csv:4: 'cta' is a class that the training images do not have; did you mean",
+        ),
+        ([f"sub/{i}.png,{'ab'[i % 2]}" for i in range(25)], r"sub/24.png cannot be read .*No such"),
+    ],
+)
+def test_a_bad_table_is_named_with_its_line(loose: Path, rows: list[str], message: str) -> None:
+    (loose / "labels.csv").write_text("\n".join(rows))
+    with pytest.raises(UserError, match=message):
+        data(loose, labels=str(loose / "labels.csv"))
+
+
+# -- channels, and rare classes --------------------------------------------------------------------
+
+
+def test_channels_follow_the_images_and_can_be_chosen(tmp_path: Path) -> None:
+    root = tmp_path / "grey"
+    for index in range(20):
+        gradient(root / "ab"[index % 2] / f"{index}.png", index, "L")
+    module = data(root)
+    assert (module.channels, module.mean, module.std) == (1, [0.449], [0.226])
+    assert module.input_shape == [1, 32, 32]
+    assert next(iter(module.train_dataloader()))[0].shape == (4, 1, 32, 32)
+    expected = {"num_classes": 2, "in_channels": 1, "image_size": 32}
+    assert module.network_arguments() == expected
+    color = data(root, channels=3)
+    images = next(iter(color.val_dataloader()))[0]
+    assert torch.equal(images[:, 0], images[:, 2])
+    assert "grey: 20 images, read as three equal channels" in color.report()
+    gradient(root / "a" / "color.png", 99)
+    assert data(root).channels == 3
+    assert "color: 1 images, read as grey" in data(root, channels=1).report()
+
+
+def test_balanced_sampling_draws_each_class_as_often(tmp_path: Path) -> None:
+    root = tmp_path / "rare"
+    for index in range(60):
+        gradient(root / ("rare" if index < 10 else "usual") / f"{index}.png", index)
+    module = data(root, validation=0.2, test=0.0, sampling_weights="balanced", batch_size=8)
+    assert module.class_counts().tolist() == [8, 40]
+    torch.manual_seed(0)
+    labels = torch.cat([labels for _, labels, _ in module.train_dataloader()])
+    assert labels.bincount().tolist() == [24, 24]
+    module = data(root, validation=0.2, test=0.0, sampling_weights=[0.0, 1.0], batch_size=8)
+    drawn = torch.cat([labels for _, labels, _ in module.train_dataloader()])
+    assert drawn.tolist() == [1] * 48

@@ -28,19 +28,28 @@ from zoo.cli import run_folder, trainer
 from zoo.cli.building import RecipeReader, debugging, refused_in_one_line
 from zoo.core.files import write_text
 from zoo.core.memory import keep_freed_memory
+from zoo.data import ImageFolder
+from zoo.data.module import DataModule
 from zoo.errors import UserError
 from zoo.networks.lora import add_lora
 from zoo.runs.callbacks import AtomicCheckpointIO, GivenSettings, Predictions
+from zoo.runs.class_pictures import ClassPictures
+from zoo.runs.early_stop import early_stop
 from zoo.runs.metrics import METRICS_FILE, RunLogger
 from zoo.runs.record import RunRecord
 from zoo.runs.summary import final_metrics, metric_lines, summary, versions
 from zoo.tasks.base import read_checkpoint
 from zoo.tasks.finetuning import prepare
+from zoo.tasks.image_classifier import ImageClassifier
 from zoo.tasks.protocols import SamplesImages, StreamsText
 
 # Commands whose metrics Lightning would put into a table, which cuts their names and has a column
 # for each loader; they print a line a metric, as a fit does at its end.
 TABLED = ("validate", "test")
+
+
+class _Checked(Exception):
+    """The data are in order, and nothing more was asked for."""
 
 
 class ZooCLI(RecipeReader):
@@ -98,9 +107,24 @@ class ZooCLI(RecipeReader):
 
     # -- building --------------------------------------------------------------------------------
 
+    def given(self) -> Any:
+        return super().given()[self.command]
+
+    def look_at(self, data: DataModule) -> None:
+        checking = self.options.check_data
+        if self.command == "fit" and (checking or isinstance(data, ImageFolder)):
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                print(data.report(), flush=True)
+            if checking:
+                data.prepare_data()
+                raise _Checked
+
     def instantiate_classes(self) -> None:
         self._check_weights()
         super().instantiate_classes()
+        if self.command == "fit" and self.options.check_data:  # and it was not looked at
+            kind = type(self.datamodule).__name__
+            raise UserError(f"--check_data: {kind} is not one of the zoo's data modules")
         with refused_in_one_line(self.parser):
             self.trainer = self.instantiate_trainer()
 
@@ -185,6 +209,9 @@ class ZooCLI(RecipeReader):
             ours.append(self.record)
             if changed:
                 ours.append(GivenSettings())
+            if self.options.early_stop is not None:
+                stop = early_stop(self.options.early_stop, self.model, self.describe_data())
+                ours.append(stop)
         elif self.command == "predict":
             if isinstance(self.model, SamplesImages | StreamsText):
                 raise UserError(
@@ -193,6 +220,8 @@ class ZooCLI(RecipeReader):
                 )
             classes = self.describe_data().get("classes", [])
             ours = [Predictions(folder / "predictions.csv", classes)]
+        if self.command != "predict" and isinstance(self.model, ImageClassifier):
+            ours.append(ClassPictures(folder))
         bars, arguments = trainer.progress(settings)
         wandb = self.options.wandb if fitting else "off"
         return {
@@ -314,6 +343,8 @@ def run(command: str, arguments: list[str]) -> int:
     keep_freed_memory()
     try:
         ZooCLI(command, arguments)
+    except _Checked:
+        return 0
     except MisconfigurationException as error:  # a setting of the trainer that cannot be
         if debugging():
             raise

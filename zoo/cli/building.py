@@ -10,9 +10,10 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from zoo.cli import pretrained
+from zoo.cli.following import follow_data, make_data
 from zoo.cli.messages import in_one_line
 from zoo.cli.parser import RecipeAction, RecipeParser
+from zoo.data.module import DataModule
 from zoo.errors import UserError
 
 
@@ -60,6 +61,11 @@ class RecipeReader(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # Lightning warns of arguments that are not sys.argv's; tests and notebooks give their own.
         self.config = parser.parse_args(args)
+        self._arguments = args
+
+    def given(self) -> Any:
+        """What was typed and what the recipe says, without the defaults of what they leave out."""
+        return self.parser.parse_args(self._arguments, defaults=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
@@ -84,6 +90,21 @@ class RecipeReader(LightningCLI):
             type=Literal["refuse", "accept"],
             default="refuse",
             help="fit: whether --ckpt_path may go on with other settings than the run had",
+        )
+        parser.add_argument(
+            "--check_data",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="fit: check the data, print what they hold and what is left out, and stop",
+        )
+        parser.add_argument(
+            "--early_stop",
+            type=str | None,
+            default=None,
+            metavar="METRIC[,PATIENCE]",
+            help="fit: stop once this metric has not improved for PATIENCE validations (3)",
         )
         parser.add_argument(
             "--wandb",
@@ -139,10 +160,17 @@ class RecipeReader(LightningCLI):
 
     def instantiate_classes(self) -> None:
         with refused_in_one_line(self.parser):
-            pretrained.follow_data(self.options, self.typed)
+            given = self.given()
+            data = make_data(self.options, given)
+            if data is not None:
+                self.look_at(data)
+                follow_data(self.options, given, data)
             self.config_init = self.parser.instantiate_classes(self.config)
-            self.datamodule = self._get(self.config_init, "data")
+            self.datamodule = data or self._get(self.config_init, "data")
             self.model = self._get(self.config_init, "model")
+
+    def look_at(self, data: DataModule) -> None:
+        """What is to be done with the data before the model follows from them."""
 
     def describe_data(self) -> dict[str, Any]:
         """What the data module says of its data; nothing where it is not one of the zoo's."""

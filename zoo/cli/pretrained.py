@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.source import read_source
 from zoo.cli import run_folder
+from zoo.cli.following import FOLLOWING
 from zoo.errors import UserError
-
-# What of a network follows from the data of a fit, and what the data call it.
-FOLLOWS = {"num_classes": "classes", "in_channels": "input_shape"}
 
 
 def typed_option(typed: Sequence[str], name: str) -> str | None:
@@ -43,7 +40,8 @@ def missing_network(typed: Sequence[str], config: Any, recipe: str) -> dict[str,
     """
     if config.get("model.class_path") is None or config.get("model.init_args.network") is not None:
         return None
-    source = _weights(typed, config, recipe)
+    given = _given_weights(typed, config, recipe)
+    source = given or typed_option(typed, "--init_from") or config.get("init_from")
     if source is None:
         return None
     found = read_source(source)
@@ -52,42 +50,21 @@ def missing_network(typed: Sequence[str], config: Any, recipe: str) -> dict[str,
             f"recipe {recipe} takes its network from the weights, and {source} holds weights alone:"
             " name it in a recipe of your own, base: and model.init_args.network"
         )
-    return {
-        "class_path": f"zoo.networks.{found.network['name']}",
-        "init_args": dict(found.network["args"]),
+    # What starts from weights has the classes and the channels of its own data.
+    args = {
+        name: value
+        for name, value in found.network["args"].items()
+        if given is not None or name not in FOLLOWING
     }
+    return {"class_path": f"zoo.networks.{found.network['name']}", "init_args": args}
 
 
-def _weights(typed: Sequence[str], config: Any, recipe: str) -> str | Path | None:
+def _given_weights(typed: Sequence[str], config: Any, recipe: str) -> str | Path | None:
+    """What --weights or --ckpt_path names."""
     if weights := typed_option(typed, "--weights"):
         return weights
     if wanted := typed_option(typed, "--ckpt_path"):
         runs = typed_option(typed, "--runs") or config.get("runs") or "runs"
         name = typed_option(typed, "--name") or run_folder.recipe_name([recipe])
         return run_folder.find_checkpoint(wanted, Path(runs, name), "test") or wanted
-    return typed_option(typed, "--init_from") or config.get("init_from")
-
-
-def follow_data(options: Any, typed: Sequence[str]) -> None:
-    """Gives a network that starts from weights the classes and channels of the data, in place.
-
-    Args:
-        options: what was typed and what the recipe says.
-        typed: the command line; what is typed stands.
-    """
-    network = options.get("model.init_args.network.init_args")
-    data = options.get("data")
-    if options.get("init_from") is None or network is None or data is None:
-        return
-    if options.get("ckpt_path") is not None or options.get("weights") is not None:
-        return
-    module, _, name = data.class_path.rpartition(".")
-    described = getattr(import_module(module), name)(**data.init_args.as_dict()).describe()
-    for argument, fact in FOLLOWS.items():
-        given = any(
-            typed_option(typed, f"--model.{path}{argument}") is not None
-            for path in ("network.", "network.init_args.", "init_args.network.init_args.")
-        )
-        if argument in network and fact in described and not given:
-            value = described[fact]
-            network[argument] = len(value) if argument == "num_classes" else value[0]
+    return None

@@ -22,13 +22,15 @@ CONFIG_FILE = "config.yaml"
 # What a resumed run may change: how long it runs, on what, and what it tells; the rest makes it
 # another run.
 FREE = {
-    "runs",
+    "check_data",
+    "early_stop",
+    "init_from",
     "name",
-    "wandb",
+    "resume_changes",
+    "runs",
     "save_every_n_steps",
     "test_after_fit",
-    "resume_changes",
-    "init_from",
+    "wandb",
     "weights",
 }
 FREE_OF_TRAINER = {

@@ -3,6 +3,7 @@
 from zoo.data.base import ImageData
 from zoo.data.batches import Batches
 from zoo.data.cifar import CIFAR10, CIFAR100
+from zoo.data.datasets import Images
 from zoo.data.digits import Digits
 from zoo.data.download import data_folder
 from zoo.data.fashion_mnist import FashionMNIST
@@ -19,6 +20,7 @@ __all__ = [
     "FashionMNIST",
     "ImageData",
     "ImageFolder",
+    "Images",
     "LabelledImages",
     "PythonTopics",
     "Shakespeare",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.core.seeds import step_seed
 from zoo.data.augment import cutout, erase, shift_and_flip
 from zoo.data.batches import Batches
-from zoo.data.images import LabelledImages, Split
+from zoo.data.images import LabelledImages, Split, draws
 from zoo.errors import UserError
 
 
@@ -37,7 +37,7 @@ class ImageData(LabelledImages):
         erase_probability: float,
         drop_last: bool,
         fallback: str | None = None,
-        sampling_weights: list[float] | None = None,
+        sampling_weights: Literal["balanced"] | list[float] | None = None,
     ) -> None:
         super().__init__(fallback)
         if batch_size < 1:
@@ -49,8 +49,7 @@ class ImageData(LabelledImages):
                 raise UserError(f"data.{name}_probability is {value}: it must lie between 0 and 1")
         if min(shift, cutout_size) < 0:
             raise UserError("data.shift and data.cutout_size are pixels: they cannot be negative")
-        if sampling_weights is not None:
-            _check_sampling_weights(sampling_weights, len(self.classes))
+        draws(sampling_weights, torch.ones(len(self.classes)))  # refuses what it cannot be
         self.batch_size, self.validation_size = batch_size, validation_size
         self.shift, self.flip = shift, flip
         self.cutout_size, self.cutout_probability = cutout_size, cutout_probability
@@ -123,8 +122,14 @@ class ImageData(LabelledImages):
 
     def _weights(self, labels: Tensor) -> Tensor | None:
         """Of each image: its class's."""
-        given = self.used.sampling_weights
-        return None if given is None else torch.tensor(given)[labels]
+        weights = draws(self.used.sampling_weights, self._counts(labels))
+        return None if weights is None else weights[labels]
+
+    def _counts(self, labels: Tensor) -> Tensor:
+        return labels.bincount(minlength=len(self.used.classes))
+
+    def class_counts(self) -> Tensor:
+        return self._counts(self._set("train")[1])
 
     def train_dataloader(self) -> Batches:
         batches = self._batches(self._train, train=True)
@@ -159,14 +164,3 @@ class ImageData(LabelledImages):
             generator = torch.Generator(images.device).manual_seed(step_seed(self.trainer))
             images = self.augment(images, generator)
         return self.normalize(images), labels
-
-
-def _check_sampling_weights(weights: list[float], classes: int) -> None:
-    if len(weights) != classes:
-        raise UserError(
-            f"data.sampling_weights has {len(weights)} numbers for {classes} classes: give one each"
-        )
-    if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
-        raise UserError(
-            f"data.sampling_weights is {weights}: numbers from 0 up, and not 0 for every class"
-        )

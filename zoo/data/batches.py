@@ -82,7 +82,7 @@ class Batches:
         generator = self._generator(self.epoch)
         order = torch.randperm(len(self.inputs), generator=generator)
         if self.weights is not None:
-            order = order[_resample(self.weights[order], generator)]
+            order = order[resample(self.weights[order], generator)]
         if self.world == 1:
             return order
         whole = len(self) * self.batch_size * self.world
@@ -114,7 +114,7 @@ class Batches:
         return twin
 
 
-def _resample(weights: Tensor, generator: torch.Generator) -> Tensor:
+def resample(weights: Tensor, generator: torch.Generator) -> Tensor:
     """As many numbers of samples, in random order, each as often as its weight says."""
     count = len(weights)
     double = torch.float64  # in single precision as many as there are would not add up

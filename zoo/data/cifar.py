@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ class CIFAR10(ImageData):
         erase_probability: that a random rectangle of a training image becomes noise.
         drop_last: leave out the last, incomplete training batch.
         sampling_weights: how often training images of each class are drawn, relative to one
-            another (1 for all of them draws each image once an epoch).
+            another (1 for all of them draws each image once an epoch), or ``balanced``, which draws
+            as many of each class.
 
     Raises:
         UserError: a file is truncated or altered, or the data are not to be had.
@@ -65,7 +66,7 @@ class CIFAR10(ImageData):
         cutout_probability: float = 0.5,
         erase_probability: float = 0.0,
         drop_last: bool = True,
-        sampling_weights: list[float] | None = None,
+        sampling_weights: Literal["balanced"] | list[float] | None = None,
     ) -> None:
         super().__init__(
             batch_size,

@@ -41,7 +41,7 @@ def decode(path: Path | bytes, channels: int, background: Color = "white") -> Te
     Raises:
         UserError: the file is empty, cut off or not an image, or an argument is out of range.
     """
-    color = checked_color(channels, background)
+    color = _checked(channels, background)
     try:
         with open_image(path) as opened:
             return _pixels(opened, channels, color)
@@ -63,24 +63,13 @@ def pixels(image: Image.Image, channels: int, background: Color = "white") -> Te
     Raises:
         UserError: an argument is out of range.
     """
-    return _pixels(image, channels, checked_color(channels, background))
+    return _pixels(image, channels, _checked(channels, background))
 
 
-def checked_color(channels: int, background: Color) -> tuple[int, ...]:
-    """Reads the background's color as red, green and blue.
-
-    Raises:
-        UserError: it is none, or no image has so many channels.
-    """
+def _checked(channels: int, background: Color) -> tuple[int, int, int]:
     if channels not in MODES:
         raise UserError(f"an image cannot be read with {channels} channels: give 1 or 3")
-    try:
-        return ImageColor.getrgb(background)[:3]
-    except (ValueError, AttributeError):
-        raise UserError(
-            f"background is {shown(background)}, which is no color: give a name such as white, or "
-            "#rrggbb"
-        ) from None
+    return rgb(background)
 
 
 def _pixels(opened: Image.Image, channels: int, color: tuple[int, ...]) -> Tensor:
@@ -89,6 +78,22 @@ def _pixels(opened: Image.Image, channels: int, color: tuple[int, ...]) -> Tenso
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, color), image)
     return v2.functional.pil_to_tensor(image.convert(MODES[channels]))
+
+
+def rgb(color: Color) -> tuple[int, int, int]:
+    """Red, green and blue of a color, from 0 to 255.
+
+    Raises:
+        UserError: it is no color.
+    """
+    try:
+        red, green, blue, *_ = ImageColor.getrgb(color)
+    except (ValueError, AttributeError):
+        raise UserError(
+            f"background is {shown(color)}, which is no color: give a name such as white, or "
+            "#rrggbb"
+        ) from None
+    return red, green, blue
 
 
 def open_image(path: Path | bytes) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ class Digits(ImageData):
         drop_last: leave out the last, incomplete training batch.
         image_size: pixels; other than 8, images are resized bilinearly.
         sampling_weights: how often training images of each class are drawn, relative to one
-            another (1 for all of them draws each image once an epoch).
+            another (1 for all of them draws each image once an epoch), or ``balanced``, which draws
+            as many of each class.
     """
 
     name = "Digits"
@@ -46,7 +48,7 @@ class Digits(ImageData):
         erase_probability: float = 0.0,
         drop_last: bool = True,
         image_size: int = 8,
-        sampling_weights: list[float] | None = None,
+        sampling_weights: Literal["balanced"] | list[float] | None = None,
     ) -> None:
         # No flip: a mirrored digit is another one, or none.
         super().__init__(

@@ -40,7 +40,8 @@ class FashionMNIST(ImageData):
         erase_probability: that a random rectangle of a training image becomes noise.
         drop_last: leave out the last, incomplete training batch.
         sampling_weights: how often training images of each class are drawn, relative to one
-            another (1 for all of them draws each image once an epoch).
+            another (1 for all of them draws each image once an epoch), or ``balanced``, which draws
+            as many of each class.
         fallback: ``digits`` trains on scikit-learn's digits where FashionMNIST is not to be had,
             and says so; ``null`` makes that an error.
 
@@ -76,7 +77,7 @@ class FashionMNIST(ImageData):
         erase_probability: float = 0.0,
         drop_last: bool = True,
         fallback: Literal["digits"] | None = None,
-        sampling_weights: list[float] | None = None,
+        sampling_weights: Literal["balanced"] | list[float] | None = None,
     ) -> None:
         super().__init__(
             batch_size,

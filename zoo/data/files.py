@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.core.files import is_file, is_folder
-from zoo.data.decode import SUFFIXES, checked_color, decode
+from zoo.data.decode import SUFFIXES, decode, rgb
 from zoo.data.transform import Transform
 from zoo.errors import UserError
 
@@ -75,7 +75,7 @@ class Decoded:
 
 class _Files(Dataset[tuple[int, Tensor | str]]):
     def __init__(self, files: Sequence[ImageFile], transform: Transform, background: str) -> None:
-        checked_color(transform.channels, background)  # else every file would be a row about it
+        rgb(background)  # else every file would be a row about it
         self.files, self.transform, self.background = files, transform, background
 
     def __len__(self) -> int:

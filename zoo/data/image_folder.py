@@ -1,4 +1,4 @@
-"""Anyone's folder of images: a sub-folder a class, JPEG or PNG, of any size."""
+"""Anyone's folder of images, of any size, labeled by sub-folders or by a table."""
 
 from __future__ import annotations
 
@@ -6,138 +6,115 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from zoo.core.files import is_folder
 from zoo.core.seeds import step_seed
-from zoo.core.text import shown
-from zoo.data.images import LabelledImages, Split
+from zoo.data.checking import Checked, check_files
+from zoo.data.decode import Color, decode, rgb
+from zoo.data.images import LabelledImages, Split, draws
+from zoo.data.listing import Item, LeftOut, Listing, describe, list_folders, list_labels
+from zoo.data.loaders import Resampled, Share
 from zoo.data.transform import evaluation_crop
 from zoo.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-Item = tuple[Path, int]
+PARTS: dict[Split, str] = {"train": "train", "validation": "val", "test": "test"}
+# Of ImageNet, which most networks for photographs are trained on; of grey, their averages.
+MEAN = {3: [0.485, 0.456, 0.406], 1: [0.449]}
+STD = {3: [0.229, 0.224, 0.225], 1: [0.226]}
 CROP_PCT = 0.875  # what is seen of the shorter side in evaluation, as is usual
-_PARTS: dict[Split, str] = {"train": "train", "validation": "val", "test": "test"}
+UNREADABLE = ("empty", "unreadable")  # reasons why an image is left out, where it was to be read
 
 
-def _folders(root: Path) -> list[str]:
-    """The visible sub-folders.
-
-    Raises:
-        UserError: a name is not UTF-8; a checkpoint, which keeps the classes, could not hold it.
-    """
-    found = sorted(p.name for p in root.iterdir() if p.is_dir() and not _hidden(p.name))
-    for name in found:
-        _check_name(root / name)
-    return found
+Sample = tuple[Tensor | None, int, str]
 
 
-def _hidden(name: str) -> bool:
-    """``.ipynb_checkpoints`` and its like hold copies, and a NAS keeps thumbnails in ``@eaDir``."""
-    return name.startswith((".", "@"))
+class _Images(Dataset[Sample]):
+    """Decoded, cropped and resized images; for one that cannot be read None, and why."""
 
-
-def _check_name(path: Path) -> None:
-    try:
-        path.name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f"{os.fsencode(path)!r} has a name that is not UTF-8: rename it") from None
-
-
-def _is_readable(path: Path) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (8, 8))  # a JPEG at an eighth of its size: all its bytes are read
-            image.load()
-    except Exception:  # PIL has many for a broken file
-        return False
-    return True
-
-
-class _Images(Dataset[tuple[Tensor | None, int, str]]):
-    """Decoded, cropped and resized images; None for one that cannot be read."""
-
-    def __init__(self, items: list[Item], crop: v2.Transform) -> None:
+    def __init__(
+        self, items: list[Item], crop: v2.Transform, channels: int, background: Color
+    ) -> None:
         self.items, self.crop = items, crop
+        self.channels, self.background = channels, background
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
+    def __getitem__(self, index: int) -> Sample:
         path, label = self.items[index]
         try:
-            pixels = _decode(path)
-        except Exception:  # PIL has many for a broken file, a decompression bomb among them
-            return None, label, str(path)
-        return self.crop(pixels), label, str(path)
+            return self.crop(decode(path, self.channels, self.background)), label, ""
+        except UserError as error:
+            return None, label, str(error)
 
 
-def _decode(path: Path) -> Tensor:
-    """uint8 (3, H, W), upright."""
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as opened:
-        image: Image.Image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip to white
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return v2.functional.pil_to_tensor(image.convert("RGB"))
-
-
-def _collate(samples: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor, Tensor, list[str]]:
-    """Images uint8 (B, C, H, W), labels (B,), and the paths of the unreadable ones."""
+def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str]]:
+    """Images uint8 (B, C, H, W), labels (B,), and what is wrong with the unreadable ones."""
     images = [image for image, _, _ in samples if image is not None]
     labels = [label for image, label, _ in samples if image is not None]
-    broken = [path for image, _, path in samples if image is None]
+    problems = [problem for image, _, problem in samples if image is None]
     stacked = torch.stack(images) if images else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    return stacked, torch.tensor(labels, dtype=torch.long), broken
+    return stacked, torch.tensor(labels, dtype=torch.long), problems
 
 
-class _Share(DistributedSampler[Any]):
-    """Every ``world``-th sample, each exactly once over all processes.
+@dataclass(frozen=True)
+class _Contents:
+    """What a folder holds, every file of it checked."""
 
-    Lightning's own repeats some until all processes have equally many, and so counts them twice.
-    """
+    classes: list[str]
+    parts: dict[str, list[Item]]  # train, val and test
+    left_out: list[LeftOut]
+    checked: dict[Path, Checked]
 
-    def __init__(self, samples: int, rank: int, world: int) -> None:
-        self.indices = range(rank, samples, world)
+    @property
+    def unreadable(self) -> list[LeftOut]:
+        return [one for one in self.left_out if one.reason in UNREADABLE]
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
+    def grey(self) -> int:
+        """How many of the images are grey."""
+        return sum(self.checked[path].grey for items in self.parts.values() for path, _ in items)
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def set_epoch(self, epoch: int) -> None:
-        """The order is always the same."""
+    def images(self) -> int:
+        return sum(map(len, self.parts.values()))
 
 
 class ImageFolder(LabelledImages):
-    """A folder of images with a sub-folder for each class.
+    """A folder of images with a sub-folder for each class, or with a table of labels.
 
-    Either ``FOLDER/train/CLASS/*`` and, where there are any, ``FOLDER/val/CLASS/*`` and
-    ``FOLDER/test/CLASS/*``; or ``FOLDER/CLASS/*``, from which validation and test images are taken
-    by fraction and a fixed seed, as validation images are where there is no ``val``. Classes are
-    sorted by name; their order goes into the checkpoint. Images are decoded, cropped and resized by
-    workers, and augmented in batches on the device. A run that was killed within an epoch begins
-    that epoch's order anew.
+    Without a table either ``FOLDER/train/CLASS/*`` and, where there are any, ``FOLDER/val/CLASS/*``
+    and ``FOLDER/test/CLASS/*``; or ``FOLDER/CLASS/*``, from which validation and test images are
+    taken by fraction and a fixed seed, as validation images are where there is no ``val``. Classes
+    are sorted by name; their order goes into the checkpoint.
+
+    Every file is read once before the first step, and what was found is kept by size and date:
+    ``report`` tabulates it. Of files with the same bytes in two splits, only the one in the test
+    images, else in the validation images, stays. JPEG, PNG, BMP, GIF (the first frame), TIFF and
+    WebP are read (``zoo.data.decode``). Images are decoded, cropped and resized by workers, and
+    augmented in batches on the device. A run that was killed within an epoch begins that epoch's
+    order anew.
 
     Args:
         folder: where the images lie.
+        labels: a CSV or TSV file with the columns path (relative to the folder), label and, where
+            it parts the images, split; None for a sub-folder a class.
         image_size: pixels a side that the network sees.
+        channels: 1 or 3, to which every image is converted; by default 3, or 1 where every image
+            is grey.
+        background: what transparent images are laid on: a color's name, or #rrggbb.
         batch_size: images a batch and process.
-        validation: the fraction of each class held out for validation, without a ``val`` folder.
-        test: the fraction held out for testing, without a ``train`` folder; may be 0.
+        validation: the fraction of each class held out for validation, where nothing says which.
+        test: the fraction held out for testing, where nothing parts the images; may be 0.
+        sampling_weights: how often training images of each class are drawn, relative to one
+            another (1 for all of them draws each image once an epoch), or ``balanced``, which draws
+            as many of each class.
         randaugment: magnitude of RandAugment, 0 to 30 (Cubuk et al. 2020), image by image; 0 for
             none.
         mixup: α of mixup (Zhang et al. 2018); 0 for none.
@@ -156,11 +133,15 @@ class ImageFolder(LabelledImages):
 
     def __init__(
         self,
-        folder: str,
+        folder: str | None = None,
+        labels: str | None = None,
         image_size: int = 224,
+        channels: Literal[1, 3] | None = None,
+        background: Color = "white",
         batch_size: int = 64,
         validation: float = 0.1,
         test: float = 0.1,
+        sampling_weights: Literal["balanced"] | list[float] | None = None,
         randaugment: int = 9,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -168,8 +149,8 @@ class ImageFolder(LabelledImages):
         scale: float = 0.08,
         corrupt: Literal["error", "skip"] = "error",
         workers: int | None = None,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or image_size < 1:
@@ -186,173 +167,231 @@ class ImageFolder(LabelledImages):
             raise UserError("data.mixup and data.cutmix cannot be negative")
         if corrupt not in ("error", "skip"):
             raise UserError(f"data.corrupt is {corrupt!r}: choose error or skip")
-        self.folder, self.image_size, self.batch_size = Path(folder), image_size, batch_size
-        self.validation, self.test = validation, test
-        self.mixup, self.cutmix, self.corrupt = mixup, cutmix, corrupt
         if workers is not None and workers < 0:
             raise UserError(f"data.workers is {workers}: it cannot be negative")
-        if not len(mean) == len(std) == 3 or min(std) <= 0:
-            raise UserError("data.mean and data.std are three numbers each, and std is above 0")
-        self.workers = workers
-        self.mean, self.std = list(mean), list(std)
-        self.input_shape = [3, image_size, image_size]
-        self.name = self.folder.resolve().name
-        self.flip = flip
+        if channels not in (1, 3, None):
+            raise UserError(f"data.channels is {channels}: give 1 for grey or 3 for color")
+        rgb(background)
+        self.folder = None if folder is None else Path(os.path.normpath(folder))
+        self.labels = None if labels is None else Path(labels)
+        self.image_size, self.batch_size, self.background = image_size, batch_size, background
+        self.validation, self.test, self.sampling_weights = validation, test, sampling_weights
+        self.mixup, self.cutmix, self.corrupt = mixup, cutmix, corrupt
+        self.workers, self.flip = workers, flip
+        self._channels = _check_statistics(mean, std, channels)
+        self._mean, self._std = mean, std
         self.randaugment = v2.RandAugment(magnitude=randaugment) if randaugment else None
         self._training_crop = v2.RandomResizedCrop(image_size, (scale, 1.0), antialias=True)
         self._crop = evaluation_crop(image_size, CROP_PCT)
-        self.classes: list[str] = []
-        self._items: dict[str, list[Item]] = {}
-        self._named: set[str] = set()
-        self._left_out: dict[str, list[Path]] = {}  # by format
-        self._opened: set[str] = set()  # parts of which every file was read once
-        self._digest = ""
+        self._contents: _Contents | None = None
+        self._warned: set[str] = set()
 
-    # -- finding the images ----------------------------------------------------------------------
+    # -- what is in the folder -------------------------------------------------------------------
 
-    def fetch(self) -> None:
-        """Lists the images; nothing is decoded."""
-        if self._items:
-            return
-        if not is_folder(self.folder):
-            raise UserError(f"data.folder: no such folder: {self.folder}")
-        split = (self.folder / "train").is_dir()
-        root = self.folder / "train" if split else self.folder
-        self.classes = _folders(root)
-        if len(self.classes) < 2:
-            raise UserError(
-                f"{root}: {len(self.classes)} sub-folders, and there must be one for each class, "
-                "two at least"
-            )
-        found = self._list(root)
-        if not split:
-            items = self._by_fraction(found, root, self.test)
-        else:
-            if (self.folder / "val").is_dir():
-                items = {"train": found, "val": self._list(self.folder / "val")}
+    def contents(self) -> _Contents:
+        """Lists the images, and reads those that have changed since they were last read; once.
+
+        Raises:
+            UserError: there is no such folder, or a class or a split of it without an image.
+        """
+        if self._contents is None:
+            if self.folder is None:
+                raise UserError("data.folder is missing: give --data.folder PATH, your images")
+            if not is_folder(self.folder):
+                raise UserError(f"data.folder: no such folder: {self.folder}")
+            if self.labels is not None:
+                listing = list_labels(self.folder, self.labels)
             else:
-                items = self._by_fraction(found, root, test=0)
-            has_test = (self.folder / "test").is_dir()
-            items |= {"test": self._list(self.folder / "test") if has_test else []}
-        self._name_left_out()
-        self._items = items
-        self.checksums()  # of all that was found, those among them that cannot be read
+                listing = list_folders(self.folder)
+            parts = self._split(listing)
+            files = [path for items in parts.values() for path, _ in items]
+            checked = dict(zip(files, check_files(self.folder, files), strict=True))
+            self._contents = self._sift(listing, parts, checked)
+        return self._contents
 
-    def _list(self, root: Path) -> list[Item]:
-        items: list[Item] = []
-        for label, name in enumerate(self.classes):
-            paths = self._images_in(root / name)
-            if not paths:
-                raise UserError(f"{root / name}: no image in it ({', '.join(SUFFIXES)})")
-            items += [(path, label) for path in paths]
-        unknown = sorted(set(_folders(root)) - set(self.classes))
-        if unknown:
-            raise UserError(f"{root / unknown[0]}: a class that the training images do not have")
-        return items
+    def report(self) -> str:
+        """Tabulates the images by class and split, and what is left out and why."""
+        contents = self.contents()
+        grey, images = contents.grey(), contents.images()
+        notes = []
+        if self.channels == 3 and grey:
+            notes = [f"grey: {grey:,} images, read as three equal channels"]
+        elif self.channels == 1 and grey < images:
+            notes = [f"color: {images - grey:,} images, read as grey"]
+        assert self.folder is not None
+        return describe(self.folder, contents.classes, contents.parts, contents.left_out, notes)
 
-    def _images_in(self, folder: Path) -> list[Path]:
-        """The images of a class, in folders within it too; others are counted."""
-        found = []
-        for place, folders, names in os.walk(folder):
-            for name in folders:
-                if _hidden(name):
-                    self._left_out.setdefault("hidden folders", []).append(Path(place, name))
-            folders[:] = [name for name in folders if not _hidden(name)]
-            for path in (Path(place, name) for name in names if not name.startswith(".")):
-                if path.suffix.lower() in SUFFIXES:
-                    _check_name(path)
-                    found.append(path)
-                else:
-                    kind = path.suffix.lower() or "no suffix"
-                    self._left_out.setdefault(kind, []).append(path)
-        return sorted(found)
+    def _split(self, listing: Listing) -> dict[str, list[Item]]:
+        parts = listing.parts
+        if "all" in parts:
+            return self._by_fraction(listing.classes, parts["all"], self.test)
+        if not parts.get("val"):
+            parts = {**parts, **self._by_fraction(listing.classes, parts["train"], test=0)}
+            parts["test"] = listing.parts.get("test", [])
+        return {part: parts.get(part, []) for part in PARTS.values()}
 
-    def _name_left_out(self) -> None:
-        """Warns of what is not read, by format: how many, and which is the first."""
-        if self._left_out:
-            counts = ", ".join(
-                f"{len(paths)} of {shown(kind)} (such as {shown(str(min(paths)))})"
-                for kind, paths in sorted(self._left_out.items())
-            )
-            warnings.warn(
-                f"{self.folder}: not read: {counts}; formats: {', '.join(SUFFIXES)}", stacklevel=2
-            )
-
-    def _open_all(self, part: str, predicting: bool) -> None:
-        """Reads every file of a part once, so that a broken one is found before the first step."""
-        if part in self._opened:
-            return
-        items = self._items[part]
-        with ThreadPoolExecutor(max(1, self._workers())) as pool:
-            readable = list(pool.map(_is_readable, [path for path, _ in items]))
-        broken = [str(path) for (path, _), good in zip(items, readable, strict=True) if not good]
-        self._name(broken, predicting)
-        kept = [item for item, good in zip(items, readable, strict=True) if good]
-        missing = {label for _, label in items} - {label for _, label in kept}
-        if missing and (part == "train" or not kept):
-            raise UserError(
-                f"{self.folder}: no {part} image of {self.classes[min(missing)]!r} can be read"
-            )
-        self._items[part] = kept
-        self._opened.add(part)
-
-    def _by_fraction(self, items: list[Item], root: Path, test: float) -> dict[str, list[Item]]:
+    def _by_fraction(
+        self, classes: list[str], items: list[Item], test: float
+    ) -> dict[str, list[Item]]:
         """Every class is split alike, by a fixed seed, whatever the seed of a run.
 
         Each class for itself: an image more in one of them leaves the others' splits as they are.
         """
         parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
-        by_class: list[list[Item]] = [[] for _ in self.classes]
+        by_class: list[list[Item]] = [[] for _ in classes]
         for item in items:
             by_class[item[1]].append(item)
-        for name, mine in zip(self.classes, by_class, strict=True):
+        for name, mine in zip(classes, by_class, strict=True):
             generator = torch.Generator().manual_seed(0)
             order = torch.randperm(len(mine), generator=generator).tolist()
             held = max(1, round(len(mine) * self.validation))
             tested = max(1, round(len(mine) * test)) if test else 0
             if held + tested >= len(mine):
                 raise UserError(
-                    f"{root / name}: {len(mine)} images, of which none is left to train on"
+                    f"{self.folder}: class {name!r} has {len(mine)} images, of which none is left "
+                    "to train on"
                 )
             parts["val"] += [mine[i] for i in order[:held]]
             parts["test"] += [mine[i] for i in order[held : held + tested]]
             parts["train"] += [mine[i] for i in order[held + tested :]]
         return parts
 
+    def _sift(
+        self, listing: Listing, parts: dict[str, list[Item]], checked: dict[Path, Checked]
+    ) -> _Contents:
+        """Leaves out what cannot be read, and what is in another split already.
+
+        Raises:
+            UserError: nothing of a split is left, or no training image of a class.
+        """
+        left_out = list(listing.left_out)
+        kept: dict[str, list[Item]] = {}
+        elsewhere: dict[str, Path] = {}
+        for part in ("test", "val", "train"):  # a copy goes from the training images first
+            kept[part], here = [], dict[str, Path]()
+            for path, label in parts[part]:
+                one = checked[path]
+                if one.problem:
+                    reason = UNREADABLE[bool(one.size)]
+                    left_out.append(LeftOut(path, reason, one.problem, part))
+                elif one.digest in elsewhere:
+                    detail = f"({part}) has the bytes of {elsewhere[one.digest]}"
+                    left_out.append(LeftOut(path, "the same bytes in two splits", detail, part))
+                else:
+                    kept[part].append((path, label))
+                    here[one.digest] = path
+            elsewhere |= here
+        for part, items in parts.items():
+            missing = {label for _, label in items} - {label for _, label in kept[part]}
+            if missing and (part == "train" or not kept[part]):
+                name = listing.classes[min(missing)]
+                why = next(one for one in left_out if one.part == part)
+                raise UserError(
+                    f"{self.folder}: no {part} image of {name!r} is left: {why.path} {why.detail}"
+                )
+        return _Contents(listing.classes, kept, left_out, checked)
+
+    def fetch(self) -> None:
+        """Checks the folder whole, the first time.
+
+        Raises:
+            UserError: an image cannot be read, and is not to be skipped.
+        """
+        contents = self.contents()
+        if contents.unreadable and self.corrupt == "error":
+            raise self._unreadable(contents.unreadable, "or give --data.corrupt skip")
+        if contents.left_out:
+            first = contents.left_out[0]
+            self._warn(
+                f"{self.folder}: {len(contents.left_out):,} files and folders are left out, "
+                f"{first.path} ({first.reason}) among them: report() lists them"
+            )
+
+    def _unreadable(self, those: Sequence[LeftOut], advice: str) -> UserError:
+        more = f", and {len(those) - 1} more cannot be read" if those[1:] else ""
+        return UserError(f"{those[0].path} {those[0].detail}{more}: mend or remove it, {advice}")
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, stacklevel=3)
+
+    # -- what every data module says -------------------------------------------------------------
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return "ImageFolder" if self.folder is None else self.folder.resolve().name
+
+    @property
+    def classes(self) -> list[str]:  # type: ignore[override]
+        return self.contents().classes
+
+    @property
+    def channels(self) -> int:
+        """Of what the network sees: as given, else as the images have them."""
+        if self._channels is None:
+            if self.folder is None:
+                return 3
+            contents = self.contents()
+            self._channels = 1 if contents.grey() == contents.images() else 3
+        return self._channels
+
+    @property
+    def mean(self) -> list[float]:  # type: ignore[override]
+        return list(self._mean or MEAN[self.channels])
+
+    @property
+    def std(self) -> list[float]:  # type: ignore[override]
+        return list(self._std or STD[self.channels])
+
+    @property
+    def input_shape(self) -> list[int]:  # type: ignore[override]
+        return [self.channels, self.image_size, self.image_size]
+
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "crop_pct": CROP_PCT}
+
+    def network_arguments(self) -> dict[str, int]:
+        if self.folder is None:  # of a recipe that is only looked at
+            return {"image_size": self.image_size}
+        return super().network_arguments()
 
     @property
     def has_test(self) -> bool:  # type: ignore[override]
         """Whether there are images to test on."""
-        self.prepare_data()
-        return bool(self._items["test"])
+        return bool(self.contents().parts["test"])
 
     def checksums(self) -> dict[str, str]:
-        """One digest of the files' names and sizes: reading all of them may take hours."""
-        if not self._digest:
-            listing = [
-                f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}"
-                for items in self._items.values()
-                for path, _ in items
-            ]
-            self._digest = hashlib.sha256("\n".join(sorted(listing)).encode()).hexdigest()
-        return {"names and sizes of the files": self._digest}
+        """One digest of the files' names and sizes."""
+        contents = self.contents()
+        listing = [
+            f"{self._relative(path)} {contents.checked[path].size}"
+            for items in contents.parts.values()
+            for path, _ in items
+        ]
+        digest = hashlib.sha256("\n".join(sorted(listing)).encode()).hexdigest()
+        return {"names and sizes of the files": digest}
+
+    def _relative(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.folder)).as_posix()
 
     def files(self, split: Split) -> list[str]:
         """Where each image of a split lies, relative to the folder, in the order of ``plain``."""
         self.prepare_data()
-        items = self._items[_PARTS[split]]
-        return [path.relative_to(self.folder).as_posix() for path, _ in items]
+        return [self._relative(path) for path, _ in self.contents().parts[PARTS[split]]]
 
     def sizes(self) -> dict[str, int]:
         self.prepare_data()
-        return {part: len(items) for part, items in self._items.items()}
+        return {part: len(self.contents().parts[part]) for part in PARTS.values()}
+
+    def class_counts(self) -> Tensor:
+        labels = torch.tensor([label for _, label in self.contents().parts["train"]])
+        return labels.bincount(minlength=len(self.classes))
 
     def plain(self, split: Split, batch: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
         self.prepare_data()
-        for images, labels, broken in self._decoded(_PARTS[split], batch):
-            self._name(broken)
+        for images, labels, problems in self._decoded(PARTS[split], batch):
+            self._refuse(problems)
             if len(images):
                 yield images, labels
 
@@ -360,10 +399,10 @@ class ImageFolder(LabelledImages):
 
     def setup(self, stage: str) -> None:
         self.prepare_data()
-        # A fit ends with the test: what is wrong with its images is reported before the first step.
-        parts = {"fit": ["train", "val", "test"], "validate": ["val"]}.get(stage, ["test"])
-        for part in parts:
-            self._open_all(part, stage == "predict")
+        if stage == "predict":
+            those = [one for one in self.contents().unreadable if one.part == "test"]
+            if those:
+                raise self._unreadable(those, "for a prediction is for every file")
 
     def _workers(self) -> int:
         if self.workers is not None:
@@ -371,35 +410,39 @@ class ImageFolder(LabelledImages):
         processes = self.trainer.num_devices if self.trainer is not None else 1
         return ((os.cpu_count() or 1) - 1) // max(1, processes)
 
+    def _loader(self, items: list[Item], crop: v2.Transform, **options: Any) -> DataLoader[Any]:
+        return DataLoader(
+            _Images(items, crop, self.channels, self.background),
+            num_workers=self._workers(),
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+
     def _decoded(self, part: str, batch: int) -> DataLoader[Any]:
         """Images in order, cropped as for evaluation; of several processes, each its share."""
-        trainer, items = self.trainer, self._items[part]
+        trainer, items = self.trainer, self.contents().parts[part]
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         if len(items) < world:
             raise UserError(f"{self.folder}: fewer {part} images than processes")
-        return DataLoader(
-            _Images(items, self._crop),
-            batch_size=batch,
-            sampler=_Share(len(items), rank, world),
-            num_workers=self._workers(),
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
+        return self._loader(
+            items, self._crop, batch_size=batch, sampler=Share(len(items), rank, world)
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        items = self._items["train"]
+        items = self.contents().parts["train"]
         world = self.trainer.world_size if self.trainer is not None else 1
         if len(items) < world:
             raise UserError(f"{self.folder}: fewer training images than processes")
-        return DataLoader(
-            _Images(items, self._training_crop),
-            batch_size=self.batch_size,
-            shuffle=True,
-            # A process that has less than a batch trains on what it has.
-            drop_last=len(items) // world >= self.batch_size,
-            num_workers=self._workers(),
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
+        weights = draws(self.sampling_weights, self.class_counts())
+        order: dict[str, Any] = {"shuffle": True}
+        if weights is not None:
+            labels = torch.tensor([label for _, label in items])
+            order = {"sampler": Resampled(weights[labels])}
+        # A process that has less than a batch trains on what it has.
+        drop_last = len(items) // world >= self.batch_size
+        return self._loader(
+            items, self._training_crop, batch_size=self.batch_size, drop_last=drop_last, **order
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -423,11 +466,11 @@ class ImageFolder(LabelledImages):
         return images
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        images, labels, broken = batch
-        self._name(broken)
+        images, labels, problems = batch
+        self._refuse(problems)
         training = self.trainer is not None and self.trainer.training
         if training and not len(images):
-            raise UserError(f"a whole training batch cannot be read, {broken[0]} among it")
+            raise UserError(f"a whole training batch cannot be read: {problems[0]}")
         if not training:
             return self.normalize(images), labels
         devices = [images.device] if images.device.type == "cuda" else []
@@ -441,18 +484,28 @@ class ImageFolder(LabelledImages):
             ]
             return v2.RandomChoice(mixers)(images, labels) if mixers else (images, labels)
 
-    def _name(self, broken: list[str], predicting: bool = False) -> None:
-        predicting = predicting or (self.trainer is not None and self.trainer.predicting)
-        if broken and (self.corrupt == "error" or predicting):
-            many = f" and {len(broken) - 1} more" if broken[1:] else ""
-            advice = "a prediction is for every file: mend or remove it"
-            if not predicting:
-                advice = "mend or remove it, or give --data.corrupt skip"
-            raise UserError(f"{broken[0]}{many} cannot be read as an image: {advice}")
-        for path in broken:
-            if path not in self._named:
-                self._named.add(path)
-                warnings.warn(
-                    f"skipped: {path} cannot be read as an image ({len(self._named)} so far)",
-                    stacklevel=2,
-                )
+    def _refuse(self, problems: list[str]) -> None:
+        """Names what could be read when the folder was checked, and cannot any more."""
+        predicting = self.trainer is not None and self.trainer.predicting
+        if problems and (self.corrupt == "error" or predicting):
+            raise UserError(f"{problems[0]}: it has changed since the folder was checked")
+        for problem in problems:
+            self._warn(f"skipped: {problem}")
+
+
+def _check_statistics(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int | None
+) -> int | None:
+    """The number of channels that mean and deviation are for, or that was given.
+
+    Raises:
+        UserError: they are for another number, or a deviation is not above 0.
+    """
+    given = {len(numbers) for numbers in (mean, std) if numbers is not None}
+    given |= set() if channels is None else {channels}
+    if len(given) > 1 or not given <= {1, 3} or (std is not None and min(std) <= 0):
+        raise UserError(
+            "data.mean and data.std are a number for each of data.channels (1 or 3), and std is "
+            "above 0"
+        )
+    return next(iter(given), None)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zoo.data.module import DataModule
 from zoo.data.normalization import Normalization
+from zoo.errors import UserError
 
 Split = Literal["train", "validation", "test"]
 
@@ -33,6 +34,19 @@ class LabelledImages(DataModule):
     def plain(self, split: Split, batch: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
         """A split in order, not augmented: images uint8 (B, C, H, W), labels (B,)."""
 
+    @abstractmethod
+    def class_counts(self) -> Tensor:
+        """How many training images each class has, int64 (K,)."""
+
+    def network_arguments(self) -> dict[str, int]:
+        self.prepare_data()
+        channels, height, _ = self.used.input_shape
+        return {
+            "num_classes": len(self.used.classes),
+            "in_channels": channels,
+            "image_size": height,
+        }
+
     def facts(self) -> dict[str, Any]:
         return {
             "classes": list(self.classes),
@@ -53,3 +67,34 @@ class LabelledImages(DataModule):
     @cached_property
     def _normalization(self) -> Normalization:
         return Normalization(self.used.mean, self.used.std)
+
+
+def draws(given: Literal["balanced"] | list[float] | None, counts: Tensor) -> Tensor | None:
+    """How often a training image of each class is drawn, relative to those of the others.
+
+    Args:
+        given: a number a class, or ``balanced``, by which each class is drawn as often.
+        counts: images of each class, (K,).
+
+    Returns:
+        (K,), or None where nothing is given.
+
+    Raises:
+        UserError: there is not a number for each class, one is negative, or all are 0.
+    """
+    if given is None:
+        return None
+    if given == "balanced":
+        return 1 / counts.clamp(min=1)
+    if isinstance(given, str):
+        raise UserError(f"data.sampling_weights is {given!r}: give balanced, or a number a class")
+    if len(given) != len(counts):
+        raise UserError(
+            f"data.sampling_weights has {len(given)} numbers for {len(counts)} classes: give one "
+            "each"
+        )
+    if not all(0 <= weight < float("inf") for weight in given) or not any(given):
+        raise UserError(
+            f"data.sampling_weights is {given}: numbers from 0 up, and not 0 for every class"
+        )
+    return torch.tensor(given)

@@ -51,6 +51,16 @@ class DataModule(LightningDataModule):
     def sizes(self) -> dict[str, int]:
         """How much each split holds."""
 
+    def network_arguments(self) -> dict[str, int]:
+        """Arguments of a network's constructor that follow from these data, by their names."""
+        return {}
+
+    def report(self) -> str:
+        """What the data hold, in a line or more."""
+        self.prepare_data()
+        sizes = ", ".join(f"{split} {size:,}" for split, size in self.sizes().items())
+        return f"{self.used.name}: {sizes}"
+
     def make_stand_in(self) -> Any:
         """What ``fallback`` names.
 

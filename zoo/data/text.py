@@ -131,6 +131,13 @@ class Text(DataModule):
     def facts(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary}
 
+    def network_arguments(self) -> dict[str, int]:
+        self.prepare_data()
+        return {
+            "vocab_size": len(self.used.vocabulary),
+            "context_length": self.context_length,
+        }
+
     def setup(self, stage: str) -> None:
         """Splits the text; the last tenth is not looked at while ``choosing``."""
         self.prepare_data()

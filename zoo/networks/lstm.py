@@ -43,7 +43,7 @@ class LSTM(Network):
 
     def __init__(
         self,
-        vocab_size: int,
+        vocab_size: int = 256,
         dim: int = 256,
         depth: int = 2,
         tied: bool = True,

@@ -221,7 +221,7 @@ class Transformer(Network):
 
     def __init__(
         self,
-        vocab_size: int,
+        vocab_size: int = 256,
         context_length: int = 256,
         embed_dim: int = 128,
         depth: int = 4,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from zoo.core.modes import evaluating
 from zoo.data.transform import Picture, Transform, to_pixels
@@ -17,6 +18,12 @@ from zoo.diagnostics.forward import logits_in
 from zoo.diagnostics.trace.snapshot import eagerly
 from zoo.errors import UserError
 from zoo.tasks.base import Task, ramp
+from zoo.tasks.by_class import (
+    balanced_accuracy,
+    check_class_weights,
+    macro_f1,
+    weights_of,
+)
 from zoo.tasks.schedule import Schedule
 
 
@@ -25,7 +32,8 @@ class ImageClassifier(Task):
 
     Logs ``train/loss`` (with label smoothing) and ``train/accuracy`` (both of augmented images),
     ``val/loss`` and ``test/loss`` (negative
-    log-likelihood in nats, no smoothing), ``val/accuracy``, ``test/accuracy`` and ``lr``.
+    log-likelihood in nats, no smoothing and no weights), ``val/accuracy``, ``test/accuracy``,
+    ``balanced_accuracy`` and ``macro_f1`` of both, and ``lr``.
 
     Args:
         network: any module with logits out.
@@ -39,6 +47,8 @@ class ImageClassifier(Task):
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
         label_smoothing: part of the target spread over all classes (Szegedy et al. 2016,
             section 7).
+        class_weights: what each class counts for in the training loss: a number a class, or
+            ``balanced``, by which each counts for as much as the others; null for one an image.
         ema_decay: of the averaged weights, which are what is validated and saved; null for none.
         channels_last: memory format of images and filters; faster for convolutions.
         compile: the network, by torch.compile.
@@ -59,6 +69,7 @@ class ImageClassifier(Task):
         schedule: Schedule = "cosine",
         warmup: float = 0.1,
         label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | list[float] | None = None,
         ema_decay: float | None = None,
         channels_last: bool = False,
         compile: bool = False,
@@ -80,7 +91,9 @@ class ImageClassifier(Task):
             raise UserError(
                 f"model.label_smoothing is {label_smoothing}: it must be at least 0 and below 1"
             )
-        self.label_smoothing = label_smoothing
+        check_class_weights(class_weights)
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
+        self._weights: Tensor | None = None  # of each class in the loss
         # Means over samples, not over batches, and over all processes.
         self.metrics = nn.ModuleDict(
             {
@@ -89,12 +102,22 @@ class ImageClassifier(Task):
                 for name in ("loss", "accuracy")
             }
         )
+        self.by_class = nn.ModuleDict()  # counts of each stage, once its classes are known
+        # Images by true and predicted class (K, K), of the latest validation or test.
+        self.confusion: Tensor | None = None
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "example_input"):
             self._check_that_it_fits(data)
+        if stage == "fit":
+            self._weights = weights_of(self.class_weights, data)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self._weights is not None:
+            self._weights = self._weights.to(self.device)
 
     def _check_that_it_fits(self, data: Any) -> None:
         """One forward before the first batch.
@@ -122,6 +145,11 @@ class ImageClassifier(Task):
                 f"{name} has {classes} classes, and the network {outputs} outputs: give "
                 f"--model.network.num_classes {classes}"
             )
+        if isinstance(self.class_weights, list) and len(self.class_weights) != outputs:
+            raise UserError(
+                f"model.class_weights has {len(self.class_weights)} numbers for {outputs} classes: "
+                "give one each"
+            )
 
     def golden(self) -> Tensor:
         return self(ramp([2, *self.data_info["input_shape"]]))
@@ -138,18 +166,26 @@ class ImageClassifier(Task):
                 "variance is not defined: set data.drop_last true, or another data.batch_size "
                 f"(epoch {self.current_epoch}, batch {batch_idx}); the last checkpoint is intact"
             ) from None
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(
+            logits.float(), labels, self._weights, label_smoothing=self.label_smoothing
+        )
         # Of mixed images, whose labels are (B, K), the greater part counts.
         accuracy = (logits.detach().argmax(1) == _hard(labels)).float().mean()
         loss = self.check_finite(loss)
         self.log_training(len(images), loss=loss.detach(), accuracy=accuracy)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "validate", "val")
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+        return self._evaluate(batch, "validate", "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "test", "test")
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+        return self._evaluate(batch, "test", "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_by_class("validate", "val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_by_class("test", "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class probabilities (B, K) of a batch (images, labels), or of images alone."""
@@ -182,11 +218,17 @@ class ImageClassifier(Task):
                 probabilities.append(self.predict_step(batch.to(self.device), 0).cpu())
         return torch.cat(probabilities[1:] or probabilities).clone()
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, prefix: str) -> None:
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, prefix: str) -> Tensor | None:
+        """Logits (B, K), for whoever looks at single images."""
         images, labels = batch
         if not len(images):  # a last batch of which nothing could be read
-            return
+            return None
         logits = self(images).float()
+        if stage not in self.by_class:
+            # Arguments are not checked: that would wait for the device at every batch.
+            counts = MulticlassConfusionMatrix(logits.shape[1], validate_args=False)
+            self.by_class[stage] = counts.to(self.device)
+        self.by_class[stage].update(logits, labels)  # type: ignore[operator]
         values = {
             "loss": F.cross_entropy(logits, labels, reduction="none"),
             "accuracy": (logits.argmax(1) == labels).float(),
@@ -197,6 +239,16 @@ class ImageClassifier(Task):
             self.log(
                 f"{prefix}/{name}", metric, on_epoch=True, prog_bar=True, batch_size=len(images)
             )
+        return logits
+
+    def _log_by_class(self, stage: str, prefix: str) -> None:
+        if stage not in self.by_class:
+            return
+        counts: Any = self.by_class[stage]
+        self.confusion = matrix = counts.compute()
+        counts.reset()
+        self.log(f"{prefix}/balanced_accuracy", balanced_accuracy(matrix), sync_dist=True)
+        self.log(f"{prefix}/macro_f1", macro_f1(matrix), sync_dist=True)
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,0 +1,66 @@
+"""What of a network follows from the data, where neither a recipe nor the command line gives it."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import Any
+
+from zoo.data.module import DataModule
+
+
+def make_data(settings: Any, given: Any) -> DataModule | None:
+    """Builds the data module, before the model that may follow from it.
+
+    The number of channels goes the other way where the network has one and the data can be read
+    with either: ``in_channels: 1`` reads a folder of photographs as grey.
+
+    Args:
+        settings: model and data, with every default.
+        given: the same without defaults: what a recipe or the command line says.
+
+    Returns:
+        The data module; None for one that is not of the zoo's kind.
+    """
+    data = settings.get("data")
+    kind = _named(data.get("class_path")) if hasattr(data, "get") else None
+    if not (isinstance(kind, type) and issubclass(kind, DataModule)):
+        return None
+    arguments = data["init_args"]
+    if arguments.get("channels", 0) is None:
+        arguments["channels"] = given.get("model.init_args.network.init_args.in_channels")
+    return kind(**arguments.as_dict())
+
+
+def follow_data(settings: Any, given: Any, data: DataModule) -> None:
+    """Fills in what of a network's arguments follows from the data, in place.
+
+    Args:
+        settings, given: as ``make_data`` has them.
+        data: is asked only where something is missing.
+
+    Raises:
+        UserError: the data are not available, or faulty.
+    """
+    network = settings.get("model.init_args.network")
+    made = _named(network.get("class_path")) if hasattr(network, "get") else None
+    if made is None:
+        return
+    says = given.get("model.init_args.network.init_args") or {}
+    missing = inspect.signature(made).parameters.keys() - says.keys()
+    if missing & FOLLOWING:
+        known = data.network_arguments()
+        for name in missing & known.keys():
+            network["init_args"][name] = known[name]
+
+
+# What ``DataModule.network_arguments`` may know.
+FOLLOWING = {"num_classes", "in_channels", "image_size", "vocab_size", "context_length"}
+
+
+def _named(path: Any) -> Any:
+    """The class or function of an import path, which jsonargparse has found already."""
+    if not isinstance(path, str):
+        return None
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
