@@ -38,8 +38,8 @@ from zoo.runs.early_stop import early_stop
 from zoo.runs.metrics import METRICS_FILE, RunLogger
 from zoo.runs.record import RunRecord
 from zoo.runs.summary import final_metrics, metric_lines, summary, versions
-from zoo.tasks.base import read_checkpoint
-from zoo.tasks.finetuning import prepare
+from zoo.tasks.base import Task, read_checkpoint
+from zoo.tasks.finetuning import NOTHING, prepare
 from zoo.tasks.image_classifier import ImageClassifier
 from zoo.tasks.protocols import SamplesImages, StreamsText
 
@@ -181,15 +181,24 @@ class ZooCLI(RecipeReader):
 
     def _initialize(self) -> None:
         """Starts from ``--init_from``, and shows what was loaded of it."""
-        report = initialize(self.model, self.options.init_from, self.describe_data())
+        report = initialize(self._task(), self.options.init_from, self.describe_data())
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(report, flush=True)
 
     def _fine_tuning(self) -> list[Callback]:
         given = self.options
-        return prepare(
-            self.model, given.freeze, given.unfreeze_epoch, given.layer_decay, given.lora_rank
-        )
+        settings = (given.freeze, given.unfreeze_epoch, given.layer_decay, given.lora_rank)
+        if settings == (NOTHING, None, None, None):
+            return []
+        return prepare(self._task(), *settings)
+
+    def _task(self) -> Task:
+        if not isinstance(self.model, Task):
+            raise UserError(
+                f"--init_from, --freeze and their like are for the zoo's tasks, and "
+                f"{type(self.model).__name__} is none"
+            )
+        return self.model
 
     def _trainer_arguments(
         self,

@@ -94,6 +94,8 @@ def prepare(
         raise UserError("lora_rank freezes the network itself: leave out freeze")
     if unfreeze_epoch is not None and freeze == NOTHING:
         raise UserError("unfreeze_epoch: say what is frozen before it, freeze backbone")
+    if layer_decay is not None and type(task).make_optimizer is not Task.make_optimizer:
+        raise UserError(f"layer_decay: {type(task).__name__} has optimizers of its own")
     task.layer_decay = layer_decay
     if lora_rank is not None:
         try:
