@@ -42,7 +42,7 @@ def find_images(paths: Sequence[Path]) -> tuple[list[ImageFile], int]:
         UserError: there is no such path, or no image.
     """
     found: dict[Path, ImageFile] = {}
-    others = 0
+    others: set[Path] = set()
     for path in paths:
         if is_file(path):
             found.setdefault(path, ImageFile(path, (path.resolve().parent.name,)))
@@ -56,12 +56,12 @@ def find_images(paths: Sequence[Path]) -> tuple[list[ImageFile], int]:
                 if file.suffix.lower() in SUFFIXES:
                     found.setdefault(file, ImageFile(file, within))
                 else:
-                    others += 1
+                    others.add(file)
     if not found:
         raise UserError(
             f"{', '.join(map(str, paths))}: no image in it (by suffix: {', '.join(SUFFIXES)})"
         )
-    return list(found.values()), others
+    return list(found.values()), len(others)
 
 
 @dataclass(frozen=True)
