@@ -42,8 +42,11 @@ def test_the_network_and_the_head_follow_weights_and_data(zoo_cli) -> None:
         tested = zoo_cli("test", "--recipe", "finetune_digits", *weights)
         assert tested.code == 0, tested.err
         metrics.append([line for line in tested.out.splitlines() if "test/" in line])
-    assert metrics[0] == metrics[1] == metrics[2]
-    assert len(metrics[0]) == 2
+    tested = zoo_cli("test", "--weights", str(run))  # on the data that its recipe names
+    assert tested.code == 0, tested.err
+    metrics.append([line for line in tested.out.splitlines() if "test/" in line])
+    assert metrics[0] == metrics[1] == metrics[2] == metrics[3]
+    assert len(metrics[0]) >= 2
 
     # What goes on needs neither the network nor the weights it began from.
     on = ("fit", "--recipe", "finetune_digits", "--ckpt_path", "last", "--freeze", "backbone")

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.conftest import needs_fashion_mnist
-from zoo.commands import chosen_weights, recipe_of
+from zoo.checkpoints.source import recipe_of
+from zoo.commands import chosen_weights
 from zoo.errors import UserError
 from zoo.recipes import shipped_folder
 

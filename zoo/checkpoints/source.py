@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor, nn
 
 from zoo import networks
+from zoo.checkpoints.rebuild import rebuild_network
 from zoo.checkpoints.store import (
     CONFIG,
     WEIGHTS,
@@ -19,13 +20,15 @@ from zoo.checkpoints.store import (
     read_weights,
     verify,
 )
-from zoo.core.checkpoint_config import Part
+from zoo.core.checkpoint_config import Part, check_data, read_config
 from zoo.core.files import is_file, is_folder, read_json
 from zoo.core.lightning_file import check_state, read_checkpoint
+from zoo.core.schema import Count, check
 from zoo.core.text import first_line, shown
 from zoo.errors import UserError
 from zoo.networks.lora import merged_state
 from zoo.networks.timm_network import timm_network
+from zoo.recipes import trained_by
 
 BARE = (".safetensors", ".pth", ".pt", ".bin", ".tar")  # weights alone
 TIMM, HUB = "timm:", "hf-hub:"
@@ -86,6 +89,18 @@ def last_of_run(folder: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def recipe_of(source: str | Path) -> str | None:
+    """The recipe that trained some weights, as their run or their checkpoint records it."""
+    path = Path(source)
+    if str(source) in names():
+        return trained_by(read_config(folder_of(source)))
+    file = path if path.suffix == ".ckpt" else last_of_run(path)
+    if file is not None:
+        config = file.parent.parent / "config.yaml"
+        return str(config) if is_file(config) else None
+    return trained_by(read_config(path)) if is_file(path / CONFIG) else None
+
+
 def _from_lightning(path: Path) -> Source:
     content = read_checkpoint(path)
     args = dict(content.get("hyper_parameters", {}))
@@ -98,7 +113,11 @@ def _from_lightning(path: Path) -> Source:
         if name.startswith("network.")
     }
     name, data = str(path), content.get("data", {})
-    return Source(name, name, merged_state(mine), network, task, data, content)
+    try:
+        plain = merged_state(mine)
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{path}: the matrices of LoRA are damaged: {first_line(error)}") from None
+    return Source(name, name, plain, network, task, data, content)
 
 
 def _from_file(path: Path) -> Source:
@@ -141,17 +160,32 @@ def _from_timm(text: str) -> Source:
     return _of_timm(text, network, network.state_dict())
 
 
+class TimmConfig(TypedDict):
+    """What timm's ``push_to_hf_hub`` says of a network, as far as it is relied on."""
+
+    architecture: str
+    num_classes: NotRequired[Count]
+    pretrained_cfg: NotRequired[dict[str, Any]]
+    model_args: NotRequired[dict[str, Any] | None]
+
+
 def _from_timm_folder(folder: Path, content: dict[str, Any], name: str) -> Source:
     """As timm's ``push_to_hf_hub`` lays it out; only model.safetensors is read."""
-    cfg = content.get("pretrained_cfg") or {}
-    network = timm_network(
-        str(content["architecture"]),
-        num_classes=int(content.get("num_classes", cfg.get("num_classes", 1000))),
-        args=content.get("model_args") or None,
-    )
-    known: Any = network
-    known.pretrained_cfg = {**known.pretrained_cfg, **cfg}
-    return _of_timm(name, network, read_weights(folder / WEIGHTS))
+    where = str(folder / CONFIG)
+    check(content, TimmConfig, where)
+    cfg = content.get("pretrained_cfg", {})
+    weights = read_weights(folder / WEIGHTS)
+    args = {
+        "name": content["architecture"],
+        "num_classes": content.get("num_classes", cfg.get("num_classes", 1000)),
+        "in_channels": (cfg.get("input_size") or [3])[0],
+        "args": content.get("model_args"),
+    }
+    network: Any = rebuild_network({"name": "timm_network", "args": args}, weights, where)
+    network.pretrained_cfg = {**network.pretrained_cfg, **cfg}
+    found = _of_timm(name, network, weights)
+    check_data(found.data, where)
+    return found
 
 
 def _of_timm(name: str, network: nn.Module, state: Mapping[str, Tensor]) -> Source:

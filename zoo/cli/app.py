@@ -24,7 +24,7 @@ from zoo.checkpoints.load import (
     load_weights,
 )
 from zoo.checkpoints.source import read_source
-from zoo.cli import run_folder, trainer
+from zoo.cli import pretrained, run_folder, trainer
 from zoo.cli.building import RecipeReader, debugging, refused_in_one_line
 from zoo.core.files import write_text
 from zoo.core.memory import keep_freed_memory
@@ -351,7 +351,7 @@ def run(command: str, arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     keep_freed_memory()
     try:
-        ZooCLI(command, arguments)
+        ZooCLI(command, pretrained.with_recipe(arguments))
     except _Checked:
         return 0
     except MisconfigurationException as error:  # a setting of the trainer that cannot be

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.source import read_source
+from zoo.checkpoints.source import read_source, recipe_of
 from zoo.cli import run_folder
 from zoo.cli.following import FOLLOWING
 from zoo.errors import UserError
@@ -21,6 +21,14 @@ def typed_option(typed: Sequence[str], name: str) -> str | None:
         elif word.startswith(f"{name}="):
             value = word.removeprefix(f"{name}=")
     return value
+
+
+def with_recipe(arguments: list[str]) -> list[str]:
+    """The command line, with the recipe that trained its --weights where it names none."""
+    named = any(word.split("=")[0] in ("--recipe", "--config") for word in arguments)
+    weights = typed_option(arguments, "--weights")
+    recipe = recipe_of(weights) if weights and not named else None
+    return arguments if recipe is None else ["--recipe", recipe, *arguments]
 
 
 def missing_network(typed: Sequence[str], config: Any, recipe: str) -> dict[str, Any] | None:

@@ -84,21 +84,3 @@ def chosen_weights(options: Any, command: str) -> str | Path:
     found = find_checkpoint(options.ckpt_path, Path("runs", name), command)
     assert found is not None
     return found
-
-
-def recipe_of(source: str | Path) -> str | None:
-    """The recipe that trained some weights, as their run or their checkpoint records it."""
-    from zoo.checkpoints import store
-    from zoo.checkpoints.source import last_of_run
-    from zoo.core.files import is_file
-    from zoo.recipes import trained_by
-
-    path = Path(source)
-    file = path if path.suffix == ".ckpt" else last_of_run(path)
-    if str(source) not in store.names() and file is not None:
-        config = file.parent.parent / "config.yaml"
-        return str(config) if is_file(config) else None
-    for folder in (store.shipped_folder("checkpoints") / str(source), path):
-        if is_file(folder / store.CONFIG):
-            return trained_by(store.read_config(folder))
-    return None

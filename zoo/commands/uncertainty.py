@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.card import COLUMNS, cell
-from zoo.commands import Parser, add_weights_options, chosen_weights, recipe_of
+from zoo.commands import Parser, add_weights_options, chosen_weights
 from zoo.errors import UserError
 
 
@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"--{name} is {value}: it must be at least 1")
 
     from zoo.checkpoints.load import load
+    from zoo.checkpoints.source import recipe_of
     from zoo.cli.building import from_recipe
     from zoo.cli.run_folder import recipe_name
     from zoo.diagnostics import calibration
