@@ -202,7 +202,10 @@ def test_head_and_stem_follow_and_the_rest_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"is missing \(its names are others, such as 'a'\)"):
         transfer(other, {"a": torch.zeros(1)}, "x.pth")
     assert all(torch.equal(before[k], v) for k, v in other.state_dict().items())
-    assert "layer2.1.bn1.weight  not used" in str(transfer(other, longer.state_dict(), "x.pth"))
+    longer = networks.ResNet(3, 1, layers=(1, 2), width=8, stem="small")
+    text = str(transfer(other, longer.state_dict(), "x.pth"))
+    assert "layer2.1.conv1.weight, layer2.1.bn1.weight … layer2.1.bn2.num_batches_tracked" in text
+    assert "(12)  not used  the network has none of this name" in text
 
 
 def test_a_head_for_as_many_other_classes_stays_fresh() -> None:

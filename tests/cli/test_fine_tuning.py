@@ -21,7 +21,7 @@ QUICK = (*FEW, "--trainer.limit_val_batches", "1", "--test_after_fit", "false")
 def test_the_network_and_the_head_follow_weights_and_data(zoo_cli) -> None:
     result = zoo_cli("fit", "--recipe", "finetune_digits", "--freeze", "backbone", *QUICK)
     assert result.code == 0, result.err
-    assert "fc.weight                           new     the 10 classes are others" in result.out
+    assert "  fc.weight, fc.bias                  new     the 10 classes are others\n" in result.out
     run = Path("runs/finetune_digits/version_0")
     config = yaml.safe_load((run / "config.yaml").read_text())
     network = config["model"]["init_args"]["network"]

@@ -31,17 +31,26 @@ class Transferred:
         return not self.changed
 
     def __str__(self) -> str:
-        """A table: a line for all that was loaded, and a line for each tensor that was not."""
+        """A table: a line for all that was loaded, and for what was not a line for each reason."""
         parts = dict.fromkeys(name.split(".")[0] for name in self.loaded)
         total = len(self.loaded) + sum(fate != "not used" for _, fate, _ in self.changed)
         rows = [(", ".join(parts), "loaded", f"{len(self.loaded)} of {total} tensors")]
-        rows += self.changed
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for name, fate, why in self.changed:
+            reasons.setdefault((fate, why), []).append(name)
+        rows += [(_listed(names), fate, why) for (fate, why), names in reasons.items()]
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         lines = [
             f"  {name:<{widths[0]}}  {fate:<{widths[1]}}  {why}".rstrip()
             for name, fate, why in rows
         ]
         return "\n".join([f"weights of {self.source}:", *lines])
+
+
+def _listed(names: list[str]) -> str:
+    if len(names) < 4:
+        return ", ".join(names)
+    return f"{names[0]}, {names[1]} … {names[-1]} ({len(names)})"
 
 
 def transfer(
