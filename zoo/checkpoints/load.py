@@ -111,12 +111,15 @@ def _load_all(task: Task, found: Source) -> None:
     load_state(task, state | own, found.name)
 
 
-def load_weights(task: nn.Module, source: str | Path) -> None:
+def load_weights(task: nn.Module, source: str | Path) -> dict[str, Any]:
     """Loads weights into the network of a task that has the same one, in place.
 
     Args:
         task: with a ``network``.
         source: as ``load`` takes it.
+
+    Returns:
+        What they were trained on, as the checkpoint describes it.
 
     Raises:
         UserError: the task has another network, or a file is altered.
@@ -128,6 +131,7 @@ def load_weights(task: nn.Module, source: str | Path) -> None:
     check_same_network(found.network, task, Path(found.name), advice)
     network: nn.Module = task.network  # type: ignore[assignment]
     load_state(network, found.state, found.name)
+    return found.data
 
 
 def initialize(task: Task, source: str | Path, data: dict[str, Any]) -> Transferred:

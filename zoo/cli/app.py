@@ -23,7 +23,6 @@ from zoo.checkpoints.load import (
     initialize,
     load_weights,
 )
-from zoo.checkpoints.source import read_source
 from zoo.cli import pretrained, run_folder, trainer
 from zoo.cli.building import RecipeReader, debugging, refused_in_one_line
 from zoo.core.files import write_text
@@ -255,8 +254,7 @@ class ZooCLI(RecipeReader):
             if subcommand != "fit" and (rank := content.get("lora_rank")):
                 add_lora(self.model.network, rank)  # as the checkpoint has it
         elif subcommand != "fit" and self.options.weights is not None:
-            load_weights(self.model, self.options.weights)
-            known = read_source(self.options.weights).data
+            known = load_weights(self.model, self.options.weights)
             check_same_classes(known, self.describe_data(), self.options.weights)
         elif subcommand != "fit":
             self._load_shipped_weights()
@@ -292,9 +290,7 @@ class ZooCLI(RecipeReader):
                 f"the shipped weights of {name} are for {described['instead_of']}, which is "
                 "neither on disk nor to be had: set ZOO_DATA to the folder that holds it"
             )
-        load_weights(self.model, name)
-        known = store.read_config(store.folder_of(name))["data"]
-        check_same_classes(known, described, name)
+        check_same_classes(load_weights(self.model, name), described, name)
 
     def after_fit(self) -> None:
         if self.trainer.interrupted or not hasattr(self, "folder"):
