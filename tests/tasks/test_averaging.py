@@ -81,6 +81,33 @@ def test_the_average_follows_its_recurrence(tmp_path: Path, accumulated: int, st
         torch.testing.assert_close(kept, expected)
 
 
+def test_a_decay_too_slow_for_the_run_is_capped_by_its_length(tmp_path: Path) -> None:
+    """A weight that grows by one a step is behind its average by the average's reach."""
+
+    class Ramp(ImageClassifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return -self.network[1].bias.sum()  # Adam steps by its rate where gradients stay alike
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.zeros_(network[1].bias)
+    options: dict[str, Any] = {"lr": 1.0, "schedule": "constant", "warmup": 0}
+    task = Ramp(network, optimizer="adamw", weight_decay=0, ema_decay=0.9999, **options)
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_steps=300,
+        max_epochs=-1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(task, datamodule=Digits(batch_size=8))
+    # With the decay as given it would be 5.4.
+    torch.testing.assert_close(network[1].bias, torch.full((10,), 270.0), atol=2, rtol=0)
+
+
 def test_what_is_not_averaged_is_as_trained(tmp_path: Path) -> None:
     task = fit(Classifier("fc"), tmp_path)
     names = [name for name, _ in [*task.network.named_parameters(), *task.network.named_buffers()]]

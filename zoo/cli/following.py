@@ -6,6 +6,8 @@ import inspect
 from importlib import import_module
 from typing import Any
 
+from jsonargparse import Namespace
+
 from zoo.data.module import DataModule
 
 
@@ -20,13 +22,15 @@ def make_data(settings: Any, given: Any) -> DataModule | None:
         given: the same without defaults: what a recipe or the command line says.
 
     Returns:
-        The data module; None for one that is not of the zoo's kind.
+        The data module; None for one that is not of the zoo's kind, or takes more than JSON values.
     """
     data = settings.get("data")
     kind = _named(data.get("class_path")) if hasattr(data, "get") else None
     if not (isinstance(kind, type) and issubclass(kind, DataModule)):
         return None
     arguments = data["init_args"]
+    if any(isinstance(value, Namespace) for value in vars(arguments).values()):
+        return None  # made of other classes, which jsonargparse builds first
     if arguments.get("channels", 0) is None:
         arguments["channels"] = given.get("model.init_args.network.init_args.in_channels")
     return kind(**arguments.as_dict())

@@ -185,6 +185,7 @@ class ImageFolder(LabelledImages):
         self._crop = evaluation_crop(image_size, CROP_PCT)
         self._contents: _Contents | None = None
         self._warned: set[str] = set()
+        self._reported = False
 
     # -- what is in the folder -------------------------------------------------------------------
 
@@ -218,6 +219,7 @@ class ImageFolder(LabelledImages):
             notes = [f"grey: {grey:,} images, read as three equal channels"]
         elif self.channels == 1 and grey < images:
             notes = [f"color: {images - grey:,} images, read as grey"]
+        self._reported = True
         assert self.folder is not None
         return describe(self.folder, contents.classes, contents.parts, contents.left_out, notes)
 
@@ -272,7 +274,7 @@ class ImageFolder(LabelledImages):
             for path, label in parts[part]:
                 one = checked[path]
                 if one.problem:
-                    reason = UNREADABLE[bool(one.size)]
+                    reason = UNREADABLE[not one.problem.startswith("is empty")]
                     left_out.append(LeftOut(path, reason, one.problem, part))
                 elif one.digest in elsewhere:
                     detail = f"({part}) has the bytes of {elsewhere[one.digest]}"
@@ -300,10 +302,10 @@ class ImageFolder(LabelledImages):
         contents = self.contents()
         if contents.unreadable and self.corrupt == "error":
             raise self._unreadable(contents.unreadable, "or give --data.corrupt skip")
-        if contents.left_out:
+        if contents.left_out and not self._reported:
             first = contents.left_out[0]
             self._warn(
-                f"{self.folder}: {len(contents.left_out):,} files and folders are left out, "
+                f"{self.folder}: {len(contents.left_out):,} of its files and folders are not read, "
                 f"{first.path} ({first.reason}) among them: report() lists them"
             )
 

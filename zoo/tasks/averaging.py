@@ -29,8 +29,10 @@ class EMA(WeightAveraging):
     of length one.
 
     Args:
-        decay: of the average; smaller in the beginning, min(decay, (1 + n) / (10 + n)) after n
-            steps, so that the average soon forgets where it started.
+        decay: of the average; at most (1 + n) / (10 + n) after n steps, so that the average soon
+            forgets where it started. This caps it by the run's length, too: where a decay is too
+            slow for a run, 0.9999 for 300 steps say, the average ends as that of about the last
+            tenth of its steps.
         batches: of the training set, for the final statistics; at most as many as an epoch of this
             fit has (``limit_train_batches``).
         validation_batches: the same, for those of every validation before.
