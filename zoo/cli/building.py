@@ -160,11 +160,10 @@ class RecipeReader(LightningCLI):
 
     def instantiate_classes(self) -> None:
         with refused_in_one_line(self.parser):
-            given = self.given()
-            data = make_data(self.options, given)
+            data = make_data(self.options, self.given)
             if data is not None:
                 self.look_at(data)
-                follow_data(self.options, given, data)
+                follow_data(self.options, self.given, data)
             self.config_init = self.parser.instantiate_classes(self.config)
             self.datamodule = data or self._get(self.config_init, "data")
             self.model = self._get(self.config_init, "model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -11,7 +12,11 @@ from jsonargparse import Namespace
 from zoo.data.module import DataModule
 
 
-def make_data(settings: Any, given: Any) -> DataModule | None:
+# What ``DataModule.network_arguments`` may know.
+FOLLOWING = {"num_classes", "in_channels", "image_size", "vocab_size", "context_length"}
+
+
+def make_data(settings: Any, given: Callable[[], Any]) -> DataModule | None:
     """Builds the data module, before the model that may follow from it.
 
     The number of channels goes the other way where the network has one and the data can be read
@@ -19,7 +24,7 @@ def make_data(settings: Any, given: Any) -> DataModule | None:
 
     Args:
         settings: model and data, with every default.
-        given: the same without defaults: what a recipe or the command line says.
+        given: tells the same without defaults: what a recipe or the command line says.
 
     Returns:
         The data module; None for one that is not of the zoo's kind, or takes more than JSON values.
@@ -32,11 +37,11 @@ def make_data(settings: Any, given: Any) -> DataModule | None:
     if any(isinstance(value, Namespace) for value in vars(arguments).values()):
         return None  # made of other classes, which jsonargparse builds first
     if arguments.get("channels", 0) is None:
-        arguments["channels"] = given.get("model.init_args.network.init_args.in_channels")
+        arguments["channels"] = given().get("model.init_args.network.init_args.in_channels")
     return kind(**arguments.as_dict())
 
 
-def follow_data(settings: Any, given: Any, data: DataModule) -> None:
+def follow_data(settings: Any, given: Callable[[], Any], data: DataModule) -> None:
     """Fills in what of a network's arguments follows from the data, in place.
 
     Args:
@@ -50,16 +55,15 @@ def follow_data(settings: Any, given: Any, data: DataModule) -> None:
     made = _named(network.get("class_path")) if hasattr(network, "get") else None
     if made is None:
         return
-    says = given.get("model.init_args.network.init_args") or {}
-    missing = inspect.signature(made).parameters.keys() - says.keys()
-    if missing & FOLLOWING:
+    arguments, parameters = network["init_args"], inspect.signature(made).parameters
+    names = FOLLOWING & parameters.keys()
+    missing = {name for name in names if arguments.get(name) == parameters[name].default}
+    if missing:  # or given as their defaults are
+        missing -= (given().get("model.init_args.network.init_args") or {}).keys()
+    if missing:
         known = data.network_arguments()
         for name in missing & known.keys():
-            network["init_args"][name] = known[name]
-
-
-# What ``DataModule.network_arguments`` may know.
-FOLLOWING = {"num_classes", "in_channels", "image_size", "vocab_size", "context_length"}
+            arguments[name] = known[name]
 
 
 def _named(path: Any) -> Any:

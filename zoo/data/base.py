@@ -49,7 +49,8 @@ class ImageData(LabelledImages):
                 raise UserError(f"data.{name}_probability is {value}: it must lie between 0 and 1")
         if min(shift, cutout_size) < 0:
             raise UserError("data.shift and data.cutout_size are pixels: they cannot be negative")
-        draws(sampling_weights, torch.ones(len(self.classes)))  # refuses what it cannot be
+        if sampling_weights is not None:  # what cannot be is refused before anything is read
+            draws(sampling_weights, torch.ones(len(self.classes)))
         self.batch_size, self.validation_size = batch_size, validation_size
         self.shift, self.flip = shift, flip
         self.cutout_size, self.cutout_probability = cutout_size, cutout_probability

@@ -277,7 +277,7 @@ class ImageFolder(LabelledImages):
                     reason = UNREADABLE[not one.problem.startswith("is empty")]
                     left_out.append(LeftOut(path, reason, one.problem, part))
                 elif one.digest in elsewhere:
-                    detail = f"({part}) has the bytes of {elsewhere[one.digest]}"
+                    detail = f"({part}) has the bytes of {self._relative(elsewhere[one.digest])}"
                     left_out.append(LeftOut(path, "the same bytes in two splits", detail, part))
                 else:
                     kept[part].append((path, label))

@@ -168,7 +168,7 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
     cell = max(1, min(44, 1400 // count))
     named = cell >= 14  # smaller, names would overlap
     size = 13 if cell >= 30 else 10
-    margin = max(_width(_cut(name, 24), size) for name in classes) + 10 if named else 10
+    margin = max(_width(_cut(name, 24), size) for name in classes) + 14 if named else 10
     edge = margin + count * cell
     picture = Image.new("RGB", (max(edge + 60, 420), edge + 50), "white")
     draw = ImageDraw.Draw(picture)

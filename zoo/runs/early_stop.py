@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from zoo.core.text import nearest, shown
 from zoo.errors import UserError
@@ -39,6 +39,11 @@ class EarlyStop(EarlyStopping):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.best_score.isinf():
             rank_zero_warn(f"--early_stop {self.monitor} was never looked at: nothing validated")
+        elif self.stopped_epoch:
+            rank_zero_info(
+                f"stopped after {self.stopped_epoch + 1} epochs: {self.monitor} has not improved "
+                f"on {self.best_score:.4f} for {self.wait_count} validations"
+            )
 
 
 def early_stop(given: str, model: Any, data: dict[str, Any]) -> EarlyStop:
@@ -62,4 +67,4 @@ def early_stop(given: str, model: Any, data: dict[str, Any]) -> EarlyStop:
         mode = getattr(model, "monitor_mode", Task.monitor_mode)
     prefix = metric_prefix(data)
     name = metric if metric.startswith(prefix) else prefix + metric
-    return EarlyStop(name, patience=int(patience or 3), mode=mode, verbose=True)
+    return EarlyStop(name, patience=int(patience or 3), mode=mode)
