@@ -11,7 +11,6 @@ from jsonargparse import Namespace
 
 from zoo.data.module import DataModule
 
-
 # What ``DataModule.network_arguments`` may know.
 FOLLOWING = {"num_classes", "in_channels", "image_size", "vocab_size", "context_length"}
 
