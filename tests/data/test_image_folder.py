@@ -14,6 +14,7 @@ from PIL import Image
 
 import zoo
 from zoo.data import ImageFolder, checking
+from zoo.data.listing import describe
 from zoo.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -597,3 +598,17 @@ def test_balanced_sampling_draws_each_class_as_often(tmp_path: Path) -> None:
     module = data(root, validation=0.2, test=0.0, sampling_weights=[0.0, 1.0], batch_size=8)
     drawn = torch.cat([labels for _, labels, _ in module.train_dataloader()])
     assert drawn.tolist() == [1] * 48
+
+
+def test_of_many_classes_the_most_frequent_and_the_rarest_are_listed() -> None:
+    classes = [f"c{label}" for label in range(50)]
+    items = [(Path("x"), label) for label in range(50) for _ in range(label + 1)]
+    lines = describe(Path("photos"), classes, {"train": items}, [], []).splitlines()
+    assert lines[0] == "photos: 1,275 images of 50 classes"
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["class", "train"],
+        *[[f"c{label}", str(label + 1)] for label in range(49, 39, -1)],
+        ["…", "30"],
+        *[[f"c{label}", str(label + 1)] for label in range(9, -1, -1)],
+        ["total", "1,275"],
+    ]

@@ -218,24 +218,9 @@ def describe(
         left_out: what is not read.
         notes: further lines.
     """
-    counts = {part: [0] * len(classes) for part in PARTS}
-    for part, items in parts.items():
-        for _, label in items:
-            counts[part][label] += 1
-    rows = [(name, [counts[part][label] for part in PARTS]) for label, name in enumerate(classes)]
-    total = [sum(counts[part]) for part in PARTS]
-    lines = [f"{folder}: {sum(total):,} images of {len(classes):,} classes"]
-    if len(rows) > 40:  # the rarest and the most frequent say enough
-        rows = sorted(rows, key=lambda row: -sum(row[1]))
-        between = (f"… {len(rows) - 20:,} more", ["…"] * len(PARTS))
-        rows = [*rows[:10], between, *rows[-10:]]
-    rows = [("class", list(PARTS)), *rows, ("total", total)]
-    width = max(len(name) for name, _ in rows)
-    wide = max(5, len(f"{max(total):,}"))
-    for name, cells in rows:
-        shown_cells = (f"{cell:,}" if isinstance(cell, int) else cell for cell in cells)
-        lines.append(f"  {name:<{width}}" + "".join(f"  {cell:>{wide}}" for cell in shown_cells))
-    lines += notes
+    images = sum(map(len, parts.values()))
+    lines = [f"{folder}: {images:,} images of {len(classes):,} classes"]
+    lines += [*_table(classes, parts), *notes]
     reasons: dict[str, list[LeftOut]] = {}
     for one in left_out:
         reasons.setdefault(one.reason, []).append(one)
@@ -251,3 +236,26 @@ def describe(
         if len(those) > 3:
             lines.append(f"    and {len(those) - 3:,} more")
     return "\n".join(lines)
+
+
+def _table(classes: Sequence[str], parts: dict[str, list[Item]]) -> list[str]:
+    """A line for each class; of more than forty, for the ten most frequent and the ten rarest."""
+    counts = [[0] * len(PARTS) for _ in classes]
+    for column, part in enumerate(PARTS):
+        for _, label in parts.get(part, ()):
+            counts[label][column] += 1
+    rows = list(zip(classes, counts, strict=True))
+    if len(rows) > 40:
+        rows.sort(key=lambda row: -sum(row[1]))
+        rows = [*rows[:10], *rows[-10:]]
+    rows.append(("total", [sum(column) for column in zip(*counts, strict=True)]))
+    table = [(name, [f"{count:,}" for count in counted]) for name, counted in rows]
+    if len(classes) > 40:
+        table.insert(10, (f"… {len(classes) - 20:,} more", ["…"] * len(PARTS)))
+    table.insert(0, ("class", list(PARTS)))
+    width = max(len(name) for name, _ in table)
+    wide = max(len(cell) for _, cells in table for cell in cells)
+    return [
+        f"  {name:<{width}}" + "".join(f"  {cell:>{wide}}" for cell in cells)
+        for name, cells in table
+    ]

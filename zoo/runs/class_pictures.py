@@ -182,8 +182,7 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
         draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=color)
         if cell >= 26:
             ink = "white" if strength > 0.6 else "black"
-            middle = (left + cell / 2, top + cell / 2)
-            draw.text(middle, f"{number}", ink, _font(11), anchor="mm")
+            draw.text((left + cell / 2, top + cell / 2), f"{number}", ink, _font(11), anchor="mm")
     draw.rectangle((margin - 1, margin - 1, edge, edge), outline="gray")
     for label, name in enumerate(classes if named else []):
         middle = margin + (label + 0.5) * cell
