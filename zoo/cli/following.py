@@ -58,7 +58,7 @@ def follow_data(settings: Any, given: Callable[[], Any], data: DataModule) -> No
     names = FOLLOWING & parameters.keys()
     missing = {name for name in names if arguments.get(name) == parameters[name].default}
     if missing:  # or given as their defaults are
-        missing -= (given().get("model.init_args.network.init_args") or {}).keys()
+        missing -= set(vars(given().get("model.init_args.network.init_args") or Namespace()))
     if missing:
         known = data.network_arguments()
         for name in missing & known.keys():
