@@ -76,7 +76,7 @@ def test_timm_by_name_is_a_task_that_knows_its_images(monkeypatch: pytest.Monkey
     with torch.no_grad():
         images = torch.randn(1, 3, 64, 64)
         assert torch.equal(task(images), offline("test_resnet").eval()(images))
-    assert task.data_info["mean"] == [0.485, 0.456, 0.406]
+    assert task.data_info["mean"] == list(timm.get_pretrained_cfg("test_resnet").mean)
     assert len(task.data_info["classes"]) == 1000
 
     def down(name: str, pretrained: bool = False, **given: object) -> nn.Module:
@@ -194,7 +194,7 @@ def test_head_and_stem_follow_and_the_rest_is_refused_by_name() -> None:
 
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     wide = networks.ResNet(3, 1, layers=(1, 1), width=16, stem="small")
-    with pytest.raises(UserError, match=r"bn1.weight is float32 \[16\] there and float32 \[8\]"):
+    with pytest.raises(UserError, match=r"conv1.weight is float32 \[16, 1, 3, 3\] there and"):
         transfer(other, wide.state_dict(), "x.pth")
     longer = networks.ResNet(3, 1, layers=(1, 2), width=8, stem="small")
     with pytest.raises(UserError, match=r"'layer2.1.conv1.weight' is missing$"):

@@ -20,7 +20,8 @@ BASE, DOWN, UP = "base_layer.", "lora_A.default.weight", "lora_B.default.weight"
 def add_lora(network: nn.Module, rank: int) -> None:
     """Adds trainable matrices of a low rank to every linear layer, in place; the rest is frozen.
 
-    The classifier goes on training as it is. Outputs stay the same at first, as B starts at zero.
+    The classifier goes on training as it is, unless it is tied to an embedding. Outputs stay the
+    same at first, as B starts at zero.
 
     Args:
         network: with linear layers, such as a transformer.
@@ -49,8 +50,9 @@ def add_lora(network: nn.Module, rank: int) -> None:
         raise UserError("lora_rank needs peft: pip install 'lightning-zoo[lora]'") from None
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
     inject_adapter_in_model(config, network)
-    if head is not None:
-        network.get_submodule(head).requires_grad_(True)
+    for name, parameter in network.named_parameters():
+        if head is not None and name.startswith(f"{head}."):  # not one tied to an embedding
+            parameter.requires_grad_(True)
 
 
 def lora_rank(network: nn.Module) -> int | None:
