@@ -10,6 +10,7 @@ import pytest
 
 import zoo
 from tests.conftest import needs_fashion_mnist
+from tests.photos import write_photos
 from zoo.checkpoints.store import read_config
 from zoo.commands.list import table
 from zoo.registry import COMMANDS
@@ -40,6 +41,8 @@ def test_the_two_commands_are_what_ci_and_strangers_run() -> None:
 @needs_fashion_mnist
 def test_every_command_works_in_the_order_it_is_shown(zoo_cli) -> None:
     assert {arguments[0] for arguments in commands()} >= {"fit", "test", "predict", "verify"}
+    for folder in ("photos", "new_photos"):
+        write_photos(Path(folder), each=10, side=32)
     for arguments in commands():
         if arguments[0] == "fit":  # what takes minutes is shortened, nothing else
             limit = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
@@ -125,3 +128,10 @@ def test_fine_tuning_beats_training_from_scratch_by_fifteen_points(
     (code,) = [block for block in blocks("python") if "fine_tuned" in block]
     exec(code, scope)
     assert scope["fine_tuned"] > scope["from_scratch"] + 0.15
+
+
+def test_a_linear_probe_is_shown() -> None:
+    scope: dict = {}
+    (code,) = [block for block in blocks("python") if "linear_probe" in block]
+    exec(code, scope)
+    assert scope["probe"].accuracy > 0.9

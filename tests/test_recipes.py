@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+import zoo
 from zoo import recipes
 from zoo.errors import UserError
 
@@ -162,7 +163,11 @@ def test_every_recipe_begins_with_a_comment_and_says_what_it_trains(name: str) -
 def test_every_recipe_states_its_true_number_of_parameters(name: str) -> None:
     from zoo import networks
 
-    network = recipes.resolve(name)["model"]["init_args"]["network"]
-    built = getattr(networks, network["class_path"].rsplit(".", 1)[-1])(**network["init_args"])
+    recipe = recipes.resolve(name)
+    network = recipe["model"]["init_args"].get("network")
+    if network is None:  # that of the weights it starts from
+        built = zoo.load(recipe["init_from"]).network
+    else:
+        built = getattr(networks, network["class_path"].rsplit(".", 1)[-1])(**network["init_args"])
     entry = next(entry for entry in recipes.entries() if entry.name == name)
     assert sum(parameter.numel() for parameter in built.parameters()) == entry.parameters

@@ -16,7 +16,9 @@ _HOME = {
     "UserError": "zoo.errors",
     "audit": "zoo.diagnostics.audit",
     "ensemble": "zoo.diagnostics.mc_dropout",
+    "finetune": "zoo.tasks.finetuning",
     "freeze": "zoo.networks.freezing",
+    "linear_probe": "zoo.tasks.finetuning",
     "load": "zoo.checkpoints.load",
     "mc_dropout": "zoo.diagnostics.mc_dropout",
     "recalibrate": "zoo.diagnostics.recalibrate",
@@ -40,7 +42,9 @@ __all__ = [
     "__version__",
     "audit",
     "ensemble",
+    "finetune",
     "freeze",
+    "linear_probe",
     "load",
     "mc_dropout",
     "recalibrate",
@@ -57,6 +61,7 @@ if TYPE_CHECKING:
     from zoo.diagnostics.variance_shift import variance_shift
     from zoo.errors import UserError
     from zoo.networks.freezing import freeze, unfreeze
+    from zoo.tasks.finetuning import finetune, linear_probe
 
 
 def __getattr__(name: str) -> Any:

@@ -97,7 +97,13 @@ COMMANDS: dict[str, CommandEntry] = {
     "fit": CommandEntry("zoo.cli.app:fit", "train a recipe: python -m zoo fit --recipe NAME"),
     "validate": CommandEntry("zoo.cli.app:validate", "measure on the validation data"),
     "test": CommandEntry("zoo.cli.app:test", "measure on the test data"),
-    "predict": CommandEntry("zoo.cli.app:predict", "write class probabilities of the test images"),
+    "predict": CommandEntry(
+        "zoo.commands.predict:main", "predict the classes of image files, or of the test images"
+    ),
+    "embed": CommandEntry("zoo.commands.embed:main", "write the pooled features of image files"),
+    "info": CommandEntry(
+        "zoo.commands.info:main", "parameters, multiply-adds, memory and speed of a network"
+    ),
     "audit": CommandEntry(
         "zoo.commands.audit:main", "check where normalization and dropout stand, in any model"
     ),

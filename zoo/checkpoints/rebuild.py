@@ -77,13 +77,14 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
         ours, theirs = expected[name], state[name]
         if ours.shape != theirs.shape or ours.is_floating_point() != theirs.is_floating_point():
             raise UserError(
-                f"{source}: weights do not fit the network: {name} is {_form(theirs)} there and "
-                f"{_form(ours)} in the network"
+                f"{source}: weights do not fit the network: {name} is {form(theirs)} there and "
+                f"{form(ours)} in the network"
             )
     _built(module.load_state_dict, f"{source}: weights", state)
 
 
-def _form(tensor: Tensor) -> str:
+def form(tensor: Tensor) -> str:
+    """A tensor's type and shape, for messages."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {shown(list(tensor.shape))}"
 
 

@@ -51,6 +51,11 @@ def folder_of(source: str | Path) -> Path:
     )
 
 
+def is_shipped(folder: Path) -> bool:
+    """Whether a checkpoint's folder is one of the shipped ones, which the manifest lists."""
+    return folder.parent.resolve() == shipped_folder("checkpoints").resolve()
+
+
 def manifest() -> dict[str, str]:
     """sha256 of every shipped file, by ``NAME/FILE``."""
     return read_manifest(shipped_folder("checkpoints"))
@@ -65,7 +70,7 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: a file is missing, truncated or altered.
     """
-    if folder.parent.resolve() == shipped_folder("checkpoints").resolve():
+    if is_shipped(folder):
         listed = {
             key.removeprefix(f"{folder.name}/"): digest
             for key, digest in manifest().items()

@@ -10,28 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from zoo import recipes
 from zoo.checkpoints import store
-from zoo.checkpoints.load import check_same_classes, check_same_network, load_weights
-from zoo.cli import run_folder, trainer
+from zoo.checkpoints.load import (
+    check_same_classes,
+    check_same_network,
+    initialize,
+    load_weights,
+)
+from zoo.cli import pretrained, run_folder, trainer
 from zoo.cli.building import RecipeReader, debugging, refused_in_one_line
 from zoo.core.files import write_text
 from zoo.core.memory import keep_freed_memory
 from zoo.data import ImageFolder
 from zoo.data.module import DataModule
 from zoo.errors import UserError
+from zoo.networks.lora import add_lora
 from zoo.runs.callbacks import AtomicCheckpointIO, GivenSettings, Predictions
 from zoo.runs.class_pictures import ClassPictures
 from zoo.runs.early_stop import early_stop
 from zoo.runs.metrics import METRICS_FILE, RunLogger
 from zoo.runs.record import RunRecord
 from zoo.runs.summary import final_metrics, metric_lines, summary, versions
-from zoo.tasks.base import read_checkpoint
+from zoo.tasks.base import Task, read_checkpoint
+from zoo.tasks.finetuning import NOTHING, prepare
 from zoo.tasks.image_classifier import ImageClassifier
 from zoo.tasks.protocols import SamplesImages, StreamsText
 
@@ -53,7 +60,7 @@ class ZooCLI(RecipeReader):
     """
 
     def __init__(self, command: str, arguments: list[str]) -> None:
-        self.command, self.typed = command, arguments
+        self.command = command
         super().__init__(
             arguments,
             run=True,
@@ -112,12 +119,20 @@ class ZooCLI(RecipeReader):
                 raise _Checked
 
     def instantiate_classes(self) -> None:
+        self._check_weights()
         super().instantiate_classes()
         if self.command == "fit" and self.options.check_data:  # and it was not looked at
             kind = type(self.datamodule).__name__
             raise UserError(f"--check_data: {kind} is not one of the zoo's data modules")
         with refused_in_one_line(self.parser):
             self.trainer = self.instantiate_trainer()
+
+    def _check_weights(self) -> None:
+        options = self.options
+        if self.command == "fit" and options.weights is not None:
+            raise UserError(f"--weights: to start a fit from them, --init_from {options.weights}")
+        if options.weights is not None and options.ckpt_path is not None:
+            raise UserError("--weights and --ckpt_path both name weights: give one of them")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.command]
@@ -130,10 +145,16 @@ class ZooCLI(RecipeReader):
         settings = config["trainer"]
         trainer.check_settings(settings)
         trainer.use_tensor_cores()
+        ours: list[Callback] = []
+        if self.command == "fit":
+            if self.options.init_from is not None and self.checkpoint is None:
+                self._initialize()
+            ours = self._fine_tuning()
         if trainer.must_do_without_bf16(settings, self.typed):
             # In config.yaml too, which says what ran.
             kwargs["precision"] = self.options["trainer"]["precision"] = "32-true"
         if settings.get("fast_dev_run"):
+            kwargs["callbacks"] = [*trainer.as_list(settings.get("callbacks")), *ours]
             return super().instantiate_trainer(**kwargs)
 
         fitting = self.command == "fit"
@@ -141,7 +162,7 @@ class ZooCLI(RecipeReader):
         logger = run_folder.make_logger(runs, self.checkpoint if fitting else None)
         folder = self.folder = Path(logger.log_dir)
         try:
-            kwargs |= self._trainer_arguments(config, folder, logger, changed)
+            kwargs |= self._trainer_arguments(config, folder, logger, changed, ours)
             return super().instantiate_trainer(**kwargs)
         except Exception:
             run_folder.remove_unbegun_run(folder)
@@ -158,14 +179,39 @@ class ZooCLI(RecipeReader):
         run_folder.check_changes(changed, run, self.options.resume_changes == "accept")
         return changed
 
+    def _initialize(self) -> None:
+        """Starts from ``--init_from``, and shows what was loaded of it."""
+        report = initialize(self._task(), self.options.init_from, self.describe_data())
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(report, flush=True)
+
+    def _fine_tuning(self) -> list[Callback]:
+        given = self.options
+        settings = (given.freeze, given.unfreeze_epoch, given.layer_decay, given.lora_rank)
+        if settings == (NOTHING, None, None, None):
+            return []
+        return prepare(self._task(), *settings)
+
+    def _task(self) -> Task:
+        if not isinstance(self.model, Task):
+            raise UserError(
+                f"--init_from, --freeze and their like are for the zoo's tasks, and "
+                f"{type(self.model).__name__} is none"
+            )
+        return self.model
+
     def _trainer_arguments(
-        self, config: Any, folder: Path, logger: RunLogger, changed: dict[str, Any]
+        self,
+        config: Any,
+        folder: Path,
+        logger: RunLogger,
+        changed: dict[str, Any],
+        ours: list[Any],
     ) -> dict[str, Any]:
         """The zoo's own callbacks, loggers and placement, beside the recipe's."""
         settings, fitting = config["trainer"], self.command == "fit"
-        ours: list[Any] = []
         if fitting:
-            ours = trainer.fit_callbacks(
+            ours += trainer.fit_callbacks(
                 folder, self.model, settings, self.describe_data(), config["save_every_n_steps"]
             )
             self.record = RunRecord(folder, self._facts(changed))
@@ -189,7 +235,7 @@ class ZooCLI(RecipeReader):
         wandb = self.options.wandb if fitting else "off"
         return {
             **arguments,
-            **trainer.placement(settings, self.model),
+            **trainer.placement(settings, self.model, self.options.unfreeze_epoch is not None),
             "logger": [logger, *trainer.more_loggers(settings, folder, wandb)],
             "callbacks": [*trainer.as_list(settings.get("callbacks")), *ours, *bars],
             "plugins": [*trainer.as_list(settings.get("plugins")), AtomicCheckpointIO()],
@@ -206,6 +252,11 @@ class ZooCLI(RecipeReader):
             check_same_network(network, self.model, self.checkpoint)
             known = content.get("data", {})
             check_same_classes(known, self.describe_data(), self.checkpoint)
+            if subcommand != "fit" and (rank := content.get("lora_rank")):
+                add_lora(self.model.network, rank)  # as the checkpoint has it
+        elif subcommand != "fit" and self.options.weights is not None:
+            known = load_weights(self.model, self.options.weights)
+            check_same_classes(known, self.describe_data(), self.options.weights)
         elif subcommand != "fit":
             self._load_shipped_weights()
         try:
@@ -240,9 +291,7 @@ class ZooCLI(RecipeReader):
                 f"the shipped weights of {name} are for {described['instead_of']}, which is "
                 "neither on disk nor to be had: set ZOO_DATA to the folder that holds it"
             )
-        load_weights(self.model, name)
-        known = store.read_config(store.folder_of(name))["data"]
-        check_same_classes(known, described, name)
+        check_same_classes(load_weights(self.model, name), described, name)
 
     def after_fit(self) -> None:
         if self.trainer.interrupted or not hasattr(self, "folder"):
@@ -283,7 +332,7 @@ class ZooCLI(RecipeReader):
 
     def _print_metrics(self) -> None:
         if self.trainer.is_global_zero and hasattr(self, "folder"):
-            weights = self.checkpoint or f"shipped {self.shipped}"
+            weights = self.checkpoint or self.options.weights or f"shipped {self.shipped}"
             measured = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
             print("\n".join(metric_lines(measured)))
             print(f"weights: {weights}\nmetrics: {self.folder / METRICS_FILE}")
@@ -299,7 +348,7 @@ def run(command: str, arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     keep_freed_memory()
     try:
-        ZooCLI(command, arguments)
+        ZooCLI(command, pretrained.with_recipe(arguments))
     except _Checked:
         return 0
     except MisconfigurationException as error:  # a setting of the trainer that cannot be

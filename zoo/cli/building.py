@@ -26,6 +26,7 @@ class RecipeReader(LightningCLI):
     """
 
     def __init__(self, arguments: list[str], **options: Any) -> None:
+        self.typed = arguments
         settings: dict[str, Any] = {
             "model_class": LightningModule,
             "datamodule_class": LightningDataModule,
@@ -48,6 +49,7 @@ class RecipeReader(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = RecipeParser(**kwargs)
+        parser.typed = self.typed
         parser.add_argument(
             "--recipe",
             "--config",
@@ -109,6 +111,45 @@ class RecipeReader(LightningCLI):
             type=Literal["off", "online", "offline"],
             default="off",
             help="fit: log to Weights & Biases as well as to metrics.csv",
+        )
+
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="fit: weights to start from: a shipped name, a run's or checkpoint's folder, "
+            ".ckpt, .safetensors, .pth, timm:NAME or hf-hub:USER/NAME",
+        )
+        parser.add_argument(
+            "--freeze",
+            type=str,
+            default="none",
+            help="fit: backbone (all but the classifier), the stage up to which nothing is "
+            "trained, or none",
+        )
+        parser.add_argument(
+            "--unfreeze_epoch",
+            type=int | None,
+            default=None,
+            help="fit: the epoch, counted from 0, from which everything is trained",
+        )
+        parser.add_argument(
+            "--layer_decay",
+            type=float | None,
+            default=None,
+            help="fit: factor of the learning rate from each layer to the one before it, 0.75 say",
+        )
+        parser.add_argument(
+            "--lora_rank",
+            type=int | None,
+            default=None,
+            help="fit: trains matrices of this rank beside each linear layer, and the classifier",
+        )
+        parser.add_argument(
+            "--weights",
+            type=str | None,
+            default=None,
+            help="validate, test, predict: weights by any of --init_from's names",
         )
 
     def _parse_ckpt_path(self) -> None:

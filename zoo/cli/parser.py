@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -12,6 +13,7 @@ from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zoo import recipes
+from zoo.cli import pretrained
 from zoo.cli.messages import in_one_line
 from zoo.core.text import shown
 from zoo.errors import UserError
@@ -33,6 +35,9 @@ class RecipeAction(ActionConfigFile):
             except (TypeError, ValueError, KeyError) as error:
                 raise UserError(f"{path}: {in_one_line(str(error), parser)}") from None
         parser.recipes.append(str(value))
+        if network := pretrained.missing_network(parser.typed, cfg, str(value)):
+            addition = yaml.safe_dump({"model": {"init_args": {"network": network}}})
+            ActionConfigFile.apply_config(parser, cfg, dest, addition)
 
 
 class RecipeParser(LightningArgumentParser):
@@ -40,11 +45,13 @@ class RecipeParser(LightningArgumentParser):
 
     Attributes:
         recipes: the recipes that were given, in order.
+        typed: the whole command line after the command.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self.recipes: list[str] = []
+        self.typed: Sequence[str] = ()
 
     def add_class_arguments(self, *args: Any, **options: Any) -> Any:
         # A class is described in place. jsonargparse would read it from any file that a recipe

@@ -24,12 +24,14 @@ CONFIG_FILE = "config.yaml"
 FREE = {
     "check_data",
     "early_stop",
+    "init_from",
     "name",
     "resume_changes",
     "runs",
     "save_every_n_steps",
     "test_after_fit",
     "wandb",
+    "weights",
 }
 FREE_OF_TRAINER = {
     "accelerator",
@@ -110,7 +112,7 @@ def find_checkpoint(wanted: str | None, runs: Path, command: str) -> Path | None
         if command == "fit":
             raise UserError(
                 f"--ckpt_path {wanted}: shipped weights are no run to go on with; to start "
-                f"from them, zoo.load({wanted!r}) in Python"
+                f"from them, --init_from {wanted}"
             )
         return None
     if wanted not in ("last", "best"):

@@ -65,13 +65,19 @@ def use_tensor_cores() -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def placement(settings: Any, model: LightningModule) -> dict[str, Any]:
-    """Trainer arguments for several devices: synchronized BatchNorm, and a strategy."""
+def placement(settings: Any, model: LightningModule, alternates: bool = False) -> dict[str, Any]:
+    """Trainer arguments for several devices: synchronized BatchNorm, and a strategy.
+
+    Args:
+        settings: of the trainer.
+        model: the task.
+        alternates: whether some parameters have no gradient for a part of the fit.
+    """
     arguments: dict[str, Any] = {}
     if several_gpus(settings):
         arguments["sync_batchnorm"] = True
     several = several_gpus(settings) or several_cpus(settings)
-    alternates = getattr(model, "alternates", False)
+    alternates = alternates or getattr(model, "alternates", False)
     if several and alternates and settings.get("strategy", "auto") in ("auto", "ddp"):
         arguments["strategy"] = "ddp_find_unused_parameters_true"
     return arguments

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import Parser
+from zoo.commands import Parser, add_weights_options, chosen_weights
 from zoo.core.text import nearest
 from zoo.errors import UserError
 
@@ -23,9 +23,8 @@ def main(arguments: list[str]) -> int:
         "Exit code 1 where something as grave as --fail-on is found, 2 where part of the model "
         "cannot be audited (scripted, traced or exported code).",
     )
-    subject = parser.add_mutually_exclusive_group()
-    subject.add_argument("--recipe", help="the network, optimizer and batch size of a recipe")
-    subject.add_argument(
+    add_weights_options(parser, "the network, optimizer and batch size")
+    parser.add_argument(
         "--model",
         help="timm:NAME, torchvision:NAME, my_package.my_file:build or path/file.py:build",
     )
@@ -91,10 +90,20 @@ def _audit(options: argparse.Namespace) -> Any:
 
     from zoo.diagnostics.audit import audit
 
+    task: Any
+    given = options.recipe or options.weights or options.ckpt_path
+    if options.model and given:
+        raise UserError(f"--model {options.model} and {given}: give one of them")
+    if options.weights or options.ckpt_path:
+        from zoo.checkpoints.load import load
+
+        task = load(chosen_weights(options, "audit"))
+        inputs = _inputs(options.input) or _stored_example(task)
+        return audit(task.network, *inputs, batch_size=options.batch_size)
     if options.recipe:
         from zoo.cli.building import from_recipe
 
-        task: Any
+        data: Any
         task, data = from_recipe(options.recipe)
         inputs = _inputs(options.input) or _example(task, data)
         optimizer = task.make_optimizer() if hasattr(task, "make_optimizer") else None
@@ -122,6 +131,15 @@ def _example(task: Any, data: Any) -> tuple[Any, ...]:
     if hasattr(task, "example_inputs"):
         return tuple(task.example_inputs(data))
     return (data.example_input(),)
+
+
+def _stored_example(task: Any) -> tuple[Any, ...]:
+    """An input of the form that the weights' checkpoint records."""
+    import torch
+
+    if (shape := task.data_info.get("input_shape")) is not None:
+        return (torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)),)
+    raise UserError("--input: the weights do not say what their network takes; give a shape")
 
 
 def _json(text: str) -> dict[str, Any]:

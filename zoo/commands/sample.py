@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import Parser
+from zoo.commands import Parser, add_weights_options, chosen_weights
 from zoo.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
     parser = Parser("sample", "Make text with a language model, or a grid of images with a GAN.")
-    parser.add_argument("--recipe", required=True, help="the network; its shipped weights are used")
-    parser.add_argument(
-        "--ckpt_path", default=None, help="a checkpoint's name, folder or .ckpt; else the shipped"
-    )
+    add_weights_options(parser, "the network")
     parser.add_argument("--seed", type=int, default=None, help="the same seed, the same sample")
     parser.add_argument("--prompt", default=None, help="text: what to go on with")
     parser.add_argument("--max_new_tokens", type=int, default=500, help="text: how much to add")
@@ -40,12 +37,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--to", type=Path, default=None, help="folder of the pictures")
     options = parser.parse_args(arguments)
 
-    from zoo import recipes
     from zoo.checkpoints.load import load
     from zoo.tasks.protocols import SamplesImages, StreamsText
 
-    stem = Path(options.recipe).stem
-    source = options.ckpt_path or recipes.shipped_weights(stem)
+    source = chosen_weights(options, "sample")
+    stem = Path(options.recipe or source).stem
     task = load(source)
     if isinstance(task, SamplesImages):
         folder = options.to or Path("runs", stem, "samples")

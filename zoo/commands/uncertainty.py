@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.card import COLUMNS, cell
-from zoo.commands import Parser
+from zoo.commands import Parser, add_weights_options, chosen_weights
 from zoo.errors import UserError
 
 
@@ -18,10 +18,7 @@ def main(arguments: list[str]) -> int:
         "forward, by MC dropout where the network has dropout, and as an ensemble; and how well "
         "the entropy tells errors, and images of other things, from the rest.",
     )
-    parser.add_argument("--recipe", required=True, help="the network and its data")
-    parser.add_argument(
-        "--ckpt_path", default=None, help="a checkpoint's name, folder or .ckpt; else the shipped"
-    )
+    add_weights_options(parser, "the data, by default those of the weights")
     parser.add_argument("--samples", type=int, default=30, help="of MC dropout")
     parser.add_argument("--drop-path", action="store_true", help="sample stochastic depth too")
     parser.add_argument(
@@ -48,9 +45,10 @@ def main(arguments: list[str]) -> int:
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name} is {value}: it must be at least 1")
 
-    from zoo import recipes
     from zoo.checkpoints.load import load
+    from zoo.checkpoints.source import recipe_of
     from zoo.cli.building import from_recipe
+    from zoo.cli.run_folder import recipe_name
     from zoo.diagnostics import calibration
     from zoo.evaluation.classifier import (
         Images,
@@ -60,10 +58,13 @@ def main(arguments: list[str]) -> int:
         uncertainty,
     )
 
-    stem = Path(options.recipe).stem
-    source = options.ckpt_path or recipes.shipped_weights(stem)
+    source = chosen_weights(options, "uncertainty")
+    recipe = options.recipe or recipe_of(source)
+    if recipe is None:
+        raise UserError(f"{source} does not say which recipe trained it: give --recipe NAME")
+    stem = recipe_name([recipe])
     task = load(source)
-    _, data = from_recipe(options.recipe)
+    _, data = from_recipe(recipe)
     data.prepare_data()
     if task.data_info.get("name") != data.used.name:
         raise UserError(

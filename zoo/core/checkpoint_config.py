@@ -33,6 +33,8 @@ class Data(TypedDict, total=False):
     mean: list[float]
     std: list[Positive]
     input_shape: list[Size]
+    crop_pct: Positive
+    interpolation: str
     vocabulary: str
     sha256: dict[str, str]
     instead_of: str

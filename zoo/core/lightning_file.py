@@ -14,7 +14,7 @@ from torch import Tensor
 from zoo.core.checkpoint_config import Part, check_data
 from zoo.core.files import is_file, read_text, sha256, write_text
 from zoo.core.renamed import renamed_network, renamed_task
-from zoo.core.schema import Count, check
+from zoo.core.schema import Count, Size, check
 from zoo.core.text import first_line, shown
 from zoo.errors import UserError
 
@@ -28,6 +28,7 @@ class Content(TypedDict):
     task: NotRequired[str]
     epoch: NotRequired[Count]
     global_step: NotRequired[Count]
+    lora_rank: NotRequired[Size]
     hyper_parameters: NotRequired[Arguments]
 
 

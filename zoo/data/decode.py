@@ -41,18 +41,43 @@ def decode(path: Path | bytes, channels: int, background: Color = "white") -> Te
     Raises:
         UserError: the file is empty, cut off or not an image, or an argument is out of range.
     """
-    if channels not in MODES:
-        raise UserError(f"an image cannot be read with {channels} channels: give 1 or 3")
-    color = rgb(background)
+    color = _checked(channels, background)
     try:
         with open_image(path) as opened:
-            image = _in_8_bits(ImageOps.exif_transpose(opened))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, color), image)
-            return v2.functional.pil_to_tensor(image.convert(MODES[channels]))
+            return _pixels(opened, channels, color)
     except Exception as error:  # PIL has many for a broken file, a decompression bomb among them
         raise UserError(f"{_name(path)} {why_unreadable(error)}") from None
+
+
+def pixels(image: Image.Image, channels: int, background: Color = "white") -> Tensor:
+    """Does with an image that PIL has opened what ``decode`` does with a file.
+
+    Args:
+        image: of any mode.
+        channels: 1 for grey, 3 for RGB.
+        background: what transparent images are laid on.
+
+    Returns:
+        uint8 (channels, H, W).
+
+    Raises:
+        UserError: an argument is out of range.
+    """
+    return _pixels(image, channels, _checked(channels, background))
+
+
+def _checked(channels: int, background: Color) -> tuple[int, int, int]:
+    if channels not in MODES:
+        raise UserError(f"an image cannot be read with {channels} channels: give 1 or 3")
+    return rgb(background)
+
+
+def _pixels(opened: Image.Image, channels: int, color: tuple[int, ...]) -> Tensor:
+    image = _in_8_bits(ImageOps.exif_transpose(opened))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, color), image)
+    return v2.functional.pil_to_tensor(image.convert(MODES[channels]))
 
 
 def rgb(color: Color) -> tuple[int, int, int]:

@@ -22,12 +22,14 @@ from zoo.data.decode import Color, decode, rgb
 from zoo.data.images import LabelledImages, Split, draws
 from zoo.data.listing import Item, LeftOut, Listing, describe, list_folders, list_labels
 from zoo.data.loaders import Resampled, Share
+from zoo.data.transform import evaluation_crop
 from zoo.errors import UserError
 
 PARTS: dict[Split, str] = {"train": "train", "validation": "val", "test": "test"}
 # Of ImageNet, which most networks for photographs are trained on; of grey, their averages.
 MEAN = {3: [0.485, 0.456, 0.406], 1: [0.449]}
 STD = {3: [0.229, 0.224, 0.225], 1: [0.226]}
+CROP_PCT = 0.875  # what is seen of the shorter side in evaluation, as is usual
 UNREADABLE = ("empty", "unreadable")  # reasons why an image is left out, where it was to be read
 
 
@@ -180,10 +182,7 @@ class ImageFolder(LabelledImages):
         self._mean, self._std = mean, std
         self.randaugment = v2.RandAugment(magnitude=randaugment) if randaugment else None
         self._training_crop = v2.RandomResizedCrop(image_size, (scale, 1.0), antialias=True)
-        # The shorter side a little longer than what is seen, as is usual.
-        self._crop = v2.Compose(
-            [v2.Resize(round(image_size / 0.875), antialias=True), v2.CenterCrop(image_size)]
-        )
+        self._crop = evaluation_crop(image_size, CROP_PCT)
         self._contents: _Contents | None = None
         self._warned: set[str] = set()
         self._reported = False
@@ -350,6 +349,9 @@ class ImageFolder(LabelledImages):
     @property
     def input_shape(self) -> list[int]:  # type: ignore[override]
         return [self.channels, self.image_size, self.image_size]
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "crop_pct": CROP_PCT}
 
     def network_arguments(self) -> dict[str, int]:
         if self.folder is None:  # of a recipe that is only looked at

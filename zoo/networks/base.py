@@ -260,3 +260,18 @@ def check_rates(**rates: float) -> None:
     for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise ValueError(f"{name} is {rate}: it must be at least 0 and below 1")
+
+
+def classifier_name(network: nn.Module) -> str | None:
+    """The name of the module that ``get_classifier()`` gives; None where there is none of its own.
+
+    Other zoos' networks without that method are taken to call it ``fc``, ``classifier`` or
+    ``head``.
+    """
+    if get_classifier := getattr(network, "get_classifier", None):
+        classifier = get_classifier()
+        return next((name for name, m in network.named_modules() if name and m is classifier), None)
+    for name in ("fc", "classifier", "head"):
+        if isinstance(getattr(network, name, None), nn.Module):
+            return name
+    return None

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
+from timm.models import group_parameters
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from zoo.core.text import nearest
+from zoo.networks.base import classifier_name
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def freeze(model: ModuleT, keep: tuple[str, ...] | None = None) -> ModuleT:
+def freeze(
+    model: ModuleT, keep: tuple[str, ...] | None = None, *, through: str | None = None
+) -> ModuleT:
     """Freezes a backbone, in place: its parameters, and BatchNorm's running statistics with them.
 
     A frozen normalization stays in evaluation mode whatever ``train()`` is called on, so that a
@@ -21,30 +28,37 @@ def freeze(model: ModuleT, keep: tuple[str, ...] | None = None) -> ModuleT:
         model: a network, or a task that has one.
         keep: prefixes of parameter names that stay trainable; the classifier
             (``get_classifier()``, or ``fc``, ``classifier``, ``head``) where none are given.
+        through: freezes from the input up to this stage or block, and nothing after it.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: the classifier cannot be found, or a prefix matches nothing.
+        ValueError: the classifier cannot be found, or a name matches nothing.
     """
     network = getattr(model, "network", model)
-    if keep is None:
-        keep = (_classifier_name(network),)
-    for prefix in keep:
-        if not any(_below(name, prefix) for name, _ in network.named_modules()):
-            raise ValueError(f"no module of the network is named {prefix!r}")
+    modules = [name for name, _ in network.named_modules() if name]
+    for name in (*(keep or ()), *([through] if through else ())):
+        if name not in modules:
+            raise ValueError(f"no module of the network is named {name!r}{nearest(name, modules)}")
+    if through is not None:
+        frozen = _up_to(network, through)
+    else:
+        kept = keep if keep is not None else (_classifier(network),)
+        below = {name for name in network.state_dict() if any(_below(name, p) for p in kept)}
+        frozen = set(network.state_dict()) - below
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(any(_below(name, prefix) for prefix in keep))
-    frozen = []
+        parameter.requires_grad_(name not in frozen)
+    norms = []
     for name, module in network.named_modules():
-        if isinstance(module, _NormBase) and not any(_below(name, prefix) for prefix in keep):
+        tensors = {f"{name}.{own}" if name else own for own in module.state_dict()}
+        if isinstance(module, _NormBase) and tensors & frozen:
             # An attribute of the instance hides the method: parents call it on their children.
             object.__setattr__(module, "train", partial(_stay_in_eval, module))
             module.train()
-            frozen.append(name)
+            norms.append(name)
     # By name as well: SyncBatchNorm puts new modules in the place of the frozen ones.
-    object.__setattr__(network, "train", partial(_train_but, network, frozen))
+    object.__setattr__(network, "train", partial(_train_but, network, norms))
     return model
 
 
@@ -56,6 +70,21 @@ def unfreeze(model: ModuleT) -> ModuleT:
         module.__dict__.pop("train", None)
     network.train(network.training)
     return model
+
+
+def _up_to(network: nn.Module, stage: str) -> set[str]:
+    """The parameters and buffers from the input up to a stage, by name."""
+    tensors = network.state_dict()
+    if matcher := getattr(network, "group_matcher", None):
+        # timm sorts parameters alone; of a norm without any, the buffers have to be sorted as well.
+        named: Any = SimpleNamespace(named_parameters=tensors.items)
+        layers = group_parameters(named, matcher(), reverse=True)
+    else:  # in the order in which they were made
+        layers = {name: layer for layer, name in enumerate(tensors)}
+    last = max((layers[name] for name in tensors if _below(name, stage)), default=-1)
+    if last < 0:
+        raise ValueError(f"{stage} has no parameters: name a stage that has")
+    return {name for name in tensors if layers[name] <= last}
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
@@ -73,15 +102,9 @@ def _below(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + ".")
 
 
-def _classifier_name(network: nn.Module) -> str:
-    if get_classifier := getattr(network, "get_classifier", None):
-        classifier = get_classifier()
-        for name, module in network.named_modules():
-            if module is classifier and name:
-                return name
-    for name in ("fc", "classifier", "head"):
-        if isinstance(getattr(network, name, None), nn.Module):
-            return name
+def _classifier(network: nn.Module) -> str:
+    if (name := classifier_name(network)) is not None:
+        return name
     raise ValueError(
         f"cannot tell the classifier of {type(network).__name__}: name what stays trainable, "
         "freeze(model, keep=('my_head',))"

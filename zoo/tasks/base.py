@@ -18,6 +18,7 @@ from torchmetrics import MeanMetric
 from zoo import networks
 from zoo.core.lightning_file import read_checkpoint
 from zoo.errors import UserError
+from zoo.networks.lora import lora_rank
 from zoo.tasks import recorded_step
 from zoo.tasks.averaging import EMA
 from zoo.tasks.finite import LateLosses, not_finite
@@ -74,6 +75,7 @@ class Task(LightningModule):
     monitor_mode = "min"  # whether less or more of it is better
     headline = "val/loss"  # what a card states first
     alternates = False  # whether a step leaves some parameters without a gradient
+    layer_decay: float | None = None  # of the learning rate, in fine-tuning
 
     def __init__(
         self,
@@ -375,6 +377,7 @@ class Task(LightningModule):
             self.weight_decay,
             self.momentum,
             self.optimizer_args,
+            self.layer_decay,
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -438,6 +441,8 @@ class Task(LightningModule):
         checkpoint["random_state"] = states
         checkpoint["task"] = type(self).__name__
         checkpoint["data"] = self.data_info
+        if rank := lora_rank(self.network):
+            checkpoint["lora_rank"] = rank
         if self._trainer is not None and not _is_last_batch(self.trainer):
             checkpoint["training_metrics"] = {
                 name: metric.metric_state for name, metric in self.training_metrics.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -11,6 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from zoo.core.modes import evaluating
+from zoo.data.transform import Picture, Transform, to_pixels
 from zoo.diagnostics.forward import logits_in
 from zoo.diagnostics.trace.snapshot import eagerly
 from zoo.errors import UserError
@@ -190,6 +193,33 @@ class ImageClassifier(Task):
         """Class probabilities (B, K) of a batch (images, labels), or of images alone."""
         return torch.softmax(self(self.inputs_of(batch)).float(), dim=1)
 
+    @property
+    def transform(self) -> Transform:
+        """Turns a decoded image, uint8 (C, H, W), into what the network takes, as in evaluation."""
+        return Transform(self.data_info)
+
+    def predict(self, images: Iterable[Picture], batch_size: int = 64) -> Tensor:
+        """Predicts the classes of images of any kind, on the device that the task is on.
+
+        Args:
+            images: paths of files, PIL's images, arrays uint8 (H, W) or (H, W, C), or tensors
+                uint8 (C, H, W), of any size.
+            batch_size: images at a time.
+
+        Returns:
+            Probabilities (N, K) on the CPU, by ``data_info["classes"]``.
+
+        Raises:
+            UserError: an image cannot be read, or the task does not know its normalization.
+        """
+        transform = self.transform
+        probabilities = [torch.empty(0, len(self.data_info.get("classes", [])))]
+        with evaluating(self), torch.inference_mode():
+            for chunk in _chunks(images, batch_size):
+                batch = torch.stack([transform(to_pixels(i, transform.channels)) for i in chunk])
+                probabilities.append(self.predict_step(batch.to(self.device), 0).cpu())
+        return torch.cat(probabilities[1:] or probabilities).clone()
+
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, prefix: str) -> Tensor | None:
         """Logits (B, K), for whoever looks at single images."""
         images, labels = batch
@@ -221,6 +251,13 @@ class ImageClassifier(Task):
         counts.reset()
         self.log(f"{prefix}/balanced_accuracy", balanced_accuracy(matrix), sync_dist=True)
         self.log(f"{prefix}/macro_f1", macro_f1(matrix), sync_dist=True)
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most ``size`` items each."""
+    waiting = iter(items)
+    while chunk := list(islice(waiting, size)):
+        yield chunk
 
 
 def _hard(labels: Tensor) -> Tensor:

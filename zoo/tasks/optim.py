@@ -21,6 +21,7 @@ def make_optimizer(
     weight_decay: float,
     momentum: float,
     extra: dict[str, Any] | None = None,
+    layer_decay: float | None = None,
 ) -> torch.optim.Optimizer:
     """Any optimizer of timm's factory, never decaying norms' weights or biases.
 
@@ -35,6 +36,8 @@ def make_optimizer(
         weight_decay: of matrices and filters only.
         momentum: where the optimizer has one.
         extra: further arguments of the optimizer.
+        layer_decay: factor of the learning rate from each layer to the one before it, by the
+            network's ``group_matcher()`` (Clark et al., ELECTRA, ICLR 2020); None for one rate.
 
     Raises:
         UserError: an unknown optimizer or argument, a value that it refuses, or nothing to train.
@@ -43,14 +46,28 @@ def make_optimizer(
         raise UserError("every parameter of the network is frozen: there is nothing to train")
     tables: set[str] = getattr(network, "fallback_parameters", set)()
 
-    def create(module: nn.Module) -> torch.optim.Optimizer:
-        groups = timm.optim.param_groups_weight_decay(
-            module,
-            weight_decay,
-            no_weight_decay_list=getattr(module, "no_weight_decay", set)(),
-            fallback_list=tables,
-            fallback_no_weight_decay=True,
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise UserError(f"layer_decay is {layer_decay}: it must be above 0 and at most 1")
+    if layer_decay is not None and not hasattr(network, "group_matcher"):
+        raise UserError(
+            f"layer_decay: {type(network).__name__} has no group_matcher(), which tells the order "
+            "of its layers"
         )
+
+    def create(module: nn.Module) -> torch.optim.Optimizer:
+        options: dict[str, Any] = {
+            "no_weight_decay_list": getattr(module, "no_weight_decay", set)(),
+            "fallback_list": tables,
+            "fallback_no_weight_decay": True,
+        }
+        if layer_decay is None or module is not network:
+            groups = timm.optim.param_groups_weight_decay(module, weight_decay, **options)
+        else:
+            groups = timm.optim.param_groups_layer_decay(
+                module, weight_decay, layer_decay=layer_decay, **options
+            )
+            for group in groups:  # timm's own schedules would apply the scale
+                group["lr"] = lr * group.pop("lr_scale")
         if name == "muon":
             return Muon(groups, lr=lr, momentum=momentum, **(extra or {}))
         return timm.optim.create_optimizer_v2(
