@@ -32,6 +32,8 @@ class CIFAR10(ImageData):
         drop_last: leave out the last, incomplete training batch.
         sampling_weights: how often training images of each class are drawn, relative to one
             another (1 for all of them draws each image once an epoch).
+        folds: for cross-validation, how many parts the training images are in.
+        fold: the part, from 0, that validates in place of ``validation_size`` images.
 
     Raises:
         UserError: a file is truncated or altered, or the data are not to be had.
@@ -66,6 +68,8 @@ class CIFAR10(ImageData):
         erase_probability: float = 0.0,
         drop_last: bool = True,
         sampling_weights: list[float] | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
     ) -> None:
         super().__init__(
             batch_size,
@@ -77,6 +81,8 @@ class CIFAR10(ImageData):
             erase_probability,
             drop_last,
             sampling_weights=sampling_weights,
+            folds=folds,
+            fold=fold,
         )
         self._checked = False
 

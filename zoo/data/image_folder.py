@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from zoo.core.files import is_folder
 from zoo.core.seeds import step_seed
 from zoo.core.text import shown
-from zoo.data.images import LabelledImages, Split
+from zoo.data.images import TRAINING_SAMPLE, LabelledImages, Split, check_folds
 from zoo.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -147,6 +147,9 @@ class ImageFolder(LabelledImages):
         workers: processes that decode; by default the machine's cores but one, shared by the
             processes that train.
         mean, std: of each channel, ImageNet's by default.
+        folds: for cross-validation, how many parts each class's training images are in; not with a
+            ``val`` folder.
+        fold: the part, from 0, that validates in place of the fraction ``validation``.
 
     Raises:
         UserError: no such folder, no classes, an empty class, or an image that cannot be read.
@@ -168,8 +171,12 @@ class ImageFolder(LabelledImages):
         workers: int | None = None,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
+        folds: int | None = None,
+        fold: int | None = None,
     ) -> None:
         super().__init__()
+        check_folds(folds, fold)
+        self.folds, self.fold = folds, fold
         if batch_size < 1 or image_size < 1:
             raise UserError("data.batch_size and data.image_size must be at least 1")
         if not 0 < validation < 1:
@@ -230,6 +237,11 @@ class ImageFolder(LabelledImages):
             items = self._by_fraction(found, root, self.test)
         else:
             if (self.folder / "val").is_dir():
+                if self.folds is not None:
+                    raise UserError(
+                        f"data.folds is {self.folds}, and {self.folder / 'val'} is there: move its "
+                        "images into train, or leave out data.folds"
+                    )
                 items = {"train": found, "val": self._list(self.folder / "val")}
             else:
                 items = self._by_fraction(found, root, test=0)
@@ -311,6 +323,17 @@ class ImageFolder(LabelledImages):
             order = torch.randperm(len(mine), generator=generator).tolist()
             held = max(1, round(len(mine) * self.validation))
             tested = max(1, round(len(mine) * test)) if test else 0
+            if self.folds is not None and self.fold is not None:
+                # The same images are tested in every fold.
+                aside, rest = order[:tested], order[tested:]
+                if len(rest) < self.folds:
+                    raise UserError(
+                        f"{root / name}: {len(rest)} images cannot be in {self.folds} folds"
+                    )
+                validated = rest[self.fold :: self.folds]
+                held = len(validated)
+                others = [i for n, i in enumerate(rest) if n % self.folds != self.fold]
+                order = validated + aside + others
             if held + tested >= len(mine):
                 raise UserError(
                     f"{root / name}: {len(mine)} images, of which none is left to train on"
@@ -369,9 +392,15 @@ class ImageFolder(LabelledImages):
         processes = self.trainer.num_devices if self.trainer is not None else 1
         return ((os.cpu_count() or 1) - 1) // max(1, processes)
 
-    def _decoded(self, part: str, batch: int) -> DataLoader[Any]:
+    def training_sample(self) -> DataLoader[Any]:
+        items = self._items["train"]
+        # Decoding takes its time: no more images than validation decodes.
+        most = min(TRAINING_SAMPLE, len(self._items["val"]))
+        return self._decoded("train", self.batch_size, every=-(-len(items) // most))
+
+    def _decoded(self, part: str, batch: int, every: int = 1) -> DataLoader[Any]:
         """Images in order, cropped as for evaluation; of several processes, each its share."""
-        trainer, items = self.trainer, self._items[part]
+        trainer, items = self.trainer, self._items[part][::every]
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         if len(items) < world:
             raise UserError(f"{self.folder}: fewer {part} images than processes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from zoo.core.files import sha256, written_whole
 from zoo.core.lightning_file import checksum_file, write_checksum
+from zoo.data.images import LabelledImages
 from zoo.errors import UserError
 from zoo.runs.metrics import METRICS_FILE, draw_curves, duration, read_metrics, run_name
-from zoo.tasks.protocols import KeepsSamples
+from zoo.tasks.protocols import KeepsSamples, ScoresImages
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -208,6 +211,37 @@ class Curves(Callback):
         metrics = self.folder / METRICS_FILE
         if read_metrics(metrics):
             draw_curves(metrics, self.folder / "curves.png", title=run_name(self.folder))
+
+
+class TrainingSample(Callback):
+    """Logs ``train_eval/*`` at every validation: what validation measures, of training images.
+
+    The images are a fixed sample, clean, and scored by the weights that are validated (averaged
+    ones where there is an average), in evaluation mode and without label smoothing. So a gap to
+    ``val/*`` is one of generalization, which ``train/*`` cannot show: those images are augmented,
+    under dropout and other weights each step.
+    """
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data: Any = getattr(trainer, "datamodule", None)
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if not isinstance(pl_module, ScoresImages) or not isinstance(data, LabelledImages):
+            return
+        limit = trainer.limit_val_batches
+        most = limit if isinstance(limit, int) else None  # a run that is tried in a hurry
+        sums: dict[str, Tensor] = {}
+        for batch in islice(data.training_sample(), most):
+            images, labels = trainer.strategy.batch_to_device(batch)
+            with trainer.precision_plugin.forward_context():
+                scores = pl_module.scores(images, labels)
+            for name, values in {**scores, "count": torch.ones_like(scores["loss"])}.items():
+                sums[name] = sums.get(name, 0) + values.sum()
+        totals = {n: trainer.strategy.reduce(part, reduce_op="sum") for n, part in sums.items()}
+        count = totals.pop("count")
+        for name, total in totals.items():
+            # Equal in all processes by now.
+            pl_module.log(f"train_eval/{name}", total / count, sync_dist=True)
 
 
 class Samples(Callback):

@@ -22,7 +22,9 @@ class ImageClassifier(Task):
 
     Logs ``train/loss`` (with label smoothing) and ``train/accuracy`` (both of augmented images),
     ``val/loss`` and ``test/loss`` (negative
-    log-likelihood in nats, no smoothing), ``val/accuracy``, ``test/accuracy`` and ``lr``.
+    log-likelihood in nats, no smoothing), ``val/accuracy``, ``test/accuracy`` and ``lr``. A run of
+    the command line logs ``train_eval/loss`` and ``train_eval/accuracy`` besides, of clean training
+    images, which compare with validation's.
 
     Args:
         network: any module with logits out.
@@ -152,16 +154,19 @@ class ImageClassifier(Task):
         """Class probabilities (B, K) of a batch (images, labels), or of images alone."""
         return torch.softmax(self(self.inputs_of(batch)).float(), dim=1)
 
+    def scores(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Loss (nats, no smoothing) and accuracy (B,) of each image."""
+        logits = self(images).float()
+        return {
+            "loss": F.cross_entropy(logits, labels, reduction="none"),
+            "accuracy": (logits.argmax(1) == labels).float(),
+        }
+
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, prefix: str) -> None:
         images, labels = batch
         if not len(images):  # a last batch of which nothing could be read
             return
-        logits = self(images).float()
-        values = {
-            "loss": F.cross_entropy(logits, labels, reduction="none"),
-            "accuracy": (logits.argmax(1) == labels).float(),
-        }
-        for name, value in values.items():
+        for name, value in self.scores(images, labels).items():
             metric = self.metrics[f"{stage}_{name}"]
             metric.update(value)  # type: ignore[operator]
             self.log(
