@@ -95,6 +95,13 @@ COMMANDS: dict[str, CommandEntry] = {
         "zoo.commands.uncertainty:main",
         "calibration, error detection and OOD detection of trained weights",
     ),
+    "compare": CommandEntry(
+        "zoo.commands.compare:main", "runs side by side: settings, results and curves"
+    ),
+    "study": CommandEntry(
+        "zoo.commands.study:main",
+        "the documents' experiments and claims, each with a picture and a verdict",
+    ),
     "sample": CommandEntry(
         "zoo.commands.sample:main", "generated text or images of trained weights"
     ),

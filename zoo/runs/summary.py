@@ -115,13 +115,18 @@ def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
 
 def hardware(trainer: Trainer) -> str:
     """What a run ran on, in words."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    cpu = models[0].strip() if models else platform.processor() or platform.machine()
-    text = f"{cpu}, {os.cpu_count()} cores"
+    text = processor()
     if trainer.strategy.root_device.type == "cuda":
         text += f"; {trainer.world_size} × {torch.cuda.get_device_name()}"
     return text
+
+
+def processor() -> str:
+    """This machine's processor, in words."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    cpu = models[0].strip() if models else platform.processor() or platform.machine()
+    return f"{cpu}, {os.cpu_count()} cores"
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,14 @@
+"""The registry of what ``python -m zoo study`` runs: a name each, imported when it is run."""
+
+from __future__ import annotations
+
+# Claims of the documents, cheapest first: name → zoo.study.claims.base.Claim.
+CLAIMS: dict[str, str] = {
+    "inverted-dropout": "zoo.study.claims.inverted_dropout:CLAIM",
+    "initialization": "zoo.study.claims.initialization:CLAIM",
+    "variance-shift": "zoo.study.claims.variance_shift:CLAIM",
+    "rmsnorm": "zoo.study.claims.rmsnorm:CLAIM",
+    "drop-rate": "zoo.study.claims.drop_rate:CLAIM",
+    "batch-size": "zoo.study.claims.batch_size:CLAIM",
+    "learning-rate": "zoo.study.claims.learning_rate:CLAIM",
+}

@@ -1,0 +1,138 @@
+"""What every claim is: a sentence, a measurement, a rule and a picture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from zoo.core.files import is_file, read_json, write_json
+from zoo.core.pictures import save_figure
+from zoo.runs.summary import processor, versions
+from zoo.study.verdicts import Verdict, joined
+
+Numbers = dict[str, Any]  # JSON values
+
+
+@dataclass(frozen=True)
+class Form:
+    """How thoroughly a claim is measured.
+
+    Args:
+        quick: in at most five minutes on 2 cores.
+        seeds: of every fit.
+    """
+
+    quick: bool
+    seeds: int
+
+    @property
+    def name(self) -> str:
+        return "quick" if self.quick else "full"
+
+
+QUICK, FULL = Form(True, 3), Form(False, 5)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A part of a claim: what it says, the number measured, its interval and the verdict.
+
+    ``low`` and ``high`` are the number ∓ twice its standard error, or exact where both equal it.
+    """
+
+    says: str
+    number: str  # what is measured, with its unit
+    value: float
+    low: float
+    high: float
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        interval = f" [{self.low:.4g}, {self.high:.4g}]" if self.low != self.high else ""
+        return f"{self.verdict:<15} {self.says}\n{'':<16}{self.number}: {self.value:.4g}{interval}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the documents.
+
+    Args:
+        name: as typed.
+        sentence: what the documents say.
+        measure: runs the experiment; returns JSON values.
+        judge: findings from them, by a rule that is code.
+        draw: a figure of them, whose title is the message.
+    """
+
+    name: str
+    sentence: str
+    measure: Callable[[Form], Numbers]
+    judge: Callable[[Numbers], list[Finding]]
+    draw: Callable[[Numbers], Any]
+
+
+def file_of(name: str, form: str, out: Path) -> Path:
+    return out / "claims" / f"{name}-{form}.json"
+
+
+def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
+    """Measures a claim, judges it, and writes result and picture.
+
+    Args:
+        claim: what is measured.
+        form: quick or full.
+        out: ``claims/NAME-FORM.json`` and ``.png`` are written in it.
+
+    Returns:
+        What was written.
+    """
+    started = time.perf_counter()
+    numbers = claim.measure(form)
+    findings = claim.judge(numbers)
+    file = file_of(claim.name, form.name, out)
+    result = {
+        "claim": claim.name,
+        "form": form.name,
+        "sentence": claim.sentence,
+        "verdict": joined([finding.verdict for finding in findings]),
+        "findings": [asdict(finding) for finding in findings],
+        "command": f"python -m zoo study {claim.name}" + (" --quick" if form.quick else ""),
+        "seconds": round(time.perf_counter() - started, 1),
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": processor(),
+        "versions": versions(),
+        "numbers": numbers,
+    }
+    figure = claim.draw(numbers)
+    if form.quick:
+        figure.text(0.995, 0.005, "quick form", ha="right", va="bottom", fontsize=8)
+    save_figure(figure, file.with_suffix(".png"), dpi=130)
+    write_json(file, result)
+    return result
+
+
+def read_result(name: str, out: Path) -> dict[str, Any] | None:
+    """What is known of a claim: the full form's result, else the quick one's, else nothing."""
+    for form in (FULL, QUICK):
+        file = file_of(name, form.name, out)
+        if is_file(file) and isinstance(content := read_json(file), dict):
+            return content
+    return None
+
+
+def report(result: dict[str, Any]) -> str:
+    """A result as text: the documents' sentence, each number with interval and verdict."""
+    findings = [str(Finding(**finding)) for finding in result["findings"]]
+    head = f"{result['claim']} ({result['form']} form): {result['verdict']}"
+    return "\n".join([head, f"the documents: {result['sentence']}", "", *findings])
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean over seeds, and mean ∓ twice its standard error."""
+    middle = mean(values)
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return middle, middle - 2 * error, middle + 2 * error

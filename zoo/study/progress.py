@@ -1,0 +1,65 @@
+"""One display of progress for many fits."""
+
+from __future__ import annotations
+
+import time
+from typing import Self
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from zoo.runs.metrics import duration
+
+
+class Display(Callback):
+    """Counts epochs of many fits in one bar; a log file gets a line for each fit.
+
+    Args:
+        epochs: of all fits together, those done before included.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.total, self.done, self.spent = epochs, 0, 0
+        self.started = time.perf_counter()
+        self.console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        left = TextColumn("epochs, {task.fields[left]}")
+        self.bar = Progress(*columns, left, console=self.console, transient=True)
+        self.task = self.bar.add_task("", total=epochs, left="")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def name(self, fit: str) -> None:
+        """Says what is being fitted now."""
+        self.bar.update(self.task, description=fit)
+
+    def skip(self, epochs: int) -> None:
+        """Counts epochs that an earlier call has done."""
+        self.done += epochs
+        self._show()
+
+    def line(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.done += 1
+        self.spent += 1
+        self._show()
+
+    @property
+    def left(self) -> str:
+        """How long the rest will take, by the pace so far."""
+        if not self.spent:
+            return ""
+        pace = (time.perf_counter() - self.started) / self.spent
+        return f"{duration(pace * (self.total - self.done))} left"
+
+    def _show(self) -> None:
+        self.bar.update(self.task, completed=self.done, left=self.left)
