@@ -66,12 +66,19 @@ TASKS: dict[str, TaskEntry] = {
         measure="zoo.evaluation.language:measure",
         usage='print(model.generate("The ", max_new_tokens=200, seed=0))',
     ),
+    "Segmenter": TaskEntry(
+        task="zoo.tasks.segmenter:Segmenter",
+        card="zoo.checkpoints.card:SegmenterCard",
+        measure="zoo.evaluation.segmenter:measure",
+        usage="masks = model(images).argmax(1)  # of normalized images, classes of pixels",
+    ),
 }
 
 DATA: dict[str, DataEntry] = {
     "CIFAR10": DataEntry("zoo.data.cifar:CIFAR10", out_of_distribution="Digits"),
     "CIFAR100": DataEntry("zoo.data.cifar:CIFAR100", out_of_distribution="Digits"),
     "Digits": DataEntry("zoo.data.digits:Digits", out_of_distribution="FashionMNIST"),
+    "DigitMasks": DataEntry("zoo.data.digit_masks:DigitMasks"),
     "FashionMNIST": DataEntry(
         "zoo.data.fashion_mnist:FashionMNIST",
         out_of_distribution="Digits",

@@ -11,4 +11,10 @@ CLAIMS: dict[str, str] = {
     "drop-rate": "zoo.study.claims.drop_rate:CLAIM",
     "batch-size": "zoo.study.claims.batch_size:CLAIM",
     "learning-rate": "zoo.study.claims.learning_rate:CLAIM",
+    "ensemble-view": "zoo.study.claims.ensemble_view:CLAIM",
+    "uncertainty": "zoo.study.claims.uncertainty:CLAIM",
+    "wide-resnet": "zoo.study.claims.wide_resnet:CLAIM",
+    "spatial-dropout": "zoo.study.claims.spatial_dropout:CLAIM",
+    "gan-norm": "zoo.study.claims.gan_norm:CLAIM",
+    "lm-regularization": "zoo.study.claims.lm_regularization:CLAIM",
 }

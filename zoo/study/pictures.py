@@ -107,3 +107,19 @@ def draw_together(groups: Mapping[str, Sequence[Run]], title: str) -> Any:
         axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=12)
     return figure
+
+
+def draw_points(axis: Any, values: Mapping[str, Sequence[float]], unit: str, title: str) -> None:
+    """A mean for each name, with twice its standard error over seeds and every seed as a dot."""
+    for index, found in enumerate(values.values()):
+        middle = mean(found)
+        error = 2 * stdev(found) / len(found) ** 0.5 if len(found) > 1 else 0.0
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+        axis.errorbar(
+            index, middle, yerr=error, color=color, marker=marker, capsize=5, markersize=8
+        )
+        axis.plot([index + 0.15] * len(found), found, ".", color=color, alpha=0.5)
+        axis.annotate(f"{middle:.3g}", (index, middle), xytext=(8, 8), textcoords="offset points")
+        axis.set_xlim(-0.6, len(values) - 0.3)
+    axis.set_xticks(range(len(values)), list(values), rotation=20, ha="right")
+    finish(axis, "", unit, title)

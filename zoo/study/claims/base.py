@@ -12,7 +12,7 @@ from typing import Any
 from zoo.core.files import is_file, read_json, write_json
 from zoo.core.pictures import save_figure
 from zoo.runs.summary import processor, versions
-from zoo.study.verdicts import Verdict, joined
+from zoo.study.verdicts import Verdict, difference, joined, judge
 
 Numbers = dict[str, Any]  # JSON values
 
@@ -129,6 +129,37 @@ def report(result: dict[str, Any]) -> str:
     findings = [str(Finding(**finding)) for finding in result["findings"]]
     head = f"{result['claim']} ({result['form']} form): {result['verdict']}"
     return "\n".join([head, f"the documents: {result['sentence']}", "", *findings])
+
+
+def larger(
+    says: str, number: str, left: Sequence[float], right: Sequence[float], least: float = 0.0
+) -> Finding:
+    """A finding that ``left`` exceeds ``right``, by ``least`` or more.
+
+    Args:
+        says: what the documents say.
+        number: what the difference is of, with its unit.
+        left, right: a value for each seed.
+        least: of the difference.
+    """
+    gap, error = difference(left, right)
+    noise = 0.0 if error is None else 2 * error
+    verdict = judge(gap - least, error)
+    return Finding(says, number, gap, gap - noise, gap + noise, verdict)
+
+
+def alike(
+    says: str, number: str, left: Sequence[float], right: Sequence[float], margin: float
+) -> Finding:
+    """A finding that two means differ by less than ``margin``; arguments as ``larger`` has them."""
+    gap, error = difference(left, right)
+    noise = 0.0 if error is None else 2 * error
+    return Finding(says, number, gap, gap - noise, gap + noise, judge(margin - abs(gap), error))
+
+
+def exactly(says: str, number: str, value: float, holds: bool) -> Finding:
+    """A finding that needs no statistics."""
+    return Finding(says, number, value, value, value, "reproduced" if holds else "not reproduced")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from zoo.data.digits import Digits
 from zoo.networks.initializers import init_he
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, interval
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, exactly, interval, larger
 from zoo.study.fitting import build, fit
 from zoo.study.pictures import COLORS, MARKERS, STYLES, finish, new_figure
-from zoo.study.verdicts import difference, judge
 
 SIZES = (2, 8, 32, 128, 256)
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -109,49 +108,36 @@ def spread(by_size: dict[str, list[float]], seed: int) -> float:
 
 def judge_all(numbers: Numbers) -> list[Finding]:
     noises, losses = numbers["noise"], numbers["loss"]
-    gap, error = difference(noises["BatchNorm"]["2"], noises["BatchNorm"]["256"])
-    error = error or 0.0
     others = [values for n in ("GroupNorm", "LayerNorm") for values in noises[n].values()]
     independent = max(map(max, others))
-    refused = float(numbers["refuses"])
     seeds = range(len(losses["BatchNorm"]["2"]))
     other = [
         mean(spread(losses[name], seed) for name in ("GroupNorm", "LayerNorm")) for seed in seeds
     ]
-    wide, wide_error = difference([spread(losses["BatchNorm"], seed) for seed in seeds], other)
-    wide_error = wide_error or 0.0
     return [
-        Finding(
+        larger(
             "BatchNorm's noise is less with larger batches.",
             "relative noise of an image's features, batch of 2 less batch of 256",
-            gap,
-            gap - 2 * error,
-            gap + 2 * error,
-            judge(gap, error),
+            noises["BatchNorm"]["2"],
+            noises["BatchNorm"]["256"],
         ),
-        Finding(
+        exactly(
             "GroupNorm and LayerNorm do not see the batch.",
             "largest relative noise of theirs",
             independent,
-            independent,
-            independent,
-            "reproduced" if independent < 1e-5 else "not reproduced",
+            independent < 1e-5,
         ),
-        Finding(
+        exactly(
             "BatchNorm fails at one value a channel.",
             "1 where torch refuses it",
-            refused,
-            refused,
-            refused,
-            "reproduced" if refused else "not reproduced",
+            float(numbers["refuses"]),
+            numbers["refuses"],
         ),
-        Finding(
+        larger(
             "Its validation loss depends on the batch size more than theirs.",
             "ln of largest over least loss from 2 to 256, BatchNorm's less the others'",
-            wide,
-            wide - 2 * wide_error,
-            wide + 2 * wide_error,
-            judge(wide, wide_error),
+            [spread(losses["BatchNorm"], seed) for seed in seeds],
+            other,
         ),
     ]
 

@@ -6,10 +6,9 @@ from typing import Any
 
 from zoo.data.digits import Digits
 from zoo.networks.convnet import ConvNet
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, interval
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, alike, interval, larger
 from zoo.study.fitting import build, fit
 from zoo.study.pictures import COLORS, finish, new_figure
-from zoo.study.verdicts import difference, judge
 
 RATES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.65, 0.8)
 MINIMAL = 0.02  # nats of validation loss
@@ -43,31 +42,24 @@ def measure(form: Form) -> Numbers:
 
 def judge_all(numbers: Numbers) -> list[Finding]:
     rates = numbers["rates"]
-    findings = []
-    gap, error = difference(rates["0.05"]["validation"], rates["0.0"]["validation"])
-    error = error or 0.0
-    findings.append(
-        Finding(
-            f"Below 0.1 the effect is minimal (less than {MINIMAL} nats).",
-            "validation loss at 0.05 less that at 0 (nats)",
-            gap,
-            gap - 2 * error,
-            gap + 2 * error,
-            judge(MINIMAL - abs(gap), error),
-        )
-    )
     slower = f"epochs to a training accuracy of {LEARNED}, at 0.5 less at 0"
-    for says, number, kind, left, right in (
-        ("Above 0.5 it underfits.", f"training {OVER}", "training", "0.8", "0.5"),
-        ("And validates worse.", f"validation {OVER}", "validation", "0.8", "0.5"),
-        ("Learning is slower.", slower, "epochs", "0.5", "0.0"),
-    ):
-        gap, error = difference(rates[left][kind], rates[right][kind])
-        error = error or 0.0
-        findings.append(
-            Finding(says, number, gap, gap - 2 * error, gap + 2 * error, judge(gap, error))
-        )
-    return findings
+    below = "validation loss at 0.05 less that at 0 (nats)"
+    low, none = rates["0.05"], rates["0.0"]
+    half, most = rates["0.5"], rates["0.8"]
+    return [
+        alike(
+            f"Below 0.1 the effect is minimal (less than {MINIMAL} nats).",
+            below,
+            low["validation"],
+            none["validation"],
+            MINIMAL,
+        ),
+        larger("Above 0.5 it underfits.", f"training {OVER}", most["training"], half["training"]),
+        larger(
+            "And validates worse.", f"validation {OVER}", most["validation"], half["validation"]
+        ),
+        larger("Learning is slower.", slower, half["epochs"], none["epochs"]),
+    ]
 
 
 def draw(numbers: Numbers) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, interval
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, exactly, interval
 from zoo.study.pictures import COLORS, STYLES, finish, new_figure
 from zoo.study.verdicts import judge
 
@@ -72,24 +72,20 @@ def judge_all(numbers: Numbers) -> list[Finding]:
     )
     same = numbers["relu"]
     findings.append(
-        Finding(
+        exactly(
             "Before ReLU and after it, dropout is the same.",
             "largest difference of an activation, one mask for both",
             same,
-            same,
-            same,
-            "reproduced" if same == 0 else "not reproduced",
+            same == 0,
         )
     )
     half = numbers["dropped"]["sigmoid"]
     findings.append(
-        Finding(
+        exactly(
             "Before a sigmoid, a dropped unit is 0.5 and not 0.",
             "output of a dropped unit",
             half,
-            half,
-            half,
-            "reproduced" if half == 0.5 else "not reproduced",
+            half == 0.5,
         )
     )
     value, low, high = interval(numbers["tanh"])

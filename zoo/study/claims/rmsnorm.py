@@ -11,10 +11,10 @@ from torch import nn
 from zoo.data.shakespeare import PythonTopics
 from zoo.networks.layers import make_norm
 from zoo.networks.transformer import Transformer
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, interval
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, alike, interval
 from zoo.study.fitting import build, train
 from zoo.study.pictures import COLORS, MARKERS, finish, new_figure
-from zoo.study.verdicts import difference, judge
+from zoo.study.verdicts import judge
 from zoo.tasks.language_model import LanguageModel
 
 WIDTHS = (64, 128, 256, 512, 1024)
@@ -87,16 +87,13 @@ def judge_all(numbers: Numbers) -> list[Finding]:
                 judge(value - FASTER / 2, (high - low) / 4),
             )
         )
-    gap, error = difference(numbers["losses"]["RMSNorm"], numbers["losses"]["LayerNorm"])
-    error = error or 0.0
     findings.append(
-        Finding(
+        alike(
             f"It is as good (within {QUALITY} nats).",
             f"validation loss, RMSNorm's less LayerNorm's, after {numbers['steps']} steps (nats)",
-            gap,
-            gap - 2 * error,
-            gap + 2 * error,
-            judge(QUALITY - abs(gap), error),
+            numbers["losses"]["RMSNorm"],
+            numbers["losses"]["LayerNorm"],
+            QUALITY,
         )
     )
     return findings

@@ -15,7 +15,7 @@ from zoo.diagnostics.recalibrate import recalibrate
 from zoo.diagnostics.variance_shift import NOTHING, variance_shift
 from zoo.networks.initializers import init_he
 from zoo.networks.layers import GaussianDropout
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, interval
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, exactly, interval
 from zoo.study.fitting import build, fit
 from zoo.study.pictures import COLORS, finish, new_figure
 from zoo.study.verdicts import judge
@@ -137,13 +137,11 @@ def judge_all(numbers: Numbers) -> list[Finding]:
         finding("Dropout2d before BatchNorm avoids it.", "Dropout2d before", "ratio", False),
         finding("Gaussian noise avoids it.", "Gaussian before", "ratio", False),
         finding("Uniform noise (± 0.1) avoids it.", "uniform ± 0.1 before", "ratio", False),
-        Finding(
+        exactly(
             "LayerNorm has no statistics that could shift.",
             "layers with running statistics",
             float(len(arms["LayerNorm, before"]["ratio"])),
-            0.0,
-            0.0,
-            "not reproduced" if arms["LayerNorm, before"]["ratio"] else "reproduced",
+            not arms["LayerNorm, before"]["ratio"],
         ),
     ]
 
@@ -191,8 +189,8 @@ def draw(numbers: Numbers) -> Any:
 CLAIM = Claim(
     "variance-shift",
     "Dropout before BatchNorm makes it remember a variance that evaluation does not meet. "
-    "Remedies: dropout after the last BatchNorm, recalibration, Dropout2d, Gaussian or uniform noise, "
-    "LayerNorm.",
+    "Remedies: dropout after the last BatchNorm, recalibration, Dropout2d, Gaussian or "
+    "uniform noise, LayerNorm.",
     measure,
     judge_all,
     draw,
