@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
 
     from dataclasses import replace
 
-    from zoo.study.claims.base import FULL, QUICK, file_of, report, run_claim
+    from zoo.study.claims.base import FULL, QUICK, file_of, report, run_claim, write_page
 
     form = QUICK if options.quick else FULL
     if options.seeds is not None:
@@ -53,6 +53,7 @@ def main(arguments: list[str]) -> int:
     claim = registry.load(path)
     print(report(run_claim(claim, form, options.out)))
     print(f"\npicture: {file_of(claim.name, form.name, options.out).with_suffix('.png')}")
+    print(f"page of all claims: {write_page(CLAIMS, options.out)}")
     return 0
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from zoo.core.files import is_file, read_json, write_json
+from zoo.core.files import is_file, read_json, write_json, write_text
 from zoo.core.pictures import save_figure
 from zoo.runs.summary import processor, versions
 from zoo.study.verdicts import Verdict, difference, joined, judge
@@ -122,6 +122,51 @@ def read_result(name: str, out: Path) -> dict[str, Any] | None:
         if is_file(file) and isinstance(content := read_json(file), dict):
             return content
     return None
+
+
+def write_page(names: Iterable[str], out: Path) -> Path:
+    """Writes ``claims/README.md``: every claim that was measured, its picture and its findings.
+
+    Args:
+        names: of all claims, in their order.
+        out: where ``run_claim`` wrote.
+    """
+    lines = ["# The documents' claims, measured", "", INTRODUCTION, ""]
+    for name in names:
+        if (result := read_result(name, out)) is None:
+            continue
+        label = "" if result["form"] == "full" else " (quick form)"
+        lines += [f"## {name}: {result['verdict']}{label}", "", f"> {result['sentence']}", ""]
+        lines += [f"![{name}{label}]({name}-{result['form']}.png)", ""]
+        lines += ["| the claim says | measured | value | interval | verdict |", "|---" * 5 + "|"]
+        for finding in result["findings"]:
+            low, high = finding["low"], finding["high"]
+            between = "exact" if low == high else f"{low:.4g} to {high:.4g}"
+            lines.append(
+                f"| {finding['says']} | {_cell(finding['number'])} | {finding['value']:.4g} "
+                f"| {between} | {finding['verdict']} |"
+            )
+        lines += [
+            "",
+            f"`{result['command']}`: {result['seconds']:.0f} s on {result['hardware']}, "
+            f"{result['date']}; numbers in [{name}-{result['form']}.json]"
+            f"({name}-{result['form']}.json).",
+            "",
+        ]
+    page = out / "claims" / "README.md"
+    write_text(page, "\n".join(lines))
+    return page
+
+
+INTRODUCTION = (
+    "Each number stands with its mean ± twice its standard error over seeds. *Reproduced*: the "
+    "difference has the stated sign and exceeds that; *within noise*: it does not; *not "
+    "reproduced*: it has the other sign and exceeds it."
+)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def report(result: dict[str, Any]) -> str:
