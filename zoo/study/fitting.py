@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from zoo.data.images import LabelledImages
 from zoo.data.module import DataModule
 from zoo.errors import UserError
 from zoo.runs.callbacks import TrainingSample
+from zoo.study.progress import quietly
 from zoo.tasks.base import Task
 from zoo.tasks.image_classifier import ImageClassifier
 
@@ -80,8 +80,7 @@ def train(task: Task, data: DataModule, *, epochs: int, seed: int, **trainer: An
     """
     seed_everything(seed, verbose=False)
     recorder, diverged = _Recorder(), False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice on loaders and devices
+    with quietly():
         runner = Trainer(
             max_epochs=epochs,
             devices=1,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,6 +14,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from zoo.runs.metrics import duration
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keeps Lightning from telling the devices that there are, once for each fit."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its advice on loaders and devices
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 class Display(Callback):
@@ -47,6 +65,9 @@ class Display(Callback):
     def line(self, text: str) -> None:
         """Prints a line above the bar."""
         self.console.print(text, highlight=False, soft_wrap=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.skip(trainer.current_epoch)  # of a fit that goes on: what it had done
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.done += 1

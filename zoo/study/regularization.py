@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zoo import recipes
+from zoo import recipes, registry
 from zoo.cli.app import ZooCLI
 from zoo.cli.run_folder import fits_of
 from zoo.core.files import is_file, write_json
 from zoo.errors import UserError
 from zoo.runs.metrics import duration
 from zoo.runs.record import is_finished, read_record
-from zoo.study.progress import Display
+from zoo.study.progress import Display, quietly
 from zoo.study.report import write_report
 from zoo.study.runs import Run, read_run
 from zoo.study.statements import judge_all
@@ -188,7 +188,7 @@ def _fit(plan: Plan, number: int, seed: int, runs: Path, name: str, display: Dis
         last = folder / "checkpoints" / "last.ckpt" if folder else None
         if last is not None and last.is_file():  # the study was killed in the middle of it
             arguments += ["--ckpt_path", last.as_posix()]
-        with contextlib.redirect_stdout(io.StringIO()):
+        with quietly(), contextlib.redirect_stdout(io.StringIO()):
             folder = _Fit(arguments, display).folder
     result = read_run(folder)
     images = _test_images(plan, result)
@@ -198,8 +198,6 @@ def _fit(plan: Plan, number: int, seed: int, runs: Path, name: str, display: Dis
 
 def _test_images(plan: Plan, result: Run) -> int:
     """How many images the test accuracy is of."""
-    from zoo import registry
-
     settings = {k.removeprefix("data.init_args."): v for k, v in result.settings.items()}
     kind = registry.load(registry.DATA[str(settings["data.class_path"]).rsplit(".", 1)[-1]].data)
     count = int(kind().sizes()["test"])

@@ -71,7 +71,6 @@ class Features(nn.Module):
 def frechet(features: Features, real: Tensor, other: Tensor) -> float:
     """The Fréchet distance of a classifier's features between two sets of images."""
     distance = FrechetInceptionDistance(feature=features, normalize=True, input_img_size=(1, 8, 8))
-    distance.set_dtype(torch.float64)
     distance.update(real, real=True)
     distance.update(other, real=False)
     return float(distance.compute())
@@ -90,11 +89,12 @@ def generate(images: Tensor, norm: Norm, seed: int, steps: int) -> Tensor:
         real = images[torch.randint(len(images), (64,))]
         # Real and generated images apart: BatchNorm normalizes each by its own statistics.
         generated = generator(torch.randn(64, LATENT))
-        loss = hinge_discriminator(discriminator(real), discriminator(generated.detach()))
+        scores = discriminator(real)
+        loss = hinge_discriminator(scores, discriminator(generated.detach()))
         optimizers[1].zero_grad()
         loss.backward()
         optimizers[1].step()
-        loss = hinge_generator(discriminator(generated))
+        loss = hinge_generator(scores.detach(), discriminator(generated))
         optimizers[0].zero_grad()
         loss.backward()
         optimizers[0].step()

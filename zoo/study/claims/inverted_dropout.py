@@ -18,7 +18,7 @@ FUNCTIONS = {"ReLU": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
 
 def measure(form: Form) -> Numbers:
-    masks = 400 if form.quick else 4000
+    masks = 20_000 if form.quick else 100_000
     inputs = torch.linspace(-4, 4, 161, dtype=torch.float64)
     kept: dict[str, list[float]] = {}
     for rate in RATES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zoo.diagnostics.calibration import auroc, ece, nll
@@ -19,8 +20,6 @@ PASSES = (1, 10, 50)
 
 def scored(known: Uncertainty, held: Held, unknown: Uncertainty | None) -> dict[str, float]:
     """NLL, ECE, and how well the entropy tells errors, and out-of-distribution images."""
-    import torch
-
     probabilities = known.mean.double()
     wrong = probabilities.argmax(1) != held.labels
     found = {"nll": nll(probabilities, held.labels), "ece": ece(probabilities, held.labels)}

@@ -83,7 +83,7 @@ def measure(form: Form) -> Numbers:
                 training = [(data.normalize(x), y) for x, y in data.plain("train", 100)]
                 layers = variance_shift(fitted.network, training).layers
                 ratios = torch.tensor([layer.ratio for layer in layers])
-                shift[arm].append(float(ratios.log().abs().max()))
+                shift[arm].append(float(ratios.log().abs().nan_to_num().max()))
     return {"loss": loss, "shift": shift, "epochs": epochs}
 
 
