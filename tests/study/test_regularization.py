@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import zoo
 from zoo import recipes
 from zoo.errors import UserError
+from zoo.networks import ConvNet
 from zoo.study import regularization
 from zoo.study.regularization import EXPERIMENTS, Plan, folder_of, measure
 from zoo.study.report import write_report
@@ -85,3 +88,13 @@ def test_a_child_names_only_what_its_experiment_adds() -> None:
         assert {**ours, "network": None} == {**bases, "network": None}
     assert base["model"]["init_args"]["weight_decay"] == 0
     assert base["model"]["init_args"]["label_smoothing"] == 0
+
+
+def test_the_audit_names_the_experiments_with_dropout_before_batch_norm() -> None:
+    at_fault = set()
+    for number, recipe in EXPERIMENTS.items():
+        arguments = recipes.resolve(recipe)["model"]["init_args"]["network"]["init_args"]
+        report = zoo.audit(ConvNet(**arguments), torch.randn(4, 1, 28, 28))
+        if any(finding.rule == "dropout-before-bn" for finding in report.findings):
+            at_fault.add(number)
+    assert at_fault == {6, 7, 8}
