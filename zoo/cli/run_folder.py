@@ -238,13 +238,13 @@ def _is_free(key: str) -> bool:
 
 def flat(content: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, by keys with dots."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in (content or {}).items():
         if isinstance(value, dict) and value:
-            flat |= flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def how_to_go_on(run: Path, command: Sequence[str]) -> str:

@@ -134,6 +134,9 @@ class RunBar(RichProgressBar):
         return metrics
 
 
+IN_A_LINE = ("train/loss", "train_eval/loss", "val/loss", "val/accuracy")
+
+
 class EpochLine(Callback):
     """One line an epoch, for a log file, where a progress bar would be noise."""
 
@@ -149,7 +152,7 @@ class EpochLine(Callback):
         values = [
             f"{name} {float(value):.4f}"
             for name, value in metrics
-            if name.endswith(("train/loss", "val/loss", "val/accuracy"))
+            if "/".join(name.split("/")[-2:]) in IN_A_LINE  # stand-in data's have a prefix
         ]
         line = f"epoch {done}/{trainer.max_epochs or '?'}  {'  '.join(values)}"
         per_epoch = elapsed / max(1, done - self._first_epoch)
