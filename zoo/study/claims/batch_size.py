@@ -17,6 +17,7 @@ from zoo.study.fitting import build, fit
 from zoo.study.pictures import COLORS, MARKERS, STYLES, finish, new_figure
 
 SIZES = (2, 8, 32, 128, 256)
+DRAWS = 60  # of the other images in a batch
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BatchNorm": nn.BatchNorm2d,
     "GroupNorm": lambda channels: nn.GroupNorm(4, channels),
@@ -46,7 +47,7 @@ def noise(network: nn.Module, images: Tensor, size: int, seed: int) -> float:
     network = network.train()
     features = []
     with torch.no_grad():
-        for _ in range(200):
+        for _ in range(DRAWS):
             others = torch.randint(1, len(images), (size - 1,), generator=generator)
             batch = torch.cat([images[:1], images[others]])
             features.append(network.get_submodule("features")(batch)[0])
@@ -79,7 +80,7 @@ def measure(form: Form) -> Numbers:
     loss: dict[str, dict[str, list[float]]] = {name: {} for name in NORMS}
     gaps: dict[str, dict[str, list[float]]] = {name: {} for name in NORMS}
     # As many images for every size; a rate that grows with the root of the size, as Adam's does.
-    epochs = 4 if form.quick else 20
+    epochs = 2 if form.quick else 20
     for name in NORMS:
         for size in SIZES:
             runs = []

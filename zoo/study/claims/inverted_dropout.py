@@ -111,10 +111,10 @@ def draw(numbers: Numbers) -> Any:
             curve["before"],
             color=COLORS[2],
             linestyle=STYLES[1],
-            label=f"dropout 0.5 before {name}, mean over masks",
+            label="dropout 0.5 before it",
         )
-        finish(axis, "input", f"mean output of {name}", name)
-        axis.legend(fontsize=8)
+        finish(axis, "input", f"output of {name}, mean over masks", name)
+        axis.legend(loc="upper left")
     figure.suptitle("Dropout keeps the mean through ReLU; sigmoid and tanh distort it", fontsize=13)
     return figure
 
