@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -65,7 +66,7 @@ class Claim:
         sentence: what the documents say.
         measure: runs the experiment; returns JSON values.
         judge: findings from them, by a rule that is code.
-        draw: a figure of them, whose title is the message.
+        draw: a figure of them; the sentence and its verdict become the title.
     """
 
     name: str
@@ -93,12 +94,13 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
     started = time.perf_counter()
     numbers = claim.measure(form)
     findings = claim.judge(numbers)
+    verdict = joined([finding.verdict for finding in findings])
     file = file_of(claim.name, form.name, out)
     result = {
         "claim": claim.name,
         "form": form.name,
         "sentence": claim.sentence,
-        "verdict": joined([finding.verdict for finding in findings]),
+        "verdict": verdict,
         "findings": [asdict(finding) for finding in findings],
         "command": f"python -m zoo study {claim.name}" + (" --quick" if form.quick else ""),
         "seconds": round(time.perf_counter() - started, 1),
@@ -108,8 +110,12 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
         "numbers": numbers,
     }
     figure = claim.draw(numbers)
-    if form.quick:
-        figure.text(0.995, 0.005, "quick form", ha="right", va="bottom", fontsize=8)
+    # The theory's sentence, and what became of it.
+    label = f"Measured ({form.name} form, {form.seeds} seeds): {verdict}."
+    sentence = textwrap.fill(
+        f"The documents: {claim.sentence}", width=round(9 * figure.get_figwidth())
+    )
+    figure.suptitle(f"{sentence}\n{label}", fontsize=12)
     save_figure(figure, file.with_suffix(".png"), dpi=130)
     write_json(file, result)
     return result

@@ -163,7 +163,6 @@ def draw(numbers: Numbers) -> Any:
         axis.set_xticks(SIZES, [str(size) for size in SIZES])
         finish(axis, "batch size", unit, title)
     axes[0, 0].legend()
-    figure.suptitle("BatchNorm depends on the batch; GroupNorm and LayerNorm do not", fontsize=13)
     return figure
 
 

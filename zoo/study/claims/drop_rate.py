@@ -78,9 +78,6 @@ def draw(numbers: Numbers) -> Any:
     low, high = [low for _, low, _ in found], [high for _, _, high in found]
     axes[0, 1].fill_between(rates, low, high, color=COLORS[3], alpha=0.2, linewidth=0)
     finish(axes[0, 1], "drop rate", f"epochs to a training accuracy of {LEARNED}")
-    figure.suptitle(
-        "A drop rate below 0.1 does little; above 0.5 the network underfits", fontsize=13
-    )
     return figure
 
 

@@ -93,7 +93,7 @@ def draw(numbers: Numbers) -> Any:
         axes[0, 0],
         numbers["distance"],
         "divergence from the geometric mean (nats)",
-        "of the subnetworks' predictions",
+        f"of {numbers['samples']} subnetworks",
     )
     axes[0, 0].set_yscale("log")
     for axis, (kind, unit) in zip(
@@ -102,10 +102,6 @@ def draw(numbers: Numbers) -> Any:
         strict=True,
     ):
         draw_points(axis, {name: by[kind] for name, by in numbers["ways"].items()}, unit, "")
-    figure.suptitle(
-        "One forward stands for the geometric mean of subnetworks; independent networks do more",
-        fontsize=13,
-    )
     return figure
 
 

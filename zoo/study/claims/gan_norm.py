@@ -164,9 +164,6 @@ def draw(numbers: Numbers) -> Any:
         axis.imshow(grid.numpy(), cmap="gray")
         axis.set_axis_off()
         axis.set_title(f"discriminator with {norm}, seed 0", fontsize=11)
-    figure.suptitle(
-        f"What normalizes a discriminator decides ({numbers['steps']} steps on digits)", fontsize=13
-    )
     return figure
 
 

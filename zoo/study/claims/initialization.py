@@ -162,10 +162,6 @@ def draw(numbers: Numbers) -> Any:
     axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
     finish(axis, "", "validation accuracy", f"after {numbers['epochs']} epochs on digits")
     axis.legend(fontsize=8, loc="lower right")
-    figure.suptitle(
-        f"{DEPTH} layers with ReLU: He's variance survives; BatchNorm forgives most others",
-        fontsize=13,
-    )
     return figure
 
 

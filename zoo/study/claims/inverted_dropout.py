@@ -115,7 +115,6 @@ def draw(numbers: Numbers) -> Any:
         )
         finish(axis, "input", f"output of {name}, mean over masks", name)
         axis.legend(loc="upper left")
-    figure.suptitle("Dropout keeps the mean through ReLU; sigmoid and tanh distort it", fontsize=13)
     return figure
 
 

@@ -124,7 +124,6 @@ def draw(numbers: Numbers) -> Any:
         f"training accuracy after {numbers['epochs']} epochs",
     )
     axes[0, 0].legend(fontsize=8)
-    figure.suptitle("How large a learning rate may be, with BatchNorm and without", fontsize=13)
     return figure
 
 

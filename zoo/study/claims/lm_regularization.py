@@ -119,7 +119,6 @@ def draw(numbers: Numbers) -> Any:
     text = f"{numbers['characters']:,} characters of tiny-shakespeare"
     draw_points(axes[0, 0], values, "held-out loss (nats a character)", text)
     draw_points(axes[0, 1], numbers["gap"], "held-out − training loss (nats)", "gap")
-    figure.suptitle("With little text, regularization decides", fontsize=13)
     return figure
 
 

@@ -117,7 +117,6 @@ def draw(numbers: Numbers) -> Any:
     axes[0, 1].set_xticks([0, 1], list(numbers["losses"]))
     axes[0, 1].set_xlim(-0.5, 1.5)
     finish(axes[0, 1], "", "validation loss (nats)", f"transformer, {numbers['steps']} steps")
-    figure.suptitle("RMSNorm against LayerNorm: time and quality", fontsize=13)
     return figure
 
 

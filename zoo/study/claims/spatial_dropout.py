@@ -56,15 +56,10 @@ def measure(form: Form) -> Numbers:
 
 def judge_all(numbers: Numbers) -> list[Finding]:
     accuracy, iou = numbers["accuracy"], numbers["iou"]
-    gain = {
-        kind: [
-            segmented - classified - (none_segmented - none_classified)
-            for segmented, classified, none_segmented, none_classified in zip(
-                iou[kind], accuracy[kind], iou["nothing"], accuracy["nothing"], strict=True
-            )
-        ]
-        for kind in ("spatial",)
-    }
+    pairs = zip(
+        iou["spatial"], iou["nothing"], accuracy["spatial"], accuracy["nothing"], strict=True
+    )
+    most = [segmented - none - (classified - plain) for segmented, none, classified, plain in pairs]
     return [
         alike(
             "Element-wise dropout on feature maps does little (less than 0.01).",
@@ -88,8 +83,8 @@ def judge_all(numbers: Numbers) -> list[Finding]:
         larger(
             "And most there.",
             "gain of IoU less gain of accuracy",
-            gain["spatial"],
-            [0.0] * len(gain["spatial"]),
+            most,
+            [0.0] * len(most),
         ),
     ]
 
@@ -99,9 +94,6 @@ def draw(numbers: Numbers) -> Any:
     text = f"after {numbers['epochs']} epochs on 300 digits"
     draw_points(axes[0, 0], numbers["accuracy"], "validation accuracy", f"classes, {text}")
     draw_points(axes[0, 1], numbers["iou"], "validation IoU", f"pixels, U-Net, {text}")
-    figure.suptitle(
-        f"Dropout at {RATE} on feature maps: single elements against whole channels", fontsize=13
-    )
     return figure
 
 

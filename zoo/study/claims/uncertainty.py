@@ -114,7 +114,6 @@ def draw(numbers: Numbers) -> Any:
     for axis, kind in zip(axes.flat, logged, strict=True):
         values = {name: by[kind] for name, by in numbers["ways"].items()}
         draw_points(axis, values, kinds[kind], "")
-    figure.suptitle("MC dropout by rate and passes, against an ensemble", fontsize=13)
     return figure
 
 

@@ -170,7 +170,8 @@ def draw(numbers: Numbers) -> Any:
     left.axvspan(math.exp(-NOTHING), math.exp(NOTHING), color="grey", alpha=0.3, label="no shift")
     left.set_xscale("log")
     left.xaxis.set_major_formatter("{x:g}")
-    left.xaxis.set_minor_formatter("{x:g}")
+    left.set_xticks([1, 1.5, 2, 3, 5, 10])
+    left.xaxis.set_minor_formatter("")
     left.set_yticks(places, names)
     finish(left, "ratio of variances of BatchNorm's input, worst layer", "")
     left.legend(fontsize=8)
@@ -179,10 +180,6 @@ def draw(numbers: Numbers) -> Any:
         errors = [[value - low], [high - value]]
         right.barh(place, value, color=COLORS[6], edgecolor="black", xerr=errors, capsize=3)
     finish(right, "validation loss (nats)", "")
-    figure.suptitle(
-        f"Only dropout after the last BatchNorm leaves its variance alone (rate {numbers['rate']})",
-        fontsize=13,
-    )
     return figure
 
 

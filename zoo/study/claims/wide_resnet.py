@@ -126,7 +126,6 @@ def draw(numbers: Numbers) -> Any:
         "|ln (variance with dropout / without)|",
         "shift of the worst BatchNorm",
     )
-    figure.suptitle("Dropout with BatchNorm, in bottlenecks and in a Wide ResNet", fontsize=13)
     return figure
 
 
