@@ -7,17 +7,20 @@ from pathlib import Path
 from zoo import registry
 from zoo.commands import Parser
 from zoo.errors import UserError
-from zoo.study.catalog import CLAIMS
+from zoo.study.catalog import CLAIMS, EXPERIMENTS
 
 
 def main(arguments: list[str]) -> int:
     parser = Parser(
         "study",
-        "Run the documents' eight experiments (regularization) or one of their claims, each to a "
-        "number, a picture and a verdict; or list all verdicts.",
+        "Run the documents' eight experiments (regularization), some that they did not try "
+        "(beyond), or one of their claims, each to a number, a picture and a verdict; or list all "
+        "verdicts.",
     )
     parser.add_argument(
-        "name", metavar="NAME", help=f"list, regularization, or a claim: {', '.join(CLAIMS)}"
+        "name",
+        metavar="NAME",
+        help=f"list, {', '.join(EXPERIMENTS)}, or a claim: {', '.join(CLAIMS)}",
     )
     parser.add_argument(
         "--quick",
@@ -29,7 +32,7 @@ def main(arguments: list[str]) -> int:
         "--out", type=Path, default=Path("docs/study"), help="folder of results and pictures"
     )
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs/study"), help="regularization: folder of its fits"
+        "--runs", type=Path, default=Path("runs/study"), help="experiments: folder of their fits"
     )
     options = parser.parse_args(arguments)
     if options.seeds is not None and options.seeds < 1:
@@ -37,10 +40,10 @@ def main(arguments: list[str]) -> int:
     if options.name == "list":
         print("\n".join(verdicts(options.out)))
         return 0
-    if options.name == "regularization":
+    if options.name in EXPERIMENTS:
         from zoo.study.regularization import run
 
-        return run(options.quick, options.seeds, options.out, options.runs)
+        return run(options.name, options.quick, options.seeds, options.out, options.runs)
     path = registry.find(CLAIMS, options.name, "claim")
 
     from dataclasses import replace

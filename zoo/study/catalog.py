@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+EXPERIMENTS = ("regularization", "beyond")  # of zoo.study.regularization
+
 # Claims of the documents, cheapest first: name → zoo.study.claims.base.Claim.
 CLAIMS: dict[str, str] = {
     "inverted-dropout": "zoo.study.claims.inverted_dropout:CLAIM",

@@ -33,6 +33,13 @@ EXPERIMENTS = {
     7: "study/7_all",
     8: "study/8_large",
 }
+# What the documents did not try, in the same table: where dropout stands, and weight decay.
+BEYOND = {number: EXPERIMENTS[number] for number in (2, 4, 6)} | {
+    9: "study/9_dropout_first",
+    10: "study/10_dropout_last",
+    11: "study/11_weight_decay",
+}
+STUDIES = {"regularization": EXPERIMENTS, "beyond": BEYOND}
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Plan:
         seeds: of each experiment.
         overrides: of every recipe, as on the command line.
         experiments: recipes by number.
+        study: what of ``STUDIES`` this is: the folder around that of the form.
     """
 
     form: str
@@ -52,6 +60,7 @@ class Plan:
     seeds: int
     overrides: tuple[str, ...] = ()
     experiments: Mapping[int, str] = field(default_factory=lambda: EXPERIMENTS)
+    study: str = "regularization"
 
 
 # The statements are about FashionMNIST, and no other data may stand in.
@@ -73,16 +82,17 @@ QUICK = Plan(
 )
 
 
-def run(quick: bool, seeds: int | None, out: Path, runs: Path) -> int:
+def run(study: str, quick: bool, seeds: int | None, out: Path, runs: Path) -> int:
     """Runs what is missing, and writes the report.
 
     Args:
+        study: of ``STUDIES``.
         quick: the form of fewer images and epochs.
         seeds: of each experiment; by default 3, and 1 in quick form.
-        out: folder of results and report, ``regularization/FORM`` within it.
+        out: folder of results and report, ``STUDY/FORM`` within it.
         runs: folder of checkpoints and logs.
     """
-    plan = QUICK if quick else FULL
+    plan = replace(QUICK if quick else FULL, study=study, experiments=STUDIES[study])
     if seeds is not None:
         plan = replace(plan, seeds=seeds)
     found = measure(plan, out, runs)
@@ -96,7 +106,7 @@ def run(quick: bool, seeds: int | None, out: Path, runs: Path) -> int:
 
 
 def folder_of(plan: Plan, out: Path) -> Path:
-    return out / "regularization" / plan.form
+    return out / plan.study / plan.form
 
 
 def measure(plan: Plan, out: Path, runs: Path) -> dict[int, list[Run]]:
@@ -118,7 +128,7 @@ def measure(plan: Plan, out: Path, runs: Path) -> dict[int, list[Run]]:
                 result = _known(file, plan, number)
                 display.skip(epochs[number])
             else:
-                result = _fit(plan, number, seed, runs / plan.form, name, display)
+                result = _fit(plan, number, seed, runs / plan.study / plan.form, name, display)
                 write_json(file, result.as_dict())
                 display.line(f"{_line(result)}  {display.left}")
             found[number].append(result)

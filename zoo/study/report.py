@@ -16,7 +16,7 @@ from zoo.study.pictures import draw_panels
 from zoo.study.runs import Run
 from zoo.study.statements import Judged
 
-TITLE = "What regularizes: eight experiments on FashionMNIST"
+TITLE = "What regularizes: experiments on FashionMNIST"
 NAMES = {
     1: "small",
     2: "medium, nothing",
@@ -26,6 +26,9 @@ NAMES = {
     6: "BatchNorm, dropout",
     7: "all three",
     8: "large, all three",
+    9: "dropout before BatchNorm",
+    10: "dropout after the last",
+    11: "weight decay",
 }
 COLUMNS = (
     "experiment",
@@ -83,7 +86,7 @@ def write_report(
     rows = [row_of(number, members) for number, members in runs.items()]
     facts = next(iter(runs.values()))[0].facts
     form = "--quick " if str(facts.get("form")) == "quick" else ""
-    command = f"python -m zoo study regularization {form}--seeds {seeds}"
+    command = f"python -m zoo study {folder.parent.name} {form}--seeds {seeds}"
     total = sum(run.facts.get("wall_time_s", 0.0) for members in runs.values() for run in members)
     made = (
         f"Measured with `{command}` on {facts.get('hardware', 'unknown hardware')}, "
