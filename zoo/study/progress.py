@@ -18,16 +18,18 @@ from zoo.runs.metrics import duration
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keeps Lightning from telling the devices that there are, once for each fit."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keeps Lightning from telling devices and seeds, once for each fit."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its advice on loaders and devices
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class Display(Callback):

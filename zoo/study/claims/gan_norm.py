@@ -103,7 +103,7 @@ def generate(images: Tensor, norm: Norm, seed: int, steps: int) -> Tensor:
 
 
 def measure(form: Form) -> Numbers:
-    steps = 1500 if form.quick else 10_000
+    steps = 600 if form.quick else 10_000
     data = Digits(shift=0)
     classifier = build(0, ConvNet)
     trained = fit(classifier, Digits(), epochs=20, seed=0).network
