@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -48,7 +49,9 @@ def draw_band(axis: Any, runs: Sequence[Run], metric: str, color: str, **style: 
 
 
 def finish(axis: Any, x: str, y: str, title: str = "") -> None:
-    """Labels with units, and a light grid."""
+    """Labels with units, and a light grid; epochs are whole."""
+    if x == "epoch":
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.grid(alpha=0.3)
@@ -87,8 +90,15 @@ def draw_panels(groups: Mapping[str, Sequence[Run]], kind: str, title: str) -> A
         axes.flat[0].set_ylim(max(0.0, sorted(values)[len(values) // 20] - 0.02), 1.005)
     elif values:
         axes.flat[0].set_ylim(0, 1.15 * sorted(values)[-1 - len(values) // 20])
-    figure.suptitle(title, fontsize=13)
+    set_title(figure, title)
     return figure
+
+
+def set_title(figure: Any, text: str) -> None:
+    """A title that is broken where the figure ends, line by line."""
+    width = round(8.5 * figure.get_figwidth())
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, width)]
+    figure.suptitle("\n".join(lines), fontsize=12)
 
 
 def draw_together(groups: Mapping[str, Sequence[Run]], title: str) -> Any:
@@ -105,7 +115,7 @@ def draw_together(groups: Mapping[str, Sequence[Run]], title: str) -> Any:
         unit = "loss (nats)" if kind == "loss" else "accuracy"
         finish(axis, "epoch", unit, f"validation {kind} solid, training dashed")
         axis.legend(fontsize=8)
-    figure.suptitle(title, fontsize=12)
+    set_title(figure, title)
     return figure
 
 

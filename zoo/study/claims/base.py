@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from zoo.core.files import is_file, read_json, write_json, write_text
 from zoo.core.pictures import save_figure
 from zoo.runs.summary import processor, versions
+from zoo.study.pictures import set_title
 from zoo.study.verdicts import Verdict, difference, joined, judge
 
 Numbers = dict[str, Any]  # JSON values
@@ -112,10 +112,7 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
     figure = claim.draw(numbers)
     # The theory's sentence, and what became of it.
     label = f"Measured ({form.name} form, {form.seeds} seeds): {verdict}."
-    sentence = textwrap.fill(
-        f"The documents: {claim.sentence}", width=round(9 * figure.get_figwidth())
-    )
-    figure.suptitle(f"{sentence}\n{label}", fontsize=12)
+    set_title(figure, f"The documents: {claim.sentence}\n{label}")
     save_figure(figure, file.with_suffix(".png"), dpi=130)
     write_json(file, result)
     return result
