@@ -10,8 +10,8 @@ import zoo
 from zoo import recipes
 from zoo.errors import UserError
 from zoo.networks import ConvNet
-from zoo.study import regularization
-from zoo.study.regularization import BEYOND, EXPERIMENTS, Plan, folder_of, measure
+from zoo.study import catalog, regularization
+from zoo.study.regularization import BEYOND, EXPERIMENTS, STUDIES, Plan, folder_of, measure
 from zoo.study.report import write_report
 from zoo.study.statements import judge_all
 
@@ -62,6 +62,10 @@ def test_a_finished_run_is_never_repeated_and_a_report_is_written(
     Path(plan.experiments[1]).write_text(TINY.replace("BN", "true"))
     with pytest.raises(UserError, match="was measured with other settings"):
         measure(plan, out, runs)
+
+
+def test_every_study_is_a_name_of_the_command() -> None:
+    assert set(STUDIES) == set(catalog.EXPERIMENTS)
 
 
 def test_a_child_names_only_what_its_experiment_adds() -> None:

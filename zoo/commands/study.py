@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zoo import registry
 from zoo.commands import Parser
+from zoo.core.text import nearest
 from zoo.errors import UserError
 from zoo.study.catalog import CLAIMS, EXPERIMENTS
 
@@ -44,7 +45,12 @@ def main(arguments: list[str]) -> int:
         from zoo.study.regularization import run
 
         return run(options.name, options.quick, options.seeds, options.out, options.runs)
-    path = registry.find(CLAIMS, options.name, "claim")
+    if options.name not in CLAIMS:
+        known = ["list", *EXPERIMENTS, *CLAIMS]
+        raise UserError(
+            f"no study named {options.name!r}{nearest(options.name, known)} (there are "
+            f"{', '.join(known)})"
+        )
 
     from dataclasses import replace
 
@@ -53,7 +59,7 @@ def main(arguments: list[str]) -> int:
     form = QUICK if options.quick else FULL
     if options.seeds is not None:
         form = replace(form, seeds=options.seeds)
-    claim = registry.load(path)
+    claim = registry.load(CLAIMS[options.name])
     print(report(run_claim(claim, form, options.out)))
     print(f"\npicture: {file_of(claim.name, form.name, options.out).with_suffix('.png')}")
     print(f"page of all claims: {write_page(CLAIMS, options.out)}")
@@ -80,6 +86,6 @@ def verdicts(out: Path) -> list[str]:
             rows[name] = ["-", "not run", registry.load(CLAIMS[name]).sentence]
             continue
         rows[name] = [result["form"], result["verdict"], result["sentence"]]
-        for finding in result["findings"]:
-            rows[f"  {finding['says']}"] = ["", finding["verdict"], ""]
+        for number, finding in enumerate(result["findings"], 1):
+            rows[f"  {name} {number}"] = ["", finding["verdict"], finding["says"]]
     return table(["form", "verdict", "the documents say"], rows)
