@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 
 import zoo
 from zoo import recipes
 from zoo.errors import UserError
 from zoo.networks import ConvNet
 from zoo.study import catalog, regularization
+from zoo.study.progress import Display
 from zoo.study.regularization import BEYOND, EXPERIMENTS, STUDIES, Plan, folder_of, measure
 from zoo.study.report import write_report
 from zoo.study.statements import judge_all
@@ -62,6 +65,32 @@ def test_a_finished_run_is_never_repeated_and_a_report_is_written(
     Path(plan.experiments[1]).write_text(TINY.replace("BN", "true"))
     with pytest.raises(UserError, match="was measured with other settings"):
         measure(plan, out, runs)
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(
+        plan, overrides=("--trainer.max_epochs", "3"), experiments={1: plan.experiments[1]}
+    )
+    whole = measure(plan, tmp_path / "whole", tmp_path / "other")[1][0]
+    count = Display.on_train_epoch_end
+
+    def stop(self: Display, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+        count(self, trainer, pl_module)
+
+    monkeypatch.setattr(Display, "on_train_epoch_end", stop)
+    with pytest.raises(SystemExit):
+        measure(plan, tmp_path / "out", tmp_path / "runs")
+    assert not list((tmp_path / "out").rglob("*.json"))
+    monkeypatch.setattr(Display, "on_train_epoch_end", count)
+    resumed = measure(plan, tmp_path / "out", tmp_path / "runs")[1][0]
+    (record,) = (tmp_path / "runs").rglob("run.json")  # in the folder where it began
+    assert json.loads(record.read_text())["resumed"]
+    for name in ("val/loss", "train_eval/loss", "test/accuracy"):
+        assert resumed.curves[name] == pytest.approx(whole.curves[name], abs=1e-6)
 
 
 def test_every_study_is_a_name_of_the_command() -> None:

@@ -67,16 +67,17 @@ class Plan:
 FULL = Plan(
     "full", "55,000 training images, 60 epochs", seeds=3, overrides=("--data.fallback", "null")
 )
-# 54,000 images are held out, of which 2,000 are looked at: the rest is a part to train on.
+# 57,000 images are held out, of which 1,000 are looked at: the rest is a part to train on.
 QUICK = Plan(
     "quick",
-    "QUICK FORM: 6,000 training images, 20 epochs",
+    "QUICK FORM: 3,000 training images in batches of 64, 20 epochs",
     seeds=1,
     overrides=(
         *FULL.overrides,
-        *("--data.validation_size", "54000"),
-        *("--trainer.limit_val_batches", "4"),
-        *("--trainer.limit_test_batches", "8"),
+        *("--data.validation_size", "57000"),
+        *("--data.batch_size", "64"),
+        *("--trainer.limit_val_batches", "2"),
+        *("--trainer.limit_test_batches", "4"),
         *("--trainer.max_epochs", "20"),
     ),
 )
