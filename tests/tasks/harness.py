@@ -118,6 +118,12 @@ def mc_dropout(task: Task) -> Tensor:
     return zoo.mc_dropout(task.network, images, samples=3, return_samples=True).samples
 
 
+def segmented(task: Task) -> Tensor:
+    images = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    options = {"samples": 3, "return_samples": True, "task": "segmentation"}
+    return zoo.mc_dropout(task.network, images, **options).samples
+
+
 def generated_images(task: Any) -> Tensor:
     return task.sample(torch.arange(10), seed=0)
 
@@ -220,7 +226,7 @@ CASES = [
         # Not augmented: the images that training sees are known.
         make_data=lambda folder: DigitMasks(64, shift=0, image_size=8),
         inputs=images_of,
-        sample=mc_dropout,
+        sample=segmented,
     ),
     Case(**LANGUAGE),
     Case(**LANGUAGE, alter=with_batch_norm),
