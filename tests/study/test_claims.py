@@ -10,7 +10,7 @@ import torch
 
 from zoo import registry
 from zoo.study.catalog import CLAIMS
-from zoo.study.claims.base import alike, exactly, interval, larger
+from zoo.study.claims.base import alike, exactly, interval, larger, summed
 
 
 def test_findings_state_twice_the_standard_error() -> None:
@@ -23,6 +23,8 @@ def test_findings_state_twice_the_standard_error() -> None:
     assert alike("says", "number", [1.0, 1.2], [1.1, 1.1], 0.15).verdict == "within noise"
     assert exactly("says", "number", 0.5, False).verdict == "not reproduced"
     assert interval([2.0]) == (2.0, 2.0, 2.0)
+    assert summed(["reproduced", "reproduced"]) == "reproduced"
+    assert summed(["reproduced", "within noise", "reproduced"]) == "2 of 3 parts reproduced"
 
 
 @pytest.mark.parametrize("name", CLAIMS)

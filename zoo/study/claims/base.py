@@ -13,7 +13,7 @@ from zoo.core.files import is_file, read_json, write_json, write_text
 from zoo.core.pictures import save_figure
 from zoo.runs.summary import processor, versions
 from zoo.study.pictures import set_title
-from zoo.study.verdicts import Verdict, difference, joined, judge
+from zoo.study.verdicts import Verdict, difference, judge
 
 Numbers = dict[str, Any]  # JSON values
 
@@ -94,13 +94,13 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
     started = time.perf_counter()
     numbers = claim.measure(form)
     findings = claim.judge(numbers)
-    verdict = joined([finding.verdict for finding in findings])
     file = file_of(claim.name, form.name, out)
     result = {
         "claim": claim.name,
         "form": form.name,
+        "seeds": form.seeds,
         "sentence": claim.sentence,
-        "verdict": verdict,
+        "verdict": summed([finding.verdict for finding in findings]),
         "findings": [asdict(finding) for finding in findings],
         "command": f"python -m zoo study {claim.name}" + (" --quick" if form.quick else ""),
         "seconds": round(time.perf_counter() - started, 1),
@@ -109,13 +109,24 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
         "versions": versions(),
         "numbers": numbers,
     }
-    figure = claim.draw(numbers)
-    # The theory's sentence, and what became of it.
-    label = f"Measured ({form.name} form, {form.seeds} seeds): {verdict}."
-    set_title(figure, f"The documents: {claim.sentence}\n{label}")
-    save_figure(figure, file.with_suffix(".png"), dpi=130)
+    save_picture(claim, result, file.with_suffix(".png"))
     write_json(file, result)
     return result
+
+
+def save_picture(claim: Claim, result: dict[str, Any], path: Path) -> None:
+    """Draws a result under the theory's sentence and what became of it."""
+    figure = claim.draw(result["numbers"])
+    label = f"Measured ({result['form']} form, {result['seeds']} seeds): {result['verdict']}."
+    set_title(figure, f"The documents: {claim.sentence}\n{label}")
+    save_figure(figure, path, dpi=130)
+
+
+def summed(verdicts: Sequence[Verdict]) -> str:
+    """The verdict of all parts of a claim, or how many of them are reproduced."""
+    if len(set(verdicts)) == 1:
+        return verdicts[0]
+    return f"{verdicts.count('reproduced')} of {len(verdicts)} parts reproduced"
 
 
 def read_result(name: str, out: Path) -> dict[str, Any] | None:
