@@ -71,6 +71,13 @@ TASKS: dict[str, TaskEntry] = {
         serve="zoo.checkpoints.served:serve_language_model",
         usage='print(model.generate("The ", max_new_tokens=200, seed=0))',
     ),
+    "Segmenter": TaskEntry(
+        task="zoo.tasks.segmenter:Segmenter",
+        card="zoo.checkpoints.card:SegmenterCard",
+        measure="zoo.evaluation.segmenter:measure",
+        serve="zoo.checkpoints.served:serve_classifier",
+        usage="masks = model(images).argmax(1)  # of normalized images, classes of pixels",
+    ),
 }
 
 DATA: dict[str, DataEntry] = {
@@ -81,6 +88,7 @@ DATA: dict[str, DataEntry] = {
         "zoo.data.cifar:CIFAR100", out_of_distribution="Digits", hub="uoft-cs/cifar100"
     ),
     "Digits": DataEntry("zoo.data.digits:Digits", out_of_distribution="FashionMNIST"),
+    "DigitMasks": DataEntry("zoo.data.digit_masks:DigitMasks"),
     "FashionMNIST": DataEntry(
         "zoo.data.fashion_mnist:FashionMNIST",
         out_of_distribution="Digits",
@@ -110,6 +118,13 @@ COMMANDS: dict[str, CommandEntry] = {
     "uncertainty": CommandEntry(
         "zoo.commands.uncertainty:main",
         "calibration, error detection and OOD detection of trained weights",
+    ),
+    "compare": CommandEntry(
+        "zoo.commands.compare:main", "runs side by side: settings, results and curves"
+    ),
+    "study": CommandEntry(
+        "zoo.commands.study:main",
+        "the documents' experiments and claims, each with a picture and a verdict",
     ),
     "sample": CommandEntry(
         "zoo.commands.sample:main", "generated text or images of trained weights"

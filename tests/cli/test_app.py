@@ -277,7 +277,11 @@ def test_fast_dev_run_leaves_nothing(zoo_cli) -> None:
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("name", recipes.names())
+# Of the study's, which differ in a switch each, the one with all of them on.
+LEFT_OUT = {name for name in recipes.names() if name.startswith("study/")} - {"study/7_all"}
+
+
+@pytest.mark.parametrize("name", sorted(set(recipes.names()) - LEFT_OUT))
 def test_every_recipe_runs_two_batches(zoo_cli, request: pytest.FixtureRequest, name: str) -> None:
     limits = ["--trainer.max_epochs", "1", "--data.batch_size", "16"]
     for stage in ("train", "val", "test"):

@@ -20,11 +20,12 @@ number = 3
 """
 
 
-@pytest.mark.parametrize("name", recipes.names())
+# The study's recipes put dropout before BatchNorm on purpose: tests/study has them audited.
+@pytest.mark.parametrize("name", [n for n in recipes.names() if not n.startswith("study/")])
 def test_every_recipe_is_clean(zoo_cli, name) -> None:
     result = zoo_cli("audit", "--recipe", name, "--fail-on", "warning")
     assert result.code == 0, result.out
-    seen = {"vit": "dropout", "vit_small": "stochastic depth"}
+    seen = {"vit": "dropout", "unet": "dropout", "vit_small": "stochastic depth"}
     seen |= dict.fromkeys(("gpt", "transformer"), "no BatchNorm and no dropout")
     seen["transformer_shakespeare"] = "element-wise dropout, 6 attention dropout"  # the long one
     family = name.rsplit("_", 1)[0]

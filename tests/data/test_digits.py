@@ -19,6 +19,44 @@ def test_the_split_is_fixed_and_disjoint() -> None:
     assert torch.equal(data._validation[0], again._validation[0])
 
 
+def test_folds_hold_each_training_image_out_once() -> None:
+    whole = Digits()
+    whole.setup("fit")
+    everything = torch.cat([whole._train[0], whole._validation[0]])
+    held_out = []
+    for fold in range(5):
+        data = Digits(folds=5, fold=fold)
+        data.setup("fit")
+        held_out.append(data._validation[0])
+        assert len(data._train[0]) + len(held_out[-1]) == len(everything)
+        assert abs(len(held_out[-1]) - len(everything) / 5) < 1
+    rows = torch.cat(held_out).flatten(1).unique(dim=0, return_counts=True)
+    expected = everything.flatten(1).unique(dim=0, return_counts=True)
+    assert all(torch.equal(one, other) for one, other in zip(rows, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 1, "fold": 0}, "data.folds is 1: give at least 2"),
+        ({"fold": 0}, "data.folds is None"),
+        ({"folds": 5}, "data.fold is None: give a number from 0 to 4"),
+        ({"folds": 5, "fold": 5}, "data.fold is 5: give a number from 0 to 4"),
+    ],
+)
+def test_a_fold_that_cannot_be_is_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Digits(**options)
+
+
+def test_the_training_sample_is_the_same_each_time_and_clean() -> None:
+    data = Digits()
+    data.setup("fit")
+    one, other = (torch.cat([x for x, _ in data.training_sample()]) for _ in range(2))
+    assert torch.equal(one, other)
+    assert torch.equal(one, data._train[0])  # fewer than 5,000: all of them
+
+
 @pytest.mark.parametrize("size", [8, 28])
 def test_the_recorded_statistics_are_those_of_the_training_images(size: int) -> None:
     data = Digits(image_size=size)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
+import operator
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +67,29 @@ def data(folder: Path, **options: Any) -> ImageFolder:
     module = ImageFolder(str(folder), **options)
     module.setup("fit")
     return module
+
+
+def test_folds_hold_each_image_of_a_folder_out_once(flat: Path, split: Path) -> None:
+    folds = [data(flat, test=0.2, folds=4, fold=fold) for fold in range(4)]
+    assert len({tuple(fold.files("test")) for fold in folds}) == 1
+    held_out = [file for fold in folds for file in fold.files("validation")]
+    assert len(held_out) == len(set(held_out)) == 16  # of 20, 4 are tested
+    for fold in folds:
+        parts = [fold.files(part) for part in ("train", "validation", "test")]
+        assert sorted(functools.reduce(operator.iadd, parts, [])) == sorted(
+            held_out + folds[0].files("test")
+        )
+    with pytest.raises(UserError, match="move its images into train"):
+        data(split, folds=4, fold=0)
+    with pytest.raises(UserError, match="8 images cannot be in 9 folds"):
+        data(flat, test=0.2, folds=9, fold=0)
+
+
+def test_the_training_sample_has_every_class_and_no_more_than_validation(flat: Path) -> None:
+    module = data(flat, validation=0.2, test=0.2)
+    labels = torch.cat([labels for _, labels, _ in module.training_sample()])
+    assert len(labels) == module.sizes()["val"] == 4
+    assert labels.bincount().tolist() == [2, 2]
 
 
 def test_a_flat_folder_is_split_by_fraction_alike_in_every_class(flat: Path) -> None:

@@ -3,8 +3,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.nn.functional import cross_entropy
 
+from zoo.data import Digits
+from zoo.networks import ConvNet
+from zoo.runs.callbacks import TrainingSample
 from zoo.runs.metrics import RunLogger, curves, draw_curves, duration, read_metrics, run_name
+from zoo.runs.summary import read_gap
+from zoo.tasks import ImageClassifier
 
 
 def log(logger: RunLogger, steps: range) -> None:
@@ -58,6 +66,82 @@ def test_a_line_for_every_loss_that_a_run_logged() -> None:
     both = curves([{"epoch": 0, "resnet/val/accuracy": 0.9, "resnet/val/loss": 0.3}])
     assert list(both) == ["loss", "accuracy"]
     assert both["accuracy"] == {"validation": [(1, 0.9)]}
+
+
+def test_clean_training_images_are_what_compares_with_validation() -> None:
+    rows = [{"epoch": 0, "train/loss": 0.9, "train_eval/loss": 0.2, "val/loss": 0.3}]
+    rows[0] |= {"train/other": 1.0, "d/train/accuracy": 0.1, "d/train_eval/accuracy": 0.8}
+    found = curves(rows)
+    assert found["loss"] == {"training": [(1, 0.2)], "validation": [(1, 0.3)]}
+    assert found["accuracy"] == {"training": [(1, 0.8)]}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "drop_rate", "said"),
+    [
+        ({"train_eval/loss": 0.05, "val/loss": 0.31}, 0.0, "training 0.05, validation 0.31: overf"),
+        ({"train_eval/loss": 0.25, "val/loss": 0.31}, 0.5, "0.31: no overfitting"),
+        (
+            {"d/train_eval/loss": 0.05, "d/val/loss": 0.31},
+            0.0,
+            "overfitting; augmentation, dropout",
+        ),
+        (
+            {
+                "train_eval/loss": 0.3,
+                "val/loss": 0.31,
+                "train/accuracy": 0.7,
+                "val/accuracy": 0.9,
+            },
+            0.5,
+            "training accuracy 70.0%, validation 90.0%: training well below validation with "
+            "dropout 0.5: lower it",
+        ),
+    ],
+)
+def test_the_gap_is_read_in_one_line(
+    metrics: dict[str, float], drop_rate: float, said: str
+) -> None:
+    line = read_gap(metrics, drop_rate)
+    assert line is not None
+    assert said in line
+    assert "\n" not in line
+
+
+def test_without_clean_training_images_no_gap_is_read() -> None:
+    assert read_gap({"train/loss": 0.1, "val/loss": 0.9}) is None
+
+
+def test_a_fit_measures_itself_on_clean_training_images() -> None:
+    """With the weights that validation uses, whatever training adds, on the same images."""
+    torch.manual_seed(0)
+    network = ConvNet(size="small", batch_norm=True, drop_rate=0.5)
+    task = ImageClassifier(network, lr=0.05, label_smoothing=0.3, ema_decay=0.9)
+    data = Digits(128, shift=1)
+    seen: dict[str, float] = {}
+
+    class Watch(Callback):
+        def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            # Before the average leaves the module again.
+            images, labels = (torch.cat(parts) for parts in zip(*data.plain("train"), strict=True))
+            logits = pl_module(data.normalize(images))
+            seen["loss"] = float(cross_entropy(logits, labels))
+            seen["accuracy"] = float((logits.argmax(1) == labels).float().mean())
+
+    fitter = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[TrainingSample(), Watch()],
+    )
+    fitter.fit(task, datamodule=data)
+    for name, value in seen.items():
+        assert float(fitter.callback_metrics[f"train_eval/{name}"]) == pytest.approx(
+            value, rel=1e-4
+        )
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import networks, registry
-from zoo.data import Digits, TextFile
+from zoo.data import DigitMasks, Digits, TextFile
 from zoo.tasks import Task
 
 EVERY_TASK = {
@@ -115,6 +115,12 @@ def mc_dropout(task: Task) -> Tensor:
     return zoo.mc_dropout(task.network, images, samples=3, return_samples=True).samples
 
 
+def segmented(task: Task) -> Tensor:
+    images = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    options = {"samples": 3, "return_samples": True, "task": "segmentation"}
+    return zoo.mc_dropout(task.network, images, **options).samples
+
+
 def generated_images(task: Any) -> Tensor:
     return task.sample(torch.arange(10), seed=0)
 
@@ -197,6 +203,26 @@ CASES = [
         inputs=latents_of,
         sample=generated_images,
         keep=("generator.last", "discriminator"),
+    ),
+    Case(
+        name="Segmenter",
+        network={
+            "name": "UNet",
+            "args": {
+                "num_classes": 11,
+                "in_channels": 1,
+                "width": 8,
+                "depth": 1,
+                "norm": "batch",
+                "drop_rate": 0.2,
+            },
+        },
+        options={"lr": 0.03, "weight_decay": 0.05, "schedule": "constant", "ema_decay": 0.97},
+        hparams=EVERY_TASK | {"weight_decay", "dice_weight"},
+        # Not augmented: the images that training sees are known.
+        make_data=lambda folder: DigitMasks(64, shift=0, image_size=8),
+        inputs=images_of,
+        sample=segmented,
     ),
     Case(**LANGUAGE),
     Case(**LANGUAGE, alter=with_batch_norm),

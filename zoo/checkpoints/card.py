@@ -368,6 +368,66 @@ class ClassifierCard(Card):
         return f"training images: {self.samples['train']:,}"
 
 
+class SegmenterCard(Card):
+    """Of ``Segmenter``."""
+
+    pipeline = "image-segmentation"
+    needs: ClassVar[dict[str, Any]] = {
+        "data": IMAGES,
+        "samples": {"train": Count, "val": Count, "test": Size},
+        "metrics": {
+            **{f"{part}/{name}": Share for part in ("test", "val") for name in ("iou", "accuracy")},
+            **{f"{part}/loss": float for part in ("test", "val")},
+        },
+    }
+
+    def usage(self) -> list[str]:
+        return [
+            f'model = zoo.load("{self.name}")  # in eval mode, sha256 verified',
+            "masks = model(images).argmax(1)  # of normalized images, classes of pixels",
+        ]
+
+    def headline(self) -> str:
+        return f"{self.metrics['test/iou']:.4f}"
+
+    def results(self) -> dict[str, float]:
+        return {name: round(self.metrics[f"test/{name}"], 4) for name in ("iou", "accuracy")}
+
+    def measured(self) -> list[str]:
+        metrics, samples = self.metrics, self.samples
+        rows = [
+            f"| {name} ({samples[part]:,}) | {metrics[f'{part}/iou']:.4f} "
+            f"| {metrics[f'{part}/accuracy']:.2%} | {metrics[f'{part}/loss']:.4f} |"
+            for name, part in (("test", "test"), ("validation", "val"))
+        ]
+        return [
+            "The final epoch's weights (their average, where the recipe has one), in float32.",
+            "",
+            "| images | IoU, mean over classes | accuracy of pixels | loss (nats a pixel) |",
+            "|---|---|---|---|",
+            *rows,
+            *self.over_seeds("test/iou", ".4f"),
+        ]
+
+    def input_and_output(self) -> str:
+        data = self.data
+        shape = " × ".join(str(size) for size in data["input_shape"])
+        return (
+            f"Images ({shape}), scaled to [0, 1], then normalized by mean {data['mean']} and "
+            f"standard deviation {data['std']}. Output: logits of each pixel for "
+            f"{len(data['classes'])} classes, in this order: {', '.join(data['classes'])}."
+        )
+
+    def limits(self) -> str:
+        return (
+            f"It knows {self.data['name']} and nothing else: each pixel of any image gets one of "
+            f"its {len(self.data['classes'])} classes, and the probabilities are not calibrated."
+        )
+
+    def amount(self) -> str:
+        return f"training images: {self.samples['train']:,}"
+
+
 class LanguageCard(Card):
     """Of ``LanguageModel``."""
 

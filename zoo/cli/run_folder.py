@@ -212,8 +212,8 @@ def changes(run: Path, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     file = run / CONFIG_FILE
     if not file.is_file():
         return {}
-    before = _flat(recipes.read(file))
-    now = _flat(config)
+    before = flat(recipes.read(file))
+    now = flat(config)
     return {
         key: (before[key], now.get(key))
         for key in before
@@ -247,15 +247,15 @@ def _is_free(key: str) -> bool:
     return parts[0] in FREE or parts[0] in ("ckpt_path", "recipe", "config", "weights_only")
 
 
-def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+def flat(content: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, by keys with dots."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in (content or {}).items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def how_to_go_on(run: Path, command: Sequence[str]) -> str:

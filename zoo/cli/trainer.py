@@ -110,6 +110,7 @@ def fit_callbacks(
         save_every_n_steps: optimizer steps within an epoch between two saves.
     """
     kept: list[Callback] = [
+        callbacks.TrainingSample(),
         callbacks.Curves(folder),
         callbacks.LastCheckpoint(folder / "checkpoints", save_every_n_steps),
         callbacks.Samples(folder),

@@ -57,6 +57,46 @@ def save_labelled(
     save_figure(figure, path, dpi=100)
 
 
+def save_segmentation(
+    images: Tensor, masks: Tensor, predicted: Tensor, classes: Sequence[str], path: Path, title: str
+) -> None:
+    """Images with their masks and the predicted masks under them, a color for each class.
+
+    Args:
+        images: (B, C, H, W), of any range.
+        masks, predicted: classes (B, H, W).
+        classes: their names.
+        path: a PNG.
+        title: of the picture.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    count = len(images)
+    figure = Figure(figsize=(1.3 * count + 1.8, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3, count, squeeze=False)
+    colors = [colormaps["tab20"](index % 20) for index in range(len(classes))]
+    colors[0] = (0.0, 0.0, 0.0, 1.0)  # most often the ground
+    for row, (name, found) in enumerate(
+        (("image", images.float().mean(1)), ("mask", masks), ("prediction", predicted))
+    ):
+        for axis, one in zip(axes[row], found.cpu(), strict=True):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0:
+                axis.imshow(one.numpy(), cmap="gray")
+            else:
+                axis.imshow([[colors[label] for label in line] for line in one.tolist()])
+        axes[row, 0].set_ylabel(name)
+    patches = [Patch(color=color, label=name) for color, name in zip(colors, classes, strict=True)]
+    figure.legend(handles=patches, loc="outside right center", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path, dpi=100)
+
+
 def save_figure(figure: Any, path: Path, dpi: int = 120) -> None:
     """A matplotlib figure as PNG, whole or not at all."""
     with written_whole(path) as partial:

@@ -4,6 +4,7 @@ from zoo.data.base import ImageData
 from zoo.data.batches import Batches
 from zoo.data.cifar import CIFAR10, CIFAR100
 from zoo.data.datasets import Images
+from zoo.data.digit_masks import DigitMasks
 from zoo.data.digits import Digits
 from zoo.data.download import data_folder
 from zoo.data.fashion_mnist import FashionMNIST
@@ -16,6 +17,7 @@ __all__ = [
     "CIFAR10",
     "CIFAR100",
     "Batches",
+    "DigitMasks",
     "Digits",
     "FashionMNIST",
     "ImageData",

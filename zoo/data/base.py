@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.core.seeds import step_seed
 from zoo.data.augment import cutout, erase, shift_and_flip
 from zoo.data.batches import Batches
-from zoo.data.images import LabelledImages, Split, draws
+from zoo.data.images import TRAINING_SAMPLE, LabelledImages, Split, check_folds, draws
 from zoo.errors import UserError
 
 
@@ -24,6 +24,8 @@ class ImageData(LabelledImages):
     (B, C, H, W) with zero mean and unit variance after ``on_after_batch_transfer``, and int64
     (B,). Training images are shifted, flipped, cut out and erased; others never are. With
     ``sampling_weights`` an epoch holds each class as often as its number says, and is as long.
+    With ``folds`` the training images are in so many parts of a size, and ``fold``, from 0, is the
+    part held out for validation in place of ``validation_size`` images.
     """
 
     def __init__(
@@ -38,8 +40,11 @@ class ImageData(LabelledImages):
         drop_last: bool,
         fallback: str | None = None,
         sampling_weights: Literal["balanced"] | list[float] | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
     ) -> None:
         super().__init__(fallback)
+        check_folds(folds, fold)
         if batch_size < 1:
             raise UserError(f"data.batch_size is {batch_size}: it must be at least 1")
         if validation_size < 1:
@@ -56,6 +61,7 @@ class ImageData(LabelledImages):
         self.cutout_size, self.cutout_probability = cutout_size, cutout_probability
         self.erase_probability = erase_probability
         self.drop_last, self.sampling_weights = drop_last, sampling_weights
+        self.folds, self.fold = folds, fold
         self._train: tuple[Tensor, Tensor] | None = None
         self._validation: tuple[Tensor, Tensor] | None = None
         self._test: tuple[Tensor, Tensor] | None = None
@@ -75,18 +81,32 @@ class ImageData(LabelledImages):
         used = self.used
         if stage in ("fit", "validate") and self._train is None:
             images, labels = used.read(train=True)
-            if used.validation_size >= len(images):
-                raise UserError(
-                    f"data.validation_size is {used.validation_size}, but the training set has "
-                    f"only {len(images)} images"
-                )
             # Fixed, whatever the seed of a run: runs are compared on the same validation images.
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-            held_out, kept = order[: used.validation_size], order[used.validation_size :]
+            held_out, kept = used.split(order)
             self._train = images[kept], labels[kept]
             self._validation = images[held_out], labels[held_out]
         if stage in ("test", "predict") and self._test is None:
             self._test = used.read(train=False)
+
+    def split(self, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (N,) of all training images → those held out for validation, and the rest.
+
+        Raises:
+            UserError: nothing would be left to train on.
+        """
+        if self.folds is not None and self.fold is not None:
+            if self.folds > len(order):
+                raise UserError(f"data.folds is {self.folds}, and there are {len(order)} images")
+            parts = list(order.tensor_split(self.folds))
+            held_out = parts.pop(self.fold)
+            return held_out, torch.cat(parts)
+        size = self.validation_size
+        if size >= len(order):
+            raise UserError(
+                f"data.validation_size is {size}, but the training set has only {len(order)} images"
+            )
+        return order[:size], order[size:]
 
     def _set(self, split: Split) -> tuple[Tensor, Tensor]:
         self.setup("test" if split == "test" else "fit")
@@ -144,6 +164,10 @@ class ImageData(LabelledImages):
 
     def val_dataloader(self) -> Batches:
         return self._batches(self._validation)
+
+    def training_sample(self) -> Batches:
+        images, labels = self._set("train")  # in random order since the split
+        return self._batches((images[:TRAINING_SAMPLE], labels[:TRAINING_SAMPLE]))
 
     def test_dataloader(self) -> Batches:
         return self._batches(self._test)

@@ -33,6 +33,8 @@ class CIFAR10(ImageData):
         sampling_weights: how often training images of each class are drawn, relative to one
             another (1 for all of them draws each image once an epoch), or ``balanced``, which draws
             as many of each class.
+        folds: for cross-validation, how many parts the training images are in.
+        fold: the part, from 0, that validates in place of ``validation_size`` images.
 
     Raises:
         UserError: a file is truncated or altered, or the data are not to be had.
@@ -67,6 +69,8 @@ class CIFAR10(ImageData):
         erase_probability: float = 0.0,
         drop_last: bool = True,
         sampling_weights: Literal["balanced"] | list[float] | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
     ) -> None:
         super().__init__(
             batch_size,
@@ -78,6 +82,8 @@ class CIFAR10(ImageData):
             erase_probability,
             drop_last,
             sampling_weights=sampling_weights,
+            folds=folds,
+            fold=fold,
         )
         self._checked = False
 

@@ -17,7 +17,7 @@ from zoo.core.seeds import step_seed
 from zoo.core.text import shown
 from zoo.data.augment import shift_and_flip
 from zoo.data.batches import Batches
-from zoo.data.images import LabelledImages, Split, draws
+from zoo.data.images import TRAINING_SAMPLE, LabelledImages, Split, draws
 from zoo.data.loaders import Resampled, Share
 from zoo.errors import UserError
 
@@ -146,7 +146,17 @@ class Images(LabelledImages):
         return _labels(self._sets["train"]).bincount(minlength=len(self.classes))
 
     def plain(self, split: Split, batch: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from self._loader(split, batch)
+        yield from self._loader(self._images(split), batch)
+
+    def training_sample(self) -> Any:
+        images = self._images("train")
+        every = -(-len(images) // TRAINING_SAMPLE)
+        return self._loader(Subset(images, range(0, len(images), every)), self.batch_size)
+
+    def _images(self, split: str) -> Any:
+        if split not in self._sets:
+            raise UserError(f"{self.name} has no {split} images: give {split}=")
+        return self._sets[split]
 
     # -- Lightning's hooks -----------------------------------------------------------------------
 
@@ -161,10 +171,8 @@ class Images(LabelledImages):
                         f"{len(self.classes)} classes, numbered from 0"
                     )
 
-    def _loader(self, split: str, batch_size: int, train: bool = False) -> Any:
-        if split not in self._sets:
-            raise UserError(f"{self.name} has no {split} images: give {split}=")
-        images, trainer = self._sets[split], self.trainer
+    def _loader(self, images: Any, batch_size: int, train: bool = False) -> Any:
+        trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         weights = draws(self.sampling_weights, self.class_counts()) if train else None
         if weights is not None:
@@ -200,13 +208,13 @@ class Images(LabelledImages):
         )
 
     def train_dataloader(self) -> Any:
-        return self._loader("train", self.batch_size, train=True)
+        return self._loader(self._images("train"), self.batch_size, train=True)
 
     def val_dataloader(self) -> Any:
-        return self._loader("validation", self.batch_size)
+        return self._loader(self._images("validation"), self.batch_size)
 
     def test_dataloader(self) -> Any:
-        return self._loader("test", self.batch_size)
+        return self._loader(self._images("test"), self.batch_size)
 
     def predict_dataloader(self) -> Any:
         return self.test_dataloader()

@@ -31,6 +31,8 @@ class Digits(ImageData):
         sampling_weights: how often training images of each class are drawn, relative to one
             another (1 for all of them draws each image once an epoch), or ``balanced``, which draws
             as many of each class.
+        folds: for cross-validation, how many parts the training images are in.
+        fold: the part, from 0, that validates in place of ``validation_size`` images.
     """
 
     name = "Digits"
@@ -49,6 +51,8 @@ class Digits(ImageData):
         drop_last: bool = True,
         image_size: int = 8,
         sampling_weights: Literal["balanced"] | list[float] | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
     ) -> None:
         # No flip: a mirrored digit is another one, or none.
         super().__init__(
@@ -61,6 +65,8 @@ class Digits(ImageData):
             erase_probability,
             drop_last,
             sampling_weights=sampling_weights,
+            folds=folds,
+            fold=fold,
         )
         self.image_size = image_size
         self.input_shape = (1, image_size, image_size)

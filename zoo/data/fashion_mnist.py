@@ -42,6 +42,8 @@ class FashionMNIST(ImageData):
         sampling_weights: how often training images of each class are drawn, relative to one
             another (1 for all of them draws each image once an epoch), or ``balanced``, which draws
             as many of each class.
+        folds: for cross-validation, how many parts the training images are in.
+        fold: the part, from 0, that validates in place of ``validation_size`` images.
         fallback: ``digits`` trains on scikit-learn's digits where FashionMNIST is not to be had,
             and says so; ``null`` makes that an error.
 
@@ -78,6 +80,8 @@ class FashionMNIST(ImageData):
         drop_last: bool = True,
         fallback: Literal["digits"] | None = None,
         sampling_weights: Literal["balanced"] | list[float] | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
     ) -> None:
         super().__init__(
             batch_size,
@@ -90,6 +94,8 @@ class FashionMNIST(ImageData):
             drop_last,
             fallback,
             sampling_weights,
+            folds,
+            fold,
         )
         self._checked = False
 
@@ -125,6 +131,8 @@ class FashionMNIST(ImageData):
             drop_last=self.drop_last,
             # The recipe's network was built for images of this size.
             image_size=self.input_shape[-1],
+            folds=self.folds,
+            fold=self.fold,
         )
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:

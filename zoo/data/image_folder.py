@@ -19,7 +19,7 @@ from zoo.core.files import is_folder
 from zoo.core.seeds import step_seed
 from zoo.data.checking import Checked, check_files
 from zoo.data.decode import Color, decode, rgb
-from zoo.data.images import LabelledImages, Split, draws
+from zoo.data.images import TRAINING_SAMPLE, LabelledImages, Split, check_folds, draws
 from zoo.data.listing import Item, LeftOut, Listing, describe, list_folders, list_labels
 from zoo.data.loaders import Resampled, Share
 from zoo.data.transform import evaluation_crop
@@ -126,6 +126,9 @@ class ImageFolder(LabelledImages):
         workers: processes that decode; by default the machine's cores but one, shared by the
             processes that train.
         mean, std: of each channel, ImageNet's by default.
+        folds: for cross-validation, how many parts each class's training images are in; not where
+            validation images are named.
+        fold: the part, from 0, that validates in place of the fraction ``validation``.
 
     Raises:
         UserError: no such folder, no classes, an empty class, or an image that cannot be read.
@@ -151,8 +154,12 @@ class ImageFolder(LabelledImages):
         workers: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
     ) -> None:
         super().__init__()
+        check_folds(folds, fold)
+        self.folds, self.fold = folds, fold
         if batch_size < 1 or image_size < 1:
             raise UserError("data.batch_size and data.image_size must be at least 1")
         if not 0 < validation < 1:
@@ -227,6 +234,11 @@ class ImageFolder(LabelledImages):
         parts = listing.parts
         if "all" in parts:
             return self._by_fraction(listing.classes, parts["all"], self.test)
+        if parts.get("val") and self.folds is not None:
+            raise UserError(
+                f"data.folds is {self.folds}, and {self.folder} has validation images of its own: "
+                "move them to the training images, or leave out data.folds"
+            )
         if not parts.get("val"):
             parts = {**parts, **self._by_fraction(listing.classes, parts["train"], test=0)}
             parts["test"] = listing.parts.get("test", [])
@@ -248,6 +260,18 @@ class ImageFolder(LabelledImages):
             order = torch.randperm(len(mine), generator=generator).tolist()
             held = max(1, round(len(mine) * self.validation))
             tested = max(1, round(len(mine) * test)) if test else 0
+            if self.folds is not None and self.fold is not None:
+                # The same images are tested in every fold.
+                aside, rest = order[:tested], order[tested:]
+                if len(rest) < self.folds:
+                    raise UserError(
+                        f"{self.folder}: class {name!r} has {len(rest)} images, which cannot be in "
+                        f"{self.folds} folds"
+                    )
+                validated = rest[self.fold :: self.folds]
+                held = len(validated)
+                others = [i for n, i in enumerate(rest) if n % self.folds != self.fold]
+                order = validated + aside + others
             if held + tested >= len(mine):
                 raise UserError(
                     f"{self.folder}: class {name!r} has {len(mine)} images, of which none is left "
@@ -421,9 +445,15 @@ class ImageFolder(LabelledImages):
             **options,
         )
 
-    def _decoded(self, part: str, batch: int) -> DataLoader[Any]:
+    def training_sample(self) -> DataLoader[Any]:
+        parts = self.contents().parts
+        # Decoding takes its time: no more images than validation decodes.
+        most = min(TRAINING_SAMPLE, len(parts["val"]))
+        return self._decoded("train", self.batch_size, every=-(-len(parts["train"]) // most))
+
+    def _decoded(self, part: str, batch: int, every: int = 1) -> DataLoader[Any]:
         """Images in order, cropped as for evaluation; of several processes, each its share."""
-        trainer, items = self.trainer, self.contents().parts[part]
+        trainer, items = self.trainer, self.contents().parts[part][::every]
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         if len(items) < world:
             raise UserError(f"{self.folder}: fewer {part} images than processes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,13 +15,28 @@ from zoo.data.normalization import Normalization
 from zoo.errors import UserError
 
 Split = Literal["train", "validation", "test"]
+TRAINING_SAMPLE = 5000  # clean training images that a fit measures itself on, at most
+
+
+def check_folds(folds: int | None, fold: int | None) -> None:
+    """Refuses a number of folds, or of a fold, that cannot be.
+
+    Raises:
+        UserError: one of the two without the other, fewer than two folds, or no such fold.
+    """
+    if folds is None and fold is None:
+        return
+    if folds is None or folds < 2:
+        raise UserError(f"data.folds is {folds}: give at least 2, with data.fold from 0")
+    if fold is None or not 0 <= fold < folds:
+        raise UserError(f"data.fold is {fold}: give a number from 0 to {folds - 1}")
 
 
 class LabelledImages(DataModule):
     """Images with a class each. A training batch is ``(images, labels)``, normalized and augmented.
 
-    A subclass names itself, its classes and its statistics, and implements ``plain`` beside what
-    every data module does.
+    A subclass names itself, its classes and its statistics, and implements ``plain`` and
+    ``training_sample`` beside what every data module does.
     """
 
     classes: Sequence[str]
@@ -33,6 +48,10 @@ class LabelledImages(DataModule):
     @abstractmethod
     def plain(self, split: Split, batch: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
         """A split in order, not augmented: images uint8 (B, C, H, W), labels (B,)."""
+
+    @abstractmethod
+    def training_sample(self) -> Iterable[Any]:
+        """Batches of the same training images each time, in order and not augmented."""
 
     @abstractmethod
     def class_counts(self) -> Tensor:

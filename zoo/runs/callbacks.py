@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import csv
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from zoo.core.files import sha256, written_whole
 from zoo.core.lightning_file import checksum_file, write_checksum
+from zoo.data.images import LabelledImages
 from zoo.errors import UserError
 from zoo.runs.metrics import METRICS_FILE, draw_curves, duration, read_metrics, run_name
 from zoo.tasks.finite import not_finite
-from zoo.tasks.protocols import KeepsSamples
+from zoo.tasks.protocols import KeepsSamples, ScoresImages
 
 REDRAWN = 0.1  # seconds between two readings of a running loss: a GPU's step does not wait for one
 
@@ -128,6 +132,9 @@ class RunBar(RichProgressBar):
         return metrics
 
 
+IN_A_LINE = ("train/loss", "train_eval/loss", "val/loss", "val/accuracy")
+
+
 class EpochLine(Callback):
     """One line an epoch, for a log file, where a progress bar would be noise."""
 
@@ -143,7 +150,7 @@ class EpochLine(Callback):
         values = [
             f"{name} {float(value):.4f}"
             for name, value in metrics
-            if name.endswith(("train/loss", "val/loss", "val/accuracy"))
+            if "/".join(name.split("/")[-2:]) in IN_A_LINE  # stand-in data's have a prefix
         ]
         line = f"epoch {done}/{trainer.max_epochs or '?'}  {'  '.join(values)}"
         per_epoch = elapsed / max(1, done - self._first_epoch)
@@ -205,6 +212,37 @@ class Curves(Callback):
         metrics = self.folder / METRICS_FILE
         if read_metrics(metrics):
             draw_curves(metrics, self.folder / "curves.png", title=run_name(self.folder))
+
+
+class TrainingSample(Callback):
+    """Logs ``train_eval/*`` at every validation: what validation measures, of training images.
+
+    The images are a fixed sample, clean, and scored by the weights that are validated (averaged
+    ones where there is an average), in evaluation mode and without label smoothing. So a gap to
+    ``val/*`` is one of generalization, which ``train/*`` cannot show: those images are augmented,
+    under dropout and other weights each step.
+    """
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data: Any = getattr(trainer, "datamodule", None)
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if not isinstance(pl_module, ScoresImages) or not isinstance(data, LabelledImages):
+            return
+        limit = trainer.limit_val_batches
+        most = limit if isinstance(limit, int) else None  # a run that is tried in a hurry
+        sums: dict[str, Tensor] = {}
+        for batch in islice(data.training_sample(), most):
+            images, labels = trainer.strategy.batch_to_device(batch)
+            with trainer.precision_plugin.forward_context():
+                scores = pl_module.scores(images, labels)
+            for name, values in {**scores, "count": torch.ones_like(scores["loss"])}.items():
+                sums[name] = sums.get(name, 0) + values.sum()
+        totals = {n: trainer.strategy.reduce(part, reduce_op="sum") for n, part in sums.items()}
+        count = totals.pop("count")
+        for name, total in totals.items():
+            # Equal in all processes by now.
+            pl_module.log(f"train_eval/{name}", total / count, sync_dist=True)
 
 
 class Samples(Callback):

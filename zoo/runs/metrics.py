@@ -97,13 +97,17 @@ def curves(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[tupl
     Returns:
         ``loss`` and ``accuracy``, those of them that the run logged: for each the lines by label
         ("training", "validation", for a GAN "training discriminator"), a list of (epoch from 1,
-        value) each.
+        value) each. Where clean training images were measured, they are "training": what was
+        logged of augmented images under dropout does not compare with validation.
     """
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     labels = {"train": "training", "val": "validation"}
-    for name in sorted({name for row in rows for name in row if "/" in name}):
+    names = sorted({name for row in rows for name in row if "/" in name})
+    for name in names:
         where, _, metric = name.rpartition("/")
-        stage = labels.get(where.rpartition("/")[2])
+        if where.endswith("train") and f"{where}_eval/{metric}" in names:
+            continue
+        stage = labels.get(where.rpartition("/")[2].removesuffix("_eval"))
         kind, *which = metric.split("_")  # a GAN has loss_discriminator and loss_generator
         if stage is None or kind not in ("loss", "accuracy"):
             continue

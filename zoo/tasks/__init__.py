@@ -5,5 +5,6 @@ from zoo.tasks.base import Task
 from zoo.tasks.gan import GAN
 from zoo.tasks.image_classifier import ImageClassifier
 from zoo.tasks.language_model import LanguageModel
+from zoo.tasks.segmenter import Segmenter
 
-__all__ = ["EMA", "GAN", "ImageClassifier", "LanguageModel", "Task"]
+__all__ = ["EMA", "GAN", "ImageClassifier", "LanguageModel", "Segmenter", "Task"]

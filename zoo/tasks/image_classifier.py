@@ -33,7 +33,9 @@ class ImageClassifier(Task):
     Logs ``train/loss`` (with label smoothing) and ``train/accuracy`` (both of augmented images),
     ``val/loss`` and ``test/loss`` (negative
     log-likelihood in nats, no smoothing and no weights), ``val/accuracy``, ``test/accuracy``,
-    ``balanced_accuracy`` and ``macro_f1`` of both, and ``lr``.
+    ``balanced_accuracy`` and ``macro_f1`` of both, and ``lr``. A run of the command line logs
+    ``train_eval/loss`` and ``train_eval/accuracy`` besides, of clean training images, which compare
+    with validation's.
 
     Args:
         network: any module with logits out.
@@ -220,6 +222,10 @@ class ImageClassifier(Task):
                 probabilities.append(self.predict_step(batch.to(self.device), 0).cpu())
         return torch.cat(probabilities[1:] or probabilities).clone()
 
+    def scores(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Loss (nats, no smoothing) and accuracy (B,) of each image."""
+        return _scores(self(images).float(), labels)
+
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, prefix: str) -> Tensor | None:
         """Logits (B, K), for whoever looks at single images."""
         images, labels = batch
@@ -231,11 +237,7 @@ class ImageClassifier(Task):
             counts = MulticlassConfusionMatrix(logits.shape[1], validate_args=False)
             self.by_class[stage] = counts.to(self.device)
         self.by_class[stage].update(logits, labels)  # type: ignore[operator]
-        values = {
-            "loss": F.cross_entropy(logits, labels, reduction="none"),
-            "accuracy": (logits.argmax(1) == labels).float(),
-        }
-        for name, value in values.items():
+        for name, value in _scores(logits, labels).items():
             metric = self.metrics[f"{stage}_{name}"]
             metric.update(value)  # type: ignore[operator]
             self.log(
@@ -251,6 +253,14 @@ class ImageClassifier(Task):
         counts.reset()
         self.log(f"{prefix}/balanced_accuracy", balanced_accuracy(matrix), sync_dist=True)
         self.log(f"{prefix}/macro_f1", macro_f1(matrix), sync_dist=True)
+
+
+def _scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Loss and accuracy (B,) of logits (B, K)."""
+    return {
+        "loss": F.cross_entropy(logits, labels, reduction="none"),
+        "accuracy": (logits.argmax(1) == labels).float(),
+    }
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -49,3 +49,11 @@ class KeepsSamples(Protocol):
 
     def keep_sample(self, folder: Path, epoch: int) -> None:
         """Writes into ``folder``; ``epoch`` counts from 1."""
+
+
+@runtime_checkable
+class ScoresImages(Protocol):
+    """Scores labelled images one by one, as validation does."""
+
+    def scores(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Values (B,) by name: ``loss``, ``accuracy``."""

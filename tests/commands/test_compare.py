@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoo.study.compare import compared, different_settings, results
+from zoo.study.runs import Run, grouped
+
+
+def run(name: str, accuracy: float, **settings: object) -> Run:
+    curves = {"val/accuracy": [0.5, accuracy], "val/loss": [0.4, 0.6]}
+    base = {"seed_everything": 0, "model.lr": 0.1, "name": name}
+    return Run(name, {**base, **settings}, curves, {"parameters": 1000})
+
+
+def test_seeds_and_folds_are_averaged_and_other_settings_are_not() -> None:
+    runs = [
+        run("a", 0.90),
+        run("b", 0.92, seed_everything=1),
+        run("c", 0.94, **{"data.init_args.fold": 1}),
+        run("d", 0.80, **{"model.lr": 0.2}),
+    ]
+    groups = grouped(runs)
+    assert {name: len(members) for name, members in groups.items()} == {"a and 2 more": 3, "d": 1}
+    assert different_settings(groups) == {"model.lr": [0.1, 0.2]}
+    found = results(groups)
+    # s = 0.02, over the root of three.
+    assert found["val/accuracy"] == ["92.00% ± 1.15%", "80.00%"]
+    assert found["val/loss, best (epoch)"][1] == "0.4000 (1)"
+    assert "mean ± standard error" in compared(groups)
+
+
+def test_runs_of_the_command_line_are_compared(zoo_cli) -> None:
+    short = ("fit", "--recipe", "convnet_digits", "--model.network.size", "small")
+    short += ("--trainer.max_epochs", "2", "--data.folds", "3")
+    for fold in ("0", "2"):
+        done = zoo_cli(*short, "--data.fold", fold)
+        assert done.code == 0, done.err
+    runs = [str(path) for path in sorted(Path("runs/convnet_digits").glob("version_*"))]
+    done = zoo_cli("compare", *runs, "--to", "together.png")
+    assert done.code == 0, done.err
+    assert "equal settings" in done.out
+    assert " ± " in next(line for line in done.out.splitlines() if "val/accuracy" in line)
+    assert "train_eval/loss" in done.out
+    assert Path("together.png").read_bytes().startswith(b"\x89PNG")
+    # The gap is read in one line, under the metrics.
+    assert "\ntraining " in Path(runs[0], "summary.txt").read_text()
+
+
+def test_what_is_no_run_is_refused(zoo_cli) -> None:
+    result = zoo_cli("compare", "runs/nowhere/version_0")
+    assert result.code == 2
+    assert "runs/nowhere/version_0: no such run" in result.err

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+
+from zoo.study.runs import Run
+from zoo.study.statements import BEST_ACCURACY, judge_all
+
+EPOCHS = 20
+
+
+def run(training: float, best: tuple[int, float], final: float, accuracy: float) -> Run:
+    """A run whose validation loss falls to ``best`` (epoch, loss), then goes to ``final``."""
+    epoch, least = best
+    loss = [least + 0.01 * (epoch - e) for e in range(1, epoch + 1)]
+    loss += [least + (final - least) * e / (EPOCHS - epoch) for e in range(1, EPOCHS - epoch + 1)]
+    curves = {
+        "val/loss": loss,
+        "train_eval/loss": [training] * EPOCHS,
+        "val/accuracy": [accuracy] * EPOCHS,
+        "test/accuracy": [accuracy],
+    }
+    return Run("a run", {}, curves, {})
+
+
+def three(*arguments: object) -> list[Run]:
+    """Three seeds, a little apart."""
+    training, (epoch, least), final, accuracy = arguments  # type: ignore[misc]
+    return [
+        run(training, (epoch, least + d), final + d, accuracy + d / 10)
+        for d in (-0.002, 0.0, 0.002)
+    ]
+
+
+# As the documents have them.
+TOLD = {
+    1: three(0.40, (20, 0.41), 0.41, 0.860),
+    2: three(0.05, (6, 0.27), 0.45, 0.905),
+    3: three(0.20, (19, 0.25), 0.25, 0.915),
+    4: three(0.02, (5, 0.25), 0.40, 0.920),
+    5: three(0.18, (15, 0.25), 0.27, 0.906),
+    6: three(0.15, (15, 0.22), 0.23, 0.921),
+    7: three(0.19, (20, 0.21), 0.21, 0.925),
+    8: three(0.12, (20, 0.16), 0.16, BEST_ACCURACY),
+}
+
+
+def verdicts(runs: dict[int, list[Run]]) -> dict[int, str]:
+    return {judged.experiment: judged.verdict for judged in judge_all(runs)}
+
+
+def test_what_the_documents_saw_is_reproduced() -> None:
+    assert verdicts(TOLD) == dict.fromkeys(range(2, 9), "reproduced")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "instead"),
+    [
+        (2, three(0.05, (19, 0.27), 0.27, 0.905)),  # does not overfit
+        (2, three(0.05, (6, 0.27), 0.45, 0.850)),  # validates worse than the small one
+        (3, three(0.20, (19, 0.25), 0.25, 0.880)),
+        (4, three(0.02, (5, 0.25), 0.40, 0.880)),
+        (5, three(0.18, (15, 0.25), 0.27, 0.930)),  # not "about as before"
+        (6, three(0.15, (15, 0.22), 0.39, 0.921)),  # a loss hardly better
+        (7, three(0.05, (20, 0.21), 0.21, 0.925)),  # a wide gap
+        (7, three(0.19, (8, 0.21), 0.21, 0.925)),  # not to the end
+        (8, three(0.12, (20, 0.16), 0.16, 0.900)),
+    ],
+)
+def test_another_outcome_is_not_reproduced(experiment: int, instead: list[Run]) -> None:
+    assert verdicts({**TOLD, experiment: instead})[experiment] == "not reproduced"
+
+
+def test_a_missing_experiment_leaves_the_statements_of_the_others() -> None:
+    assert set(verdicts({n: TOLD[n] for n in (1, 2, 3)})) == {2, 3}
+
+
+def test_one_seed_has_no_verdicts() -> None:
+    alone = {number: runs[:1] for number, runs in TOLD.items()}
+    assert set(verdicts(alone).values()) == {"one seed"}

@@ -1,0 +1,91 @@
+"""``python -m zoo study NAME``: the documents' experiments and claims, each with a verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoo import registry
+from zoo.commands import Parser
+from zoo.core.text import nearest
+from zoo.errors import UserError
+from zoo.study.catalog import CLAIMS, EXPERIMENTS
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(
+        "study",
+        "Run the documents' eight experiments (regularization), some that they did not try "
+        "(beyond), or one of their claims, each to a number, a picture and a verdict; or list all "
+        "verdicts.",
+    )
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help=f"list, {', '.join(EXPERIMENTS)}, or a claim: {', '.join(CLAIMS)}",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a part of the data, fewer epochs: at most 15 minutes on 2 cores, a claim at most 5",
+    )
+    parser.add_argument("--seeds", type=int, default=None, help="of every fit")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/study"), help="folder of results and pictures"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/study"), help="experiments: folder of their fits"
+    )
+    options = parser.parse_args(arguments)
+    if options.seeds is not None and options.seeds < 1:
+        raise UserError(f"--seeds is {options.seeds}: it must be at least 1")
+    if options.name == "list":
+        print("\n".join(verdicts(options.out)))
+        return 0
+    if options.name in EXPERIMENTS:
+        from zoo.study.regularization import run
+
+        return run(options.name, options.quick, options.seeds, options.out, options.runs)
+    if options.name not in CLAIMS:
+        known = ["list", *EXPERIMENTS, *CLAIMS]
+        raise UserError(
+            f"no study named {options.name!r}{nearest(options.name, known)} (there are "
+            f"{', '.join(known)})"
+        )
+
+    from dataclasses import replace
+
+    from zoo.study.claims.base import FULL, QUICK, file_of, report, run_claim, write_page
+
+    form = QUICK if options.quick else FULL
+    if options.seeds is not None:
+        form = replace(form, seeds=options.seeds)
+    claim = registry.load(CLAIMS[options.name])
+    print(report(run_claim(claim, form, options.out)))
+    print(f"\npicture: {file_of(claim.name, form.name, options.out).with_suffix('.png')}")
+    print(f"page of all claims: {write_page(CLAIMS, options.out)}")
+    return 0
+
+
+def verdicts(out: Path) -> list[str]:
+    """Every statement and claim with its verdict, or that it was not run."""
+    from zoo.study.claims.base import read_result
+    from zoo.study.compare import table
+    from zoo.study.regularization import FULL, QUICK, known
+    from zoo.study.statements import STATEMENTS, judge_all
+
+    rows: dict[str, list[str]] = {}
+    plan = FULL if known(FULL, out) else QUICK
+    judged = {one.experiment: one.verdict for one in judge_all(known(plan, out))}
+    for statement in STATEMENTS:
+        number = statement.experiment
+        form = plan.form if number in judged else "-"
+        rows[f"experiment {number}"] = [form, judged.get(number, "not run"), statement.sentence]
+    for name in CLAIMS:
+        result = read_result(name, out)
+        if result is None:
+            rows[name] = ["-", "not run", registry.load(CLAIMS[name]).sentence]
+            continue
+        rows[name] = [result["form"], result["verdict"], result["sentence"]]
+        for number, finding in enumerate(result["findings"], 1):
+            rows[f"  {name} {number}"] = ["", finding["verdict"], finding["says"]]
+    return table(["form", "verdict", "the documents say"], rows)

@@ -1,0 +1,1 @@
+"""The documents' claims, one a file; ``zoo.study.catalog`` lists them."""

@@ -1,0 +1,91 @@
+"""The drop rate from 0 to 0.8: too little does nothing, too much underfits and learns slowly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.data.digits import Digits
+from zoo.networks.convnet import ConvNet
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, alike, interval, larger
+from zoo.study.fitting import build, fit
+from zoo.study.pictures import COLORS, finish, new_figure
+
+RATES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.65, 0.8)
+MINIMAL = 0.02  # nats of validation loss
+OVER = "loss at 0.8 less that at 0.5 (nats)"
+LEARNED = 0.9  # training accuracy that counts as learned
+
+
+def measure(form: Form) -> Numbers:
+    epochs = 20 if form.quick else 60
+    rates: dict[str, dict[str, list[float]]] = {}
+    for rate in RATES:
+        found = rates[str(rate)] = {"training": [], "validation": [], "accuracy": [], "epochs": []}
+        for seed in range(form.seeds):
+            # On every map and before every linear layer, so that the rate has something to do.
+            network = build(
+                seed,
+                ConvNet,
+                batch_norm=False,
+                drop_rate=rate,
+                spatial_drop_rate=rate,
+                spatial="every",
+            )
+            fitted = fit(network, Digits(shift=0), epochs=epochs, seed=seed)
+            found["training"].append(fitted.final("train_eval/loss"))
+            found["validation"].append(fitted.final("val/loss"))
+            found["accuracy"].append(fitted.final("val/accuracy"))
+            learned = [value >= LEARNED for value in fitted.curves["train_eval/accuracy"]]
+            found["epochs"].append(float(learned.index(True) + 1 if any(learned) else epochs + 1))
+    return {"rates": rates, "epochs": epochs}
+
+
+def judge_all(numbers: Numbers) -> list[Finding]:
+    rates = numbers["rates"]
+    slower = f"epochs to a training accuracy of {LEARNED}, at 0.5 less at 0"
+    below = "validation loss at 0.05 less that at 0 (nats)"
+    low, none = rates["0.05"], rates["0.0"]
+    half, most = rates["0.5"], rates["0.8"]
+    return [
+        alike(
+            f"Below 0.1 the effect is minimal (less than {MINIMAL} nats).",
+            below,
+            low["validation"],
+            none["validation"],
+            MINIMAL,
+        ),
+        larger("Above 0.5 it underfits.", f"training {OVER}", most["training"], half["training"]),
+        larger(
+            "And validates worse.", f"validation {OVER}", most["validation"], half["validation"]
+        ),
+        larger("Learning is slower.", slower, half["epochs"], none["epochs"]),
+    ]
+
+
+def draw(numbers: Numbers) -> Any:
+    figure, axes = new_figure(1, 2, 12, 4.5)
+    rates = [float(rate) for rate in numbers["rates"]]
+    for kind, color, marker in (("training", COLORS[1], "o"), ("validation", COLORS[2], "s")):
+        found = [interval(by[kind]) for by in numbers["rates"].values()]
+        axes[0, 0].plot(rates, [m for m, _, _ in found], color=color, marker=marker, label=kind)
+        low, high = [low for _, low, _ in found], [high for _, _, high in found]
+        axes[0, 0].fill_between(rates, low, high, color=color, alpha=0.2, linewidth=0)
+    axes[0, 0].set_ylim(bottom=0)
+    finish(axes[0, 0], "drop rate", "loss (nats)", f"after {numbers['epochs']} epochs on digits")
+    axes[0, 0].legend()
+    found = [interval(by["epochs"]) for by in numbers["rates"].values()]
+    axes[0, 1].plot(rates, [m for m, _, _ in found], color=COLORS[3], marker="^")
+    low, high = [low for _, low, _ in found], [high for _, _, high in found]
+    axes[0, 1].fill_between(rates, low, high, color=COLORS[3], alpha=0.2, linewidth=0)
+    finish(axes[0, 1], "drop rate", f"epochs to a training accuracy of {LEARNED}")
+    return figure
+
+
+CLAIM = Claim(
+    "drop-rate",
+    "A drop rate below 0.1 has minimal effect; above 0.5 the network underfits; dropout makes "
+    "learning slower.",
+    measure,
+    judge_all,
+    draw,
+)

@@ -1,0 +1,122 @@
+"""Runs as the study and ``zoo compare`` see them: settings, curves and results, from files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo import recipes
+from zoo.cli.run_folder import CONFIG_FILE, flat
+from zoo.core.files import is_file, is_folder, read_json
+from zoo.errors import UserError
+from zoo.runs.metrics import METRICS_FILE, read_metrics, run_name
+from zoo.runs.record import read_record
+
+# Settings of which runs of one experiment are averaged.
+REPEATED = ("seed_everything", "data.init_args.fold")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fit.
+
+    ``settings`` are those of its recipe with dots in their names; ``curves`` the values of each
+    metric at the end of each epoch; ``facts`` what else its record says.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    curves: Mapping[str, list[float]]
+    facts: Mapping[str, Any]
+
+    @property
+    def epochs(self) -> int:
+        return max((len(values) for values in self.curves.values()), default=0)
+
+    def final(self, metric: str) -> float:
+        """The last value of a metric.
+
+        Raises:
+            KeyError: it was not logged.
+        """
+        return self.curves[metric][-1]
+
+    def best(self, metric: str) -> float:
+        """The largest accuracy, or the least of anything else."""
+        values = self.curves[metric]
+        return max(values) if metric.endswith("accuracy") else min(values)
+
+    def epoch_of_best(self, metric: str) -> int:
+        """The epoch, from 1, after which a metric was best."""
+        return self.curves[metric].index(self.best(metric)) + 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, with curves short enough to be committed."""
+        curves = {
+            name: [round(value, 5) for value in values] for name, values in self.curves.items()
+        }
+        return {"name": self.name, **self.facts, "settings": dict(self.settings), "curves": curves}
+
+
+def read_run(path: Path) -> Run:
+    """A run from its folder, ``runs/RECIPE/VERSION``, or from a result of the study (JSON).
+
+    Raises:
+        UserError: it is neither.
+    """
+    if is_file(path) and path.suffix == ".json":
+        content = read_json(path)
+        if not isinstance(content, dict) or not {"settings", "curves"} <= set(content):
+            raise UserError(f"{path} is no result of the study: give a run's folder")
+        name, settings, curves = content.get("name"), content["settings"], content["curves"]
+        facts = {k: v for k, v in content.items() if k not in ("name", "settings", "curves")}
+        return Run(str(name or path.stem), settings, curves, facts)
+    if not is_folder(path):
+        raise UserError(f"{path}: no such run: give its folder, runs/RECIPE/VERSION")
+    rows = read_metrics(path / METRICS_FILE)
+    if not rows or not is_file(path / CONFIG_FILE):
+        raise UserError(
+            f"{path} is no run: {CONFIG_FILE} and {METRICS_FILE} are expected in it (of a run in "
+            "parts, give the newest version's folder)"
+        )
+    record = read_record(path)
+    kept = ("recipe", "parameters", "wall_time_s", "hardware", "date", "status", "versions", "data")
+    facts = {key: record[key] for key in kept if key in record}
+    return Run(run_name(path), flat(recipes.read(path / CONFIG_FILE)), _curves(rows), facts)
+
+
+def _curves(rows: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Values by metric, one an epoch: the last that was logged in it."""
+    found: dict[str, dict[float, float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in ("step", "epoch"):
+                found.setdefault(name, {})[row.get("epoch", 0.0)] = value
+    return {name: [by[epoch] for epoch in sorted(by)] for name, by in found.items()}
+
+
+def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in seed or fold alone, together, under the name of the first."""
+    groups: list[tuple[dict[str, Any], list[Run]]] = []
+    for run in runs:
+        settings = {k: v for k, v in run.settings.items() if not is_free(k)}
+        for known, members in groups:
+            if known == settings:
+                members.append(run)
+                break
+        else:
+            groups.append((settings, [run]))
+    names: dict[str, list[Run]] = {}
+    for _, members in groups:
+        name = members[0].name
+        if len(members) > 1:
+            name += f" and {len(members) - 1} more"
+        names[name] = members
+    return names
+
+
+def is_free(key: str) -> bool:
+    """Whether a setting says where a run lies, or which repetition it is, and not what it does."""
+    return key in (*REPEATED, "runs", "name", "ckpt_path", "wandb", "recipe", "config")

@@ -1,0 +1,172 @@
+"""What the documents say of the eight experiments, and the rule by which each is judged.
+
+Every comparison is of means over seeds, and counts as reproduced if it has the stated sign and
+exceeds 2·√(s₁²/n + s₂²/n) (``zoo.study.verdicts``). Words of degree are numbers here:
+
+- "overfits": the validation loss ends 0.05 nats or more above its least value.
+- "fast": that least value comes within the first half of the epochs.
+- "together to the end": it comes within the last quarter.
+- "tiny gap": validation loss at most 0.05 nats above the loss of clean training images, at the end.
+- "about as before": validation accuracy within 0.5 points.
+- "much better": a loss at least a fifth less.
+
+Accuracy and loss are of validation images at the final epoch, except where "best" is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from zoo.study.runs import Run
+from zoo.study.verdicts import Check, Verdict, alike, joined, more
+
+RISE = 0.05  # nats
+GAP = 0.05  # nats
+ABOUT = 0.005  # of accuracy
+MUCH = 0.8  # of a loss
+BEST_ACCURACY = 0.948  # of experiment 8 in the documents, on test images
+
+Runs = Mapping[int, Sequence[Run]]  # by the experiment's number, a run a seed
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence of the documents on one of the experiments."""
+
+    experiment: int
+    sentence: str
+    checks: Callable[[Runs], list[Check]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A statement, held against runs."""
+
+    experiment: int
+    sentence: str
+    checks: list[Check]
+
+    @property
+    def verdict(self) -> Verdict:
+        return joined([check.verdict for check in self.checks])
+
+
+def judge_all(runs: Runs) -> list[Judged]:
+    """Every statement whose experiments were run, with its checks."""
+    judged = []
+    for statement in STATEMENTS:
+        try:
+            checks = statement.checks(runs)
+        except KeyError:  # an experiment that it needs is missing
+            continue
+        judged.append(Judged(statement.experiment, statement.sentence, checks))
+    return judged
+
+
+def accuracy(runs: Sequence[Run]) -> list[float]:
+    return [run.final("val/accuracy") for run in runs]
+
+
+def loss(runs: Sequence[Run]) -> list[float]:
+    return [run.final("val/loss") for run in runs]
+
+
+def rise(runs: Sequence[Run]) -> list[float]:
+    return [run.final("val/loss") - run.best("val/loss") for run in runs]
+
+
+def gap(runs: Sequence[Run]) -> list[float]:
+    return [run.final("val/loss") - run.final("train_eval/loss") for run in runs]
+
+
+def best_at(runs: Sequence[Run]) -> list[float]:
+    """The part of the run, above 0 and up to 1, after which the validation loss is least."""
+    return [run.epoch_of_best("val/loss") / run.epochs for run in runs]
+
+
+def overfits(runs: Sequence[Run]) -> Check:
+    return more(f"rise of the validation loss over {RISE} nats", rise(runs), RISE)
+
+
+def _medium(r: Runs) -> list[Check]:
+    early = [0.5 - part for part in best_at(r[2])]
+    return [
+        overfits(r[2]),
+        more("part of the run left at half when the loss is least", early, 0.0),
+        more("accuracy, 2 over 1", accuracy(r[2]), accuracy(r[1])),
+    ]
+
+
+def _augmentation(r: Runs) -> list[Check]:
+    return [
+        more("accuracy, 3 over 2", accuracy(r[3]), accuracy(r[2])),
+        more("loss (nats), 2 over 3", loss(r[2]), loss(r[3])),
+    ]
+
+
+def _batch_norm(r: Runs) -> list[Check]:
+    return [overfits(r[4]), more("accuracy, 4 over 2", accuracy(r[4]), accuracy(r[2]))]
+
+
+def _dropout(r: Runs) -> list[Check]:
+    return [
+        more("rise of the loss (nats), 2 over 5", rise(r[2]), rise(r[5])),
+        alike("accuracy, 5 and 2", accuracy(r[5]), accuracy(r[2]), ABOUT),
+        more("loss (nats), 2 over 5", loss(r[2]), loss(r[5])),
+    ]
+
+
+def _both(r: Runs) -> list[Check]:
+    raised = [value + 0.001 for value in accuracy(r[4])]
+    much = [MUCH * value for value in loss(r[4])]
+    return [
+        alike("accuracy, 6 and 4 + 0.001", accuracy(r[6]), raised, ABOUT),
+        more(f"loss (nats), {MUCH:g} of 4 over 6", much, loss(r[6])),
+    ]
+
+
+def _all(r: Runs) -> list[Check]:
+    room = [GAP - value for value in gap(r[7])]
+    others = {number: loss(r[number]) for number in (2, 3, 4, 5, 6)}
+    rival = min(others, key=lambda number: sum(others[number]) / len(others[number]))
+    return [
+        more("part of the run over three quarters when the loss is least", best_at(r[7]), 0.75),
+        more(f"gap (nats) below {GAP}", room, 0.0),
+        more(f"loss (nats), {rival} (the best other medium one) over 7", others[rival], loss(r[7])),
+    ]
+
+
+def _large(r: Runs) -> list[Check]:
+    tested = {n: [run.final("test/accuracy") for run in r[n]] for n in range(1, 9)}
+    ours = tested.pop(8)
+    rival = max(tested, key=lambda n: sum(tested[n]) / len(tested[n]))
+    stated = [BEST_ACCURACY] * len(ours)
+    return [
+        more(f"test accuracy, 8 over {rival} (the best other)", ours, tested[rival]),
+        alike(f"test accuracy, 8 and {BEST_ACCURACY}", ours, stated, ABOUT),
+    ]
+
+
+STATEMENTS = (
+    Statement(
+        2, "The medium network overfits fast, but validates better than the small one.", _medium
+    ),
+    Statement(3, "With augmentation it validates better, through more data.", _augmentation),
+    Statement(4, "With BatchNorm it still overfits, with clearly better validation.", _batch_norm),
+    Statement(
+        5, "With dropout it overfits slower: accuracy about as before, a better loss.", _dropout
+    ),
+    Statement(
+        6,
+        "BatchNorm and dropout: accuracy about 0.001 above BatchNorm alone, a much better loss.",
+        _both,
+    ),
+    Statement(
+        7,
+        "All three: training and validation fall together to the end, with a tiny gap and the best "
+        "generalization of the medium ones.",
+        _all,
+    ),
+    Statement(8, "The large network with all three has the best accuracy, 0.948.", _large),
+)
