@@ -21,6 +21,7 @@ FLOORS: list[set[str]] = [
     {"checkpoints"},
     {"evaluation", "runs"},
     {"cli"},
+    {"study"},
     {"commands"},
     {"__main__"},
 ]

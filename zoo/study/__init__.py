@@ -1,0 +1,1 @@
+"""The documents' experiments and claims, each a number, a picture and a verdict."""
