@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import multiprocessing
 import random
 import re
-import resource
 import statistics
 import sys
-import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -33,7 +29,6 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zoo.core.text import first_line
 from zoo.diagnostics.audit import Report, audit
 from zoo.diagnostics.trace.graph import MERGED, STRAIGHT, Trace, reach
 from zoo.diagnostics.trace.recorder import record
@@ -41,7 +36,7 @@ from zoo.diagnostics.variance_shift import variance_shift
 from zoo.errors import UserError
 from zoo.study.in_the_wild_page import write_page
 from zoo.study.seed_oracle import changed_by_the_seed
-from zoo.study.table import Table
+from zoo.study.table import Table, Worker, says
 
 LARGEST = 120_000_000  # parameters
 RATE = 0.1
@@ -61,8 +56,8 @@ KEY = ["library", "version", "name", "argument"]
 COLUMNS = {
     "audit": [
         *KEY,
-        *"""parameters input device outcome ok batch_norms dropouts straight merged behind_norm
-        stochastic_depth findings accepts seconds date note""".split(),
+        *"""family parameters input device outcome ok batch_norms dropouts straight merged
+        behind_norm stochastic_depth findings example accepts seconds date note""".split(),
     ],
     "ratios": [
         *KEY,
@@ -144,6 +139,7 @@ def accepted(job: Job, model: nn.Module) -> list[str]:
         name
         for name, parameter in parameters.items()
         if re.search(r"drop|stochastic_depth", name)
+        and not name.endswith("_size")
         and not isinstance(parameter.default, bool)
         and (isinstance(parameter.default, float | int) or "float" in str(parameter.annotation))
     ]
@@ -215,7 +211,11 @@ def audit_row(job: Job) -> Row:
         except Exception as error:  # whatever a constructor raises
             row["note"] = says(error)
             continue
-        row |= {"device": device, "parameters": sum(p.numel() for p in model.parameters())}
+        row |= {
+            "family": type(model).__module__.rpartition(".")[2],
+            "device": device,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
         if row["parameters"] > LARGEST:
             return row | {"outcome": "too large", "note": ""}
         if not job.argument and "accepts" not in row:
@@ -254,7 +254,8 @@ def found(model: nn.Module, inputs: tuple[Any, ...], report: Report) -> Row:
         "stochastic_depth": len({f.module for f in report.findings if f.rule == DEPTH}),
     }
     if norms and noise:
-        faults = {finding.module for finding in report.findings if finding.rule == SHIFT}
+        shifts = [finding for finding in report.findings if finding.rule == SHIFT]
+        faults = {finding.module for finding in shifts}
         levels = nearest_dropout(record(model, inputs, mode="training"))
         straight = {module for module in faults if levels.get(module) == STRAIGHT}
         behind = {module for module, level in levels.items() if level > MERGED} - faults
@@ -262,6 +263,7 @@ def found(model: nn.Module, inputs: tuple[Any, ...], report: Report) -> Row:
             "straight": len(straight),
             "merged": len(faults - straight),
             "behind_norm": len(behind),
+            "example": shifts[0].message if shifts else "",
         }
     return row
 
@@ -374,11 +376,6 @@ def oracle_row(job: Job) -> Row:
     return {"outcome": "does not run", "note": says(failure)}
 
 
-def says(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {first_line(error)}"[:300]
-
-
 ROWS: dict[str, Callable[[Job], Row]] = {
     "audit": audit_row,
     "ratios": ratio_row,
@@ -443,68 +440,10 @@ def sampled(table: Table, chosen: list[Job]) -> list[Job]:
 # -- running ---------------------------------------------------------------------------------------
 
 
-class Worker:
-    """A process that makes rows of one step, and may be taken down by one of them.
-
-    Args:
-        step: which rows it makes.
-    """
-
-    def __init__(self, step: str) -> None:
-        self.step = step
-        self.process: Any = None
-
-    def row(self, job: Job) -> Row:
-        """Makes a row; an exception, the limits and a death of the process are rows as well."""
-        if self.process is None:
-            context = multiprocessing.get_context("spawn")
-            self.pipe, theirs = context.Pipe()
-            self.process = context.Process(target=_serve, args=(theirs, self.step), daemon=True)
-            self.process.start()
-            theirs.close()
-        self.pipe.send(job)
-        try:
-            return self.pipe.recv()
-        except EOFError:
-            self.process.join()
-            code, self.process = self.process.exitcode, None
-            if code == -_SIGXCPU:
-                return {"outcome": "too long", "note": f"over {SECONDS[self.step]} s"}
-            return {"outcome": "crash", "note": f"the process ended with code {code}"}
-
-    def close(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            self.process.join()
-
-
-_SIGXCPU = 24
-
-
-def _serve(pipe: Any, step: str) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    warnings.simplefilter("ignore")
-    while True:
-        try:
-            job = pipe.recv()
-        except EOFError:
-            return
-        begun = time.process_time()
-        # Processor time, not the clock's: a busy machine makes no row too long.
-        soft = int(begun) + SECONDS[step] + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
-        try:
-            row = ROWS[step](job)
-        except Exception as error:
-            row = {"outcome": "crash", "note": says(error)}
-        pipe.send(row | {"seconds": f"{time.process_time() - begun:.1f}"})
-
-
 def grow(step: str, table: Table, jobs: Iterable[Job]) -> None:
     """Adds the rows that a table lacks, one by one."""
     done = {tuple(row[column] for column in KEY) for row in table.rows()}
-    worker = Worker(step)
-    try:
+    with Worker(ROWS[step], SECONDS[step], MEMORY) as worker:
         for job in jobs:
             if job.key in done:
                 continue
@@ -512,13 +451,13 @@ def grow(step: str, table: Table, jobs: Iterable[Job]) -> None:
             day = datetime.now(UTC).date().isoformat()
             table.append(dict(zip(KEY, job.key, strict=True)) | {"date": day} | row)
             done.add(job.key)
-            print(
-                f"{step} {len(done)}: {job.library} {job.name} {job.argument} {row['outcome']} "
-                f"{row.get('note', '')}",
-                flush=True,
-            )
-    finally:
-        worker.close()
+            said = f"{job.library} {job.name} {job.argument}".strip()
+            print(f"{step} {len(done)}: {said}: {row['outcome']} {row.get('note', '')}", flush=True)
+
+
+def current(table: Table) -> list[Row]:
+    """The rows of the versions that are installed."""
+    return [row for row in table.rows() if row["version"] == job_of(row).version]
 
 
 def main(arguments: list[str]) -> int:
@@ -552,7 +491,7 @@ def main(arguments: list[str]) -> int:
     }
     for step in options.steps or steps:
         if step == "page":
-            write_page(options.out, {name: table.rows() for name, table in tables.items()})
+            write_page(options.out, {name: current(table) for name, table in tables.items()})
         else:
             grow(step, tables[step], todo[step]())
     return 0
