@@ -247,7 +247,7 @@ def found(model: nn.Module, inputs: tuple[Any, ...], report: Report) -> Row:
         "batch_norms": norms,
         "dropouts": noise,
         "findings": " ".join(f"{rule}:{count}" for rule, count in kinds.items()),
-        "note": "; ".join(report.notes),
+        "note": re.sub(r"\S*/site-packages/", "", "; ".join(report.notes)),
         "straight": 0,
         "merged": 0,
         "behind_norm": 0,

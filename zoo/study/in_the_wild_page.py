@@ -88,8 +88,10 @@ METHOD = [
 
 
 def _introduction(audits: list[Row], defaults: list[Row], rated: list[Row]) -> str:
+    if not audits:
+        return "No architecture is audited yet."
     dates = sorted({row["date"] for row in audits})
-    span = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "not begun"
+    span = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
     done = [row for row in defaults if row["outcome"] in AUDITED]
     clean = sum(row["ok"] == "yes" for row in done)
     return (
