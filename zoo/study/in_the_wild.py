@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from zoo.diagnostics.variance_shift import variance_shift
 from zoo.errors import UserError
 from zoo.study.in_the_wild_page import write_page
 from zoo.study.seed_oracle import changed_by_the_seed
-from zoo.study.table import Table, Worker, says
+from zoo.study.table import Row, Table, Worker, says
 
 LARGEST = 120_000_000  # parameters
 RATE = 0.1
@@ -69,7 +70,7 @@ COLUMNS = {
         seconds date note""".split(),
     ],
 }
-Row = dict[str, Any]
+_builder = torchvision.models.get_model_builder
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Job:
         return self.library, self.version, self.name, self.argument
 
     @property
-    def options(self) -> dict[str, float]:
+    def options(self) -> dict[str, Any]:
         name, equals, value = self.argument.partition("=")
         return {name: float(value)} if equals else {}
 
@@ -101,6 +102,10 @@ def job_of(row: Row) -> Job:
     return Job(row["library"], row["name"], row["argument"])
 
 
+def key_of(row: Row) -> tuple[str, ...]:
+    return tuple(row[column] for column in KEY)
+
+
 # -- models and their inputs -----------------------------------------------------------------------
 
 
@@ -108,6 +113,12 @@ def registered() -> list[Job]:
     """Every architecture that timm and torchvision register, with default arguments."""
     jobs = [Job("timm", name) for name in timm.list_models()]
     return jobs + [Job("torchvision", name) for name in torchvision.models.list_models()]
+
+
+def _module(job: Job) -> str:
+    """The module that registers an architecture."""
+    find = timm.models.model_entrypoint if job.library == "timm" else _builder
+    return find(job.name).__module__
 
 
 def build(job: Job, device: str) -> nn.Module:
@@ -121,7 +132,7 @@ def build(job: Job, device: str) -> nn.Module:
     with torch.device(device):
         if job.library == "timm":
             return timm.create_model(job.name, pretrained=False, **job.options)
-        builder = torchvision.models.get_model_builder(job.name)
+        builder = _builder(job.name)
         taken = inspect.signature(builder).parameters
         offline = {name: None for name in ("weights", "weights_backbone") if name in taken}
         return builder(**offline, **job.options)
@@ -143,7 +154,8 @@ def accepted(job: Job, model: nn.Module) -> list[str]:
         and not isinstance(parameter.default, bool)
         and (isinstance(parameter.default, float | int) or "float" in str(parameter.annotation))
     ]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    hides = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if hides and not _is_taken(job, "no_such_rate"):  # which would swallow anything
         found += [name for name in TRIED if name not in found and _is_taken(job, name)]
     return found
 
@@ -159,11 +171,11 @@ def _is_taken(job: Job, name: str) -> bool:
 def sizes(job: Job, model: nn.Module, smallest: bool) -> list[tuple[int, ...]]:
     """Shapes of one sample: the architecture's own, or smaller ones to try before it."""
     if job.library == "timm":
-        cfg = model.pretrained_cfg
+        cfg: Any = model.pretrained_cfg
         own = tuple(cfg["input_size"])
         fixed = cfg.get("fixed_input_size", False)
     else:
-        package = inspect.getmodule(torchvision.models.get_model_builder(job.name)).__name__  # type: ignore[union-attr]
+        package = _module(job)
         side = 299 if job.name == "inception_v3" else 224
         own, fixed = (3, side, side), job.name.startswith(("vit_", "maxvit"))
         if ".video" in package:
@@ -183,7 +195,8 @@ def inputs_for(job: Job, model: nn.Module, size: tuple[int, ...], batch: int) ->
     if type(model).__module__.startswith("torchvision.models.optical_flow"):
         return images, images.flip(-1)
     if type(model).__module__.startswith("torchvision.models.detection"):
-        model.transform.min_size, model.transform.max_size = (size[-1],), size[-1]
+        transform: Any = model.transform
+        transform.min_size, transform.max_size = (size[-1],), size[-1]
         target = {
             "boxes": torch.tensor([[8.0, 8.0, 64.0, 64.0]]),
             "labels": torch.tensor([1]),
@@ -387,16 +400,19 @@ ROWS: dict[str, Callable[[Job], Row]] = {
 
 
 def audits(table: Table, chosen: list[Job]) -> Iterator[Job]:
-    """All with default arguments, shuffled, so that an early page is a fair sample; then the rest.
+    """Each architecture with its defaults, then with each drop rate that it takes.
 
-    The rest, each with one drop rate, has the smallest first.
+    Families take turns, so that the first rows have a member of each.
     """
-    yield from random.Random(0).sample(chosen, len(chosen))
-    keys = {job.key for job in chosen}
-    rows = [row for row in table.rows() if job_of(row).key in keys and row["accepts"]]
-    for row in sorted(rows, key=lambda row: int(row["parameters"])):
-        for name in row["accepts"].split():
-            yield replace(job_of(row), argument=f"{name}={RATE}")
+    families: dict[str, list[Job]] = {}
+    for job in random.Random(0).sample(chosen, len(chosen)):
+        families.setdefault(_module(job), []).append(job)
+    for turn in zip_longest(*families.values()):
+        for job in filter(None, turn):
+            yield job
+            row = next(row for row in table.rows() if key_of(row) == job.key)
+            for name in row["accepts"].split():
+                yield replace(job, argument=f"{name}={RATE}")
 
 
 def faulty(table: Table, chosen: list[Job]) -> Iterator[Job]:
@@ -442,7 +458,7 @@ def sampled(table: Table, chosen: list[Job]) -> list[Job]:
 
 def grow(step: str, table: Table, jobs: Iterable[Job]) -> None:
     """Adds the rows that a table lacks, one by one."""
-    done = {tuple(row[column] for column in KEY) for row in table.rows()}
+    done = {key_of(row) for row in table.rows()}
     with Worker(ROWS[step], SECONDS[step], MEMORY) as worker:
         for job in jobs:
             if job.key in done:
