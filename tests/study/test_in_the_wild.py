@@ -57,7 +57,11 @@ def careful_wild(**kwargs: Any) -> nn.Module:
 
 @pytest.fixture(autouse=True, scope="module")
 def _registered() -> Any:
-    kept = {name: dict(value) for name, value in vars(_registry).items() if type(value) is dict}
+    kept = {
+        name: dict(value)
+        for name, value in vars(_registry).items()
+        if name.startswith("_model") and isinstance(value, dict)
+    }
     for function in (tiny_wild, careful_wild):
         function.__module__ = __name__
         register_model(function)
@@ -131,10 +135,14 @@ def test_scales_that_hide_their_branch_are_set_to_one() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.Linear(4, 4))
     nn.init.zeros_(model[0].weight)
     nn.init.constant_(model[1].weight, 0.5)
+    model.gamma = nn.Parameter(torch.full((4, 1, 1), 1e-6))
+    model.token = nn.Parameter(torch.zeros(1, 1, 4))
     in_the_wild.wake(model)
     assert model[0].weight.tolist() == [1.0] * 4
     assert model[1].weight.tolist() == [0.5] * 4
     assert model[0].bias.tolist() == [0.0] * 4
+    assert model.gamma.flatten().tolist() == [1.0] * 4
+    assert model.token.flatten().tolist() == [0.0] * 4
 
 
 def test_the_oracle_agrees_and_would_not_with_an_audit_that_is_blind(
@@ -208,6 +216,22 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
         main(["pages", "--out", str(tmp_path)])
     with pytest.raises(UserError, match="no such model"):
         main(["--models", "resnot*", "--out", str(tmp_path)])
+
+
+REPORTS = Path(__file__).parents[2] / "docs/study/in_the_wild_reports.md"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", range(3))
+def test_a_bug_report_prints_the_number_that_it_states(
+    place: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = re.findall(r"```python\n(.*?)```", REPORTS.read_text(), re.S)[place]
+    stated = float(re.search(r"# (\d\.\d+);", code)[1])
+    exec(compile(code, str(REPORTS), "exec"), {})
+    # Convolutions of another machine add up in another order: the last digit may differ.
+    assert float(capsys.readouterr().out) == pytest.approx(stated, abs=0.011)
+    assert stated > 1.1
 
 
 @pytest.mark.slow

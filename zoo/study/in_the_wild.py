@@ -341,9 +341,11 @@ def ratio_row(job: Job) -> Row:
 
 @torch.no_grad()
 def wake(model: nn.Module) -> None:
-    """Sets to one the scales that begin at (nearly) zero, as the last of a residual branch do."""
+    """Sets to one the scales that begin at (nearly) zero: the last of a residual branch."""
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 and not name.endswith("bias") and parameter.abs().max() < 0.1:
+        scale = parameter.ndim > 0 and 0 < len(parameter) == parameter.numel()  # (C,) or (C, 1, 1)
+        small = scale and bool((parameter == parameter.flatten()[0]).all() and parameter[0] < 0.1)
+        if small and not name.endswith("bias"):
             parameter.fill_(1.0)
 
 
