@@ -1,10 +1,10 @@
 """Audits every architecture that timm and torchvision register, and measures what is at fault.
 
-Four steps, each with its own CSV in the folder, which grows row by row; a run that was killed goes
-on where it stopped. ``audit`` follows the data of every architecture, with default arguments and
-with each drop rate that its constructor takes. ``ratios`` measures the variance shift of those with
-dropout before BatchNorm. ``oracle`` compares a sample with ground truth that knows no rule.
-``page`` writes what is known so far as Markdown and as one HTML page.
+``audit`` follows the data of every architecture, with default arguments and with each drop rate
+that its constructor takes. ``ratios`` measures the variance shift of those with dropout before
+BatchNorm. ``oracle`` compares a sample with ground truth that knows no rule. Each of these steps
+fills a CSV row by row, and a run that was killed goes on where it stopped. ``page`` writes what is
+known so far as Markdown and as one HTML page.
 """
 
 from __future__ import annotations
@@ -83,9 +83,8 @@ class Job:
 
     @property
     def version(self) -> str:
-        return {"timm": timm, "torchvision": torchvision}[self.library].__version__.partition("+")[
-            0
-        ]
+        package = timm if self.library == "timm" else torchvision
+        return package.__version__.partition("+")[0]  # without the CUDA that it was built for
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -269,7 +268,9 @@ def found(model: nn.Module, inputs: tuple[Any, ...], report: Report) -> Row:
     if norms and noise:
         shifts = [finding for finding in report.findings if finding.rule == SHIFT]
         faults = {finding.module for finding in shifts}
-        levels = nearest_dropout(record(model, inputs, mode="training"))
+        fails = any(note.startswith("training mode fails") for note in report.notes)
+        mode = "evaluation as training" if fails else "training"  # as the audit does
+        levels = nearest_dropout(record(model, inputs, mode=mode))
         straight = {module for module in faults if levels.get(module) == STRAIGHT}
         behind = {module for module, level in levels.items() if level > MERGED} - faults
         row |= {
@@ -398,6 +399,11 @@ ROWS: dict[str, Callable[[Job], Row]] = {
 }
 
 
+def current(table: Table) -> list[Row]:
+    """The rows of the versions that are installed."""
+    return [row for row in table.rows() if row["version"] == job_of(row).version]
+
+
 # -- what is to be done ----------------------------------------------------------------------------
 
 
@@ -420,7 +426,7 @@ def audits(table: Table, chosen: list[Job]) -> Iterator[Job]:
 def faulty(table: Table, chosen: list[Job]) -> Iterator[Job]:
     """Those with dropout before BatchNorm, straight or through a sum, smallest first."""
     keys = {job.key for job in chosen}
-    rows = [row for row in table.rows() if int(row["straight"] or 0) + int(row["merged"] or 0)]
+    rows = [row for row in current(table) if int(row["straight"] or 0) + int(row["merged"] or 0)]
     for row in sorted(rows, key=lambda row: int(row["parameters"])):
         if replace(job_of(row), argument="").key in keys:
             yield job_of(row)
@@ -435,7 +441,7 @@ def sampled(table: Table, chosen: list[Job]) -> list[Job]:
     keys = {job.key for job in chosen}
     rows = [
         row
-        for row in table.rows()
+        for row in current(table)
         if row["outcome"] in ("audited", "in part")
         and int(row["batch_norms"] or 0)
         and replace(job_of(row), argument="").key in keys
@@ -466,11 +472,6 @@ def grow(step: str, table: Table, jobs: Iterable[Job]) -> None:
             done.add(job.key)
             said = f"{job.library} {job.name} {job.argument}".strip()
             print(f"{step} {len(done)}: {said}: {row['outcome']} {row.get('note', '')}", flush=True)
-
-
-def current(table: Table) -> list[Row]:
-    """The rows of the versions that are installed."""
-    return [row for row in table.rows() if row["version"] == job_of(row).version]
 
 
 def main(arguments: list[str]) -> int:
