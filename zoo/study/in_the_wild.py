@@ -505,7 +505,8 @@ def main(arguments: list[str]) -> int:
     }
     for step in options.steps or steps:
         if step == "page":
-            write_page(options.out, {name: current(table) for name, table in tables.items()})
+            rows = {name: current(table) for name, table in tables.items()}
+            write_page(options.out, rows, len(registered()))
         else:
             grow(step, tables[step], todo[step]())
     return 0

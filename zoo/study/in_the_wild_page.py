@@ -28,14 +28,15 @@ COMMAND = "python -m zoo study in-the-wild"
 NEW_ISSUE = "in_the_wild_reports.md"
 
 
-def write_page(folder: Path, tables: dict[str, list[Row]]) -> None:
+def write_page(folder: Path, tables: dict[str, list[Row]], registered: int) -> None:
     """Writes ``in_the_wild.md`` and ``in_the_wild.html`` of what is known so far.
 
     Args:
         folder: of the tables and the pages.
         tables: step → its rows.
+        registered: how many architectures there are.
     """
-    blocks = content(tables)
+    blocks = content(tables, registered)
     write_text(folder / "in_the_wild.md", markdown(blocks))
     write_text(folder / "in_the_wild.html", page(blocks, tables))
 
@@ -43,7 +44,7 @@ def write_page(folder: Path, tables: dict[str, list[Row]]) -> None:
 # -- what is said ----------------------------------------------------------------------------------
 
 
-def content(tables: dict[str, list[Row]]) -> list[Block]:
+def content(tables: dict[str, list[Row]], registered: int) -> list[Block]:
     """The page as blocks."""
     audits, ratios, oracle = (tables[step] for step in ("audit", "ratios", "oracle"))
     defaults = [row for row in audits if not row["argument"]]
@@ -51,6 +52,7 @@ def content(tables: dict[str, list[Row]]) -> list[Block]:
     return [
         ("h1", "The audit in the wild"),
         ("p", _introduction(audits, defaults, rated)),
+        ("p", _progress(defaults, registered)),
         ("code", COMMAND),
         ("h2", "Dropout before BatchNorm"),
         *_faults(audits, ratios),
@@ -97,8 +99,8 @@ def _introduction(audits: list[Row], defaults: list[Row], rated: list[Row]) -> s
     return (
         f"`zoo.audit` follows the data through one training forward of every architecture that "
         f"timm {timm.__version__} and torchvision {_version(torchvision)} register, up to 120 "
-        f"million parameters. {len(done)} of {len(defaults)} architectures are audited with "
-        f"default arguments, and {clean} of them have no error. "
+        f"million parameters. {len(done)} architectures are audited with default arguments, and "
+        f"{clean} of them have no error. "
         f"{sum(row['outcome'] in AUDITED for row in rated)} further audits set one drop rate of "
         f"the constructor to 0.1. Audited on {span} with zoo {__version__}, torch "
         f"{_version(torch)} and Python {platform.python_version()}, on a CPU. The tables are "
@@ -106,6 +108,17 @@ def _introduction(audits: list[Row], defaults: list[Row], rated: list[Row]) -> s
         f"and [in_the_wild_oracle.csv](in_the_wild_oracle.csv); bug reports for the plainest cases "
         f"are in [{NEW_ISSUE}]({NEW_ISSUE})."
     )
+
+
+def _progress(defaults: list[Row], registered: int) -> str:
+    seen, large = len(defaults), sum(row["outcome"] == "too large" for row in defaults)
+    text = f"{seen} of {registered} registered architectures are visited, {large} are too large."
+    if seen < registered:
+        text += (
+            " **The run is not finished**: families take turns in a seeded random order, so what "
+            "is there is a sample and its counts will grow. The command below goes on with it."
+        )
+    return text
 
 
 def _version(package: Any) -> str:
@@ -171,8 +184,8 @@ def _faults(audits: list[Row], ratios: list[Row]) -> list[Block]:
         (
             "table",
             (
-                "library architecture argument straight through_a_sum BatchNorms median "
-                "largest at".split(),
+                ["library", "architecture", "argument", "straight", "through a sum", "BatchNorms"]
+                + ["median", "largest", "at"],
                 [
                     [
                         row["library"],
@@ -237,7 +250,7 @@ def _without_effect(audits: list[Row]) -> list[Block]:
     return [
         (
             "p",
-            f"{len(idle)} times a constructor takes a drop rate of 0.1 and the training forward "
+            f"In {len(idle)} audits the constructor takes a drop rate of 0.1 and the training forward "
             "has no dropout at all: the rate is ignored.",
         ),
         ("table", ("library family argument architectures which".split(), rows)),
@@ -248,6 +261,8 @@ def _oracle(oracle: list[Row]) -> list[Block]:
     compared = [row for row in oracle if row["outcome"] in ("equal", "differs")]
     differing = [row for row in compared if row["outcome"] == "differs"]
     norms = sum(number(row, "batch_norms") for row in compared)
+    if not compared:
+        return [("p", "No audit is compared yet.")]
     text = (
         f"The oracle knows no rule: it runs the training forward with up to 100 seeds and looks at "
         f"whether a BatchNorm's input changes. A seeded sample of {len(oracle)} audits, half of "
