@@ -184,8 +184,7 @@ def _faults(audits: list[Row], ratios: list[Row]) -> list[Block]:
         (
             "table",
             (
-                ["library", "architecture", "argument", "straight", "through a sum", "BatchNorms"]
-                + ["median", "largest", "at"],
+                "library name argument straight merged BatchNorms median largest at".split(),
                 [
                     [
                         row["library"],
@@ -250,8 +249,8 @@ def _without_effect(audits: list[Row]) -> list[Block]:
     return [
         (
             "p",
-            f"In {len(idle)} audits the constructor takes a drop rate of 0.1 and the training forward "
-            "has no dropout at all: the rate is ignored.",
+            f"In {len(idle)} audits the constructor takes a drop rate of 0.1 and the training "
+            "forward has no dropout at all: the rate is ignored.",
         ),
         ("table", ("library family argument architectures which".split(), rows)),
     ]
