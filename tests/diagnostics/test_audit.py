@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
-from tests.diagnostics.oracle import changed_by_the_seed
 from zoo.diagnostics.audit import audit
 from zoo.diagnostics.trace.graph import MERGED, STRAIGHT, reach
 from zoo.diagnostics.trace.recorder import record
+from zoo.study.seed_oracle import changed_by_the_seed
 
 # -- against ground truth --------------------------------------------------------------------------
 

@@ -13,10 +13,10 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from tests.diagnostics.oracle import changed_by_the_seed
 from zoo.diagnostics.audit import audit
 from zoo.diagnostics.trace.graph import reach
 from zoo.diagnostics.trace.recorder import record
+from zoo.study.seed_oracle import changed_by_the_seed
 
 # Every block must drop something now and then; a model takes the first that it knows.
 RATES = [{"drop_rate": 0.3, "drop_path_rate": 0.8}, {"drop_rate": 0.3}, {}]

@@ -461,7 +461,8 @@ class Recorder(TorchFunctionMode):
             default = op not in ("alpha_dropout", "feature_alpha_dropout")
             rate = float(argument(args, kwargs, 1, "p", 0.5))
             training = bool(argument(args, kwargs, 2, "training", kwargs.get("train", default)))
-            node.facts["rate"] = rate
+            if rate and (training or self.assume_training):
+                node.facts["rate"] = rate  # of a mask that this call makes, if it makes one
             kind = DROPOUTS[op]
             if kind == "element-wise" and through(node.inputs[0]).op == "softmax":
                 kind = "attention"
