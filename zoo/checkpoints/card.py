@@ -24,6 +24,23 @@ COLUMNS = {
 }
 
 
+# Of calibration, before and after.
+CALIBRATED_COLUMNS = {
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "brier": "Brier",
+    "ece": "ECE",
+    "ece_equal_mass": "ECE, equal mass",
+    "classwise_ece": "classwise ECE",
+    "aurc": "AURC",
+}
+CALIBRATED: dict[str, Any] = {
+    "before": dict.fromkeys(CALIBRATED_COLUMNS, float),
+    "after": dict.fromkeys(CALIBRATED_COLUMNS, float),
+    "sets": {"coverage": float, "size": float},
+}
+
+
 # What every card needs of a config.json beside what loading needs; each task's has more.
 NEEDS: dict[str, Any] = {
     "name": str,
@@ -271,6 +288,34 @@ class ClassifierCard(Card):
             f"| validation ({samples['val']:,}) | {metrics['val/accuracy']:.2%} "
             f"| {metrics['val/loss']:.4f} |",
             *self.over_seeds("test/accuracy", ".2%"),
+            *self.calibrated(),
+        ]
+
+    def calibrated(self) -> list[str]:
+        """Test scores before and after calibration, where the checkpoint has one."""
+        kept, proof = self.config.get("calibration"), self.config["proof"].get("calibration")
+        if kept is None or proof is None:
+            return []
+        check(proof, CALIBRATED, f"the card of {shown(self.name)}", "proof.calibration")
+        power = kept["confidence_p"]
+        by = "the maximum probability" if power is None else f"MaxLogit-pNorm (p = {power})"
+        rows = (("as trained", "before"), ("calibrated", "after"))
+        return [
+            "",
+            f"Calibrated on {kept['images']:,} validation images: temperature "
+            f"{kept['temperature']:.4f}; confidence by {by}; on the test images:",
+            "",
+            f"| probabilities | {' | '.join(CALIBRATED_COLUMNS.values())} |",
+            "|---" * (1 + len(CALIBRATED_COLUMNS)) + "|",
+            *(
+                f"| {name} | "
+                + " | ".join(cell(key, proof[when][key]) for key in CALIBRATED_COLUMNS)
+                + " |"
+                for name, when in rows
+            ),
+            "",
+            "Prediction sets (APS) that are to hold the true class of 95 % of images hold it for "
+            f"{proof['sets']['coverage']:.2%}; their mean size is {proof['sets']['size']:.2f}.",
         ]
 
     def proof(self) -> list[str]:
@@ -282,6 +327,11 @@ class ClassifierCard(Card):
                 f"its running variance is {shift['running_ratio']:.3f} of that in evaluation, on "
                 "images that are not augmented."
             )
+            if abs(math.log(shift["running_ratio"])) > 0.05:
+                lines[-1] += (
+                    " Training augments its images, and an average lags behind the weights: a "
+                    "running variance remembers those, and no fault lies in it."
+                )
         other = proof["out_of_distribution"]
         lines += [
             f"- `python -m zoo uncertainty --recipe {self.name}`"
@@ -307,8 +357,15 @@ class ClassifierCard(Card):
     def limits(self) -> str:
         text = (
             f"It knows {self.data['name']} and nothing else: whatever it is shown, it answers with "
-            f"one of its {len(self.data['classes'])} classes. Its probabilities are not calibrated"
+            f"one of its {len(self.data['classes'])} classes. "
         )
+        if kept := self.config.get("calibration"):
+            return (
+                f"{text}Its logits are not calibrated: divide them by the temperature "
+                f"{kept['temperature']:.4f} before softmax. On other images the probabilities mean "
+                "nothing."
+            )
+        text += "Its probabilities are not calibrated"
         if self.config["task"]["args"].get("label_smoothing"):
             return (
                 f"{text}: label smoothing alone makes them too modest on such images, and on "

@@ -99,6 +99,7 @@ def mc_dropout(
     search = _Search(model, x, forward, drop_path)
     predictions = Predictions(task, outputs)
     parts: list[Uncertainty] = []
+    stacked: bool | None = None
     with untouched(model) as snapshot, eagerly(model), torch.inference_mode():
         snapshot.guard(tensors_in(x))
         snapshot.randomness.seed(seed)
@@ -106,7 +107,7 @@ def mc_dropout(
         while done < total:
             part = to_model(model, _slice(x, done, done + rows), copy=False)
             predict = partial(predictions.of, partial(call, model, part, forward))
-            drawer = Recording(predict, snapshot.randomness.python_state)
+            drawer = Recording(predict, snapshot.randomness, stacked)
             draws = drawer.draws(samples)
             if not search.sure:
                 first = search.watch(snapshot, part, draws)
@@ -116,7 +117,7 @@ def mc_dropout(
                 draws = chain([first], draws)
             with _sampling(model, search.switches):
                 parts.append(predictions.summarize(draws, return_samples))
-            done += rows
+            done, stacked = done + rows, drawer.stacked
             if batch_size is None:
                 per_row = max(1, drawer.bytes // _rows(part))
                 rows = max(1, CHUNK_BYTES // per_row)

@@ -132,6 +132,13 @@ class Randomness:
         elif isinstance(value, _GENERATORS) and id(value) not in self.own:
             self.own[id(value)] = value, _state_of(value)
 
+    def now(self) -> Randomness:
+        """The same generators, as they are at this moment."""
+        fresh = Randomness([])
+        for generator, _ in self.own.values():
+            fresh.adopt(generator)
+        return fresh
+
     def python_state(self) -> tuple[Any, ...]:
         """Where the generators are that draw outside torch."""
         # Of a Mersenne twister the first word and the position: one of them moves with any draw.
