@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 import zoo
 from zoo.diagnostics import mc_dropout as module
+from zoo.diagnostics import replay
 from zoo.diagnostics.mc_dropout import single
+from zoo.diagnostics.replay import Recording
 
 
 class Recurrent(nn.Module):
@@ -62,6 +64,42 @@ class EverythingInOne(nn.Module):
         return self.head(F.dropout(x, 0.3, self.training))
 
 
+class Spatial(nn.Module):
+    """Drops whole channels, before and after BatchNorm, and writes the batch size in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3, stride=2)
+        self.norm, self.drop = nn.BatchNorm2d(4), nn.Dropout2d(0.3)
+        self.head = nn.LazyLinear(5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.second(self.drop(self.first(x).relu())))
+        return self.head(self.drop(x).view(4, -1))
+
+
+class AcrossTheBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.head = nn.Dropout(0.4), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.drop(x)
+        return self.head((h - h.mean(0)) * h.softmax(0))
+
+
+class Unstackable(nn.Module):
+    """Drops by probabilities that an earlier dropout has changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.head = nn.Dropout(0.4), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.drop(x)
+        return self.head(x * torch.bernoulli(h.sigmoid()) if self.training else h)
+
+
 def image(size: int = 64, batch: int = 4) -> torch.Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
 
@@ -81,6 +119,9 @@ MODELS: dict[str, tuple[Any, torch.Tensor]] = {
     "attention": (OnlyAttention, torch.randn(3, 5, 16)),
     "encoder": (Encoder, torch.randn(3, 5, 16)),
     "recurrent": (Recurrent, torch.randn(3, 6, 8)),
+    "spatial": (Spatial, image(12)),
+    "across the batch": (AcrossTheBatch, torch.randn(5, 8)),
+    "unstackable": (Unstackable, torch.randn(5, 8)),
     "everything in one": (EverythingInOne, torch.randn(6, 8)),
 }
 
@@ -103,18 +144,29 @@ def loop(model: nn.Module, x: torch.Tensor, samples: int, seed: int) -> torch.Te
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_samples_equal_those_of_a_loop_and_the_model_stays_untouched(name) -> None:
+def test_samples_equal_those_of_a_loop_and_the_model_stays_untouched(name, monkeypatch) -> None:
+    made = []
+
+    class Watched(Recording):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(module, "Recording", Watched)
+    monkeypatch.setitem(replay.STACK_BYTES, "cpu", 2**30)  # however large a sample is
     torch.manual_seed(0)
     build, x = MODELS[name]
     model = build()
+    model(x)
     model.train(name != "head")
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     modes = [m.training for m in model.modules()]
-    result = zoo.mc_dropout(model, x, 8, seed=3, return_samples=True)
+    result = zoo.mc_dropout(model, x, 11, seed=3, return_samples=True)
+    assert bool(made[-1].stacked) == (name != "unstackable")
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    torch.testing.assert_close(result.samples, loop(model, x, 8, seed=3), rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.samples, loop(model, x, 11, seed=3), rtol=0, atol=1e-6)
     assert result.variance.mean() > 1e-7
 
 
@@ -166,6 +218,14 @@ def test_stochastic_depth_only_by_choice() -> None:
     with pytest.raises(zoo.UserError, match="drop_path=True samples stochastic depth"):
         zoo.mc_dropout(model, x)
     assert zoo.mc_dropout(model, x, 20, drop_path=True).variance.mean() > 1e-4
+
+
+def test_stochastic_depth_equals_a_loop() -> None:
+    torch.manual_seed(0)
+    depth = torchvision.ops.StochasticDepth(0.5, "row")
+    model, x = nn.Sequential(nn.Linear(8, 8), depth, nn.Linear(8, 3)), torch.randn(4, 8)
+    result = zoo.mc_dropout(model, x, 20, seed=3, drop_path=True, return_samples=True)
+    torch.testing.assert_close(result.samples, loop(model, x, 20, seed=3), rtol=0, atol=1e-6)
 
 
 def test_a_model_without_dropout_is_a_clear_error() -> None:

@@ -329,8 +329,8 @@ class ClassifierCard(Card):
             )
             if abs(math.log(shift["running_ratio"])) > 0.05:
                 lines[-1] += (
-                    " Training augments its images, and an average lags behind the weights: a "
-                    "running variance remembers those, and no fault lies in it."
+                    " The running variance is that of training's augmented images, which differ "
+                    "from those."
                 )
         other = proof["out_of_distribution"]
         lines += [

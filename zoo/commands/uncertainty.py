@@ -70,10 +70,13 @@ def main(arguments: list[str]) -> int:
         uncertainty,
     )
     from zoo.evaluation.corruptions import draw_corrupted
+    from zoo.tasks.image_classifier import ImageClassifier
 
     source = options.weights or recipes.shipped_weights(Path(options.recipe).stem)
     stem = Path(options.recipe or source).stem
     task = load(source)
+    if not isinstance(task, ImageClassifier):
+        raise UserError(f"{source} is of {type(task).__name__}, and no classifier of images")
     data = _data(source, options.recipe)
     if task.data_info.get("name") != data.used.name:
         raise UserError(
@@ -218,8 +221,9 @@ def _series(corrupted: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[flo
     """Scores over strength, for the picture."""
     names = {"accuracy": "accuracy", "ece_before": "before", "ece_after": "calibrated"}
     found: dict[str, dict[str, list[float]]] = {}
-    for row in corrupted:
-        of_kind = found.setdefault(row["kind"], {name: [] for name in names.values()})
+    clean, *others = corrupted
+    for row in others:
+        of_kind = found.setdefault(row["kind"], {n: [clean[k]] for k, n in names.items()})
         for key, name in names.items():
             of_kind[name].append(row[key])
     return found
@@ -267,9 +271,8 @@ def _sets_table(result: dict[str, Any]) -> list[str]:
 
     rows = [["all", *(both(scores) for scores in sets.values())]]
     names = next(iter(sets.values()))["by_class"]
-    rows += [
-        [name, *(both(scores["by_class"][name]) for scores in sets.values())] for name in names
-    ]
+    for name in names:
+        rows.append([name, *(both(scores["by_class"][name]) for scores in sets.values())])
     rows.append(["empty sets", *(f"{scores['empty']:.2%}" for scores in sets.values())])
     return table(["sets: coverage (mean size)", *sets], rows)
 
@@ -279,7 +282,7 @@ def _corrupted_table(result: dict[str, Any]) -> list[str]:
     titles = ["accuracy", "NLL", "calibrated", "ECE", "calibrated", "APS coverage", "size"]
     rows = [
         [
-            f"{row['kind']} {row['strength']}",
+            f"{row['kind']} {row['strength'] or ''}",
             *(f"{row[k]:.2%}" if "acc" in k or "cov" in k else f"{row[k]:.4f}" for k in keys),
             f"{row['set_size']:.2f}",
         ]

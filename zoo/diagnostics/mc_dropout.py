@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from zoo.diagnostics.forward import Forward, arguments, call, logits_in
 from zoo.diagnostics.moments import Normalizations
 from zoo.diagnostics.predictions import Outputs, Predictions, Task, Uncertainty, join
-from zoo.diagnostics.replay import Recording
+from zoo.diagnostics.replay import Recording, agree
 from zoo.diagnostics.trace.graph import DropoutCall, Node, Trace
 from zoo.diagnostics.trace.operations import tensors_in
 from zoo.diagnostics.trace.recorder import Recorder, first_line, record
@@ -41,6 +41,7 @@ from zoo.errors import UserError
 
 __all__ = ["Uncertainty", "ensemble", "is_sampled", "mc_dropout", "single"]
 
+STACKED_ENSEMBLES = "always"
 CHUNK_BYTES = 2**30  # activations kept while a chunk of the batch is sampled
 FIRST_ROWS = 32  # of the first chunk, by which the size of the others is chosen
 
@@ -159,14 +160,70 @@ def ensemble(
     if not models:
         raise UserError("ensemble needs at least one model")
     predictions = Predictions(task, outputs)
-    found = []
-    for model in models:
-        run = None if forward is None else partial(forward, model)
-        with untouched(model), eagerly(model), torch.inference_mode():
-            set_mode(model, training=False)
-            found.append(predictions.of(partial(call, model, to_model(model, x), run)).cpu())
+
+    def one_by_one(x: Any) -> list[Tensor]:
+        found = []
+        for model in models:
+            run = None if forward is None else partial(forward, model)
+            with untouched(model), eagerly(model):
+                set_mode(model, training=False)
+                made = predictions.of(partial(call, model, to_model(model, x), run))
+            found.append(made.cpu())
+        return found
+
     with torch.inference_mode():
+        together = forward is None and len(models) > 1 and _alike(models)
+        found = (_at_once(models, x, one_by_one) if together else None) or one_by_one(x)
         return join([predictions.summarize(iter(found), return_samples)])
+
+
+def _alike(models: list[nn.Module]) -> bool:
+    """Whether models have the same modules, and tensors of the same shape on one CUDA device.
+
+    On a CPU it does not pay: convolutions of several weights at once are slower there than one
+    after another.
+    """
+
+    def form(model: nn.Module) -> tuple[Any, ...]:
+        tensors = chain(model.named_parameters(), model.named_buffers())
+        return (
+            tuple((name, type(module)) for name, module in model.named_modules()),
+            tuple((name, t.shape, t.dtype, t.device) for name, t in tensors),
+        )
+
+    return STACKED_ENSEMBLES in ("always",) and len({form(model) for model in models}) == 1
+
+
+def _at_once(
+    models: list[nn.Module], x: Any, one_by_one: Callable[[Any], list[Tensor]]
+) -> list[Tensor] | None:
+    """The outputs of like models by ``torch.func.vmap`` over their stacked weights.
+
+    Returns:
+        None where vmap cannot run them, or gives other outputs on the first two rows.
+    """
+    first = models[0]
+    with ExitStack() as contexts:
+        for model in models:
+            contexts.enter_context(untouched(model))
+            contexts.enter_context(eagerly(model))
+            set_mode(model, training=False)
+        try:
+            weights = torch.func.stack_module_state(models)
+
+            def run(x: Any) -> Tensor:
+                args, kwargs = arguments(to_model(first, x))
+
+                def member(*state: dict[str, Tensor]) -> Tensor:
+                    return logits_in(torch.func.functional_call(first, state, args, kwargs))
+
+                found: Tensor = torch.func.vmap(member)(*weights)
+                return found.cpu()
+
+            rows = _slice(x, 0, 2)
+            return [*run(x)] if agree(run(rows), torch.stack(one_by_one(rows))) else None
+        except (RuntimeError, ValueError):  # vmap cannot run them
+            return None
 
 
 def single(model: nn.Module, x: Any) -> Uncertainty:

@@ -95,7 +95,7 @@ def fit_sets(
     if rank > len(labels):
         raise UserError(
             f"prediction_sets: {len(labels)} held-out images are too few for a coverage of "
-            f"{coverage}: give at least {math.ceil(coverage / (1 - coverage))}"
+            f"{coverage}: give at least {math.ceil(round(coverage / (1 - coverage), 6))}"
         )
     scores = _scores(method, _probabilities(logits, calibration), seed)
     own = scores.gather(1, labels[:, None])[:, 0]

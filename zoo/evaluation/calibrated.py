@@ -75,7 +75,7 @@ def fit(logits: Tensor, labels: Tensor) -> Fitted:
     # Rounded as it is kept, so that a loaded one gives the very same sets.
     temperature = round(calibration.temperature or 1.0, 6)
     calibration = Calibration((1 / temperature,), images=len(labels))
-    possible = [c for c in COVERAGES if c / (1 - c) <= len(labels)]
+    possible = [c for c in COVERAGES if round(c / (1 - c), 6) <= len(labels)]
     if STATED not in possible:
         raise UserError(f"{len(labels)} validation images are too few for sets of {STATED:.0%}")
     return Fitted(
@@ -184,10 +184,11 @@ def corrupted(
         seed: of noise and directions.
 
     Returns:
-        One row for each kind and strength, with strength 0 for the images as they are.
+        One row for the images as they are (kind ``none``, strength 0), and one for each kind and
+        strength.
     """
-    for kind in KINDS:
-        for strength in (0, *STRENGTHS):
+    for kind, strengths in [("none", (0,)), *((kind, STRENGTHS) for kind in KINDS)]:
+        for strength in strengths:
             batches = (
                 # A seed for each batch: the same noise on all of them would be one draw.
                 (images.data.normalize(corrupt(pixels, kind, strength, seed + number)), labels)

@@ -25,9 +25,9 @@ def noise(images: Tensor, strength: int, seed: int = 0) -> Tensor:
 
 
 def blur(images: Tensor, strength: int, seed: int = 0) -> Tensor:
-    """Blurs with a Gaussian of a standard deviation of 1/70 of the width for each step."""
-    sigma = strength * images.shape[-1] / 70
-    size = 2 * round(3 * sigma) + 1
+    """Blurs with a Gaussian: a quarter of a pixel, and 1/70 of the width for each step."""
+    sigma = 0.25 + strength * images.shape[-1] / 70
+    size = 2 * max(1, round(3 * sigma)) + 1
     # A kernel is at most as wide as what padding can mirror.
     most = 2 * min(images.shape[-2:]) - 1
     return gaussian_blur(images, [min(size, most)] * 2, [sigma, sigma])
@@ -66,17 +66,19 @@ KINDS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
 
 
 def corrupt(images: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:
-    """Corrupts images.
+    """Corrupts images; strength 0 leaves them as they are.
 
     Args:
         images: uint8 (B, C, H, W).
         kind: a key of ``KINDS``.
-        strength: 1 to 5.
+        strength: 0 to 5.
         seed: of noise and directions.
 
     Returns:
         uint8 (B, C, H, W).
     """
+    if strength == 0:
+        return images
     made = KINDS[kind](images.float() / 255, strength, seed)
     return (made.clamp(0, 1) * 255).round().byte()
 
