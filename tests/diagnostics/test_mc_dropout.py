@@ -538,3 +538,55 @@ def test_a_models_own_generator_is_seeded_and_stays_as_it_was(kind) -> None:
     fresh = Own()
     fresh.draw(x)
     assert torch.equal(after, fresh.draw(x))
+
+
+class Scaled(nn.Module):
+    """What it multiplies by is no tensor, so that stacked weights do not hold it."""
+
+    def __init__(self, scale: float = 1.0, decides: bool = False) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.head, self.scale, self.decides = nn.Linear(4, 5), scale, decides
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.conv(x)).relu().mean((2, 3))
+        if self.decides and x.sum() > 0:
+            x = 2 * x
+        return self.scale * self.head(x)
+
+
+def test_like_networks_run_at_once_where_that_gives_the_same() -> None:
+    torch.manual_seed(0)
+    x = image(12)
+
+    def members(*scales: float, decides: bool = False) -> list[nn.Module]:
+        made = [Scaled(scale, decides) for scale in scales]
+        for model in made:
+            model(torch.randn(8, 3, 12, 12))  # running statistics of its own
+            model.eval()
+        return made
+
+    def found(models: list[nn.Module]) -> tuple[list[torch.Tensor] | None, list[torch.Tensor]]:
+        def loop(x: torch.Tensor) -> list[torch.Tensor]:
+            return [model(x) for model in models]
+
+        before = copy.deepcopy([model.state_dict() for model in models])
+        with torch.inference_mode():
+            at_once = module._at_once(models, x, loop)
+            for model, state in zip(models, before, strict=True):
+                assert all(torch.equal(value, state[k]) for k, value in model.state_dict().items())
+            return at_once, loop(x)
+
+    at_once, expected = found(members(1.0, 1.0, 1.0))
+    torch.testing.assert_close(at_once, expected, rtol=0, atol=1e-5)
+    assert found(members(1.0, 2.0))[0] is None  # other numbers
+    assert found(members(1.0, 1.0, decides=True))[0] is None  # vmap cannot run it
+    assert zoo.ensemble(members(1.0, 2.0), x).mean.shape == (4, 5)
+
+
+def test_networks_are_alike_by_modules_and_shapes() -> None:
+    alike = module._alike
+    assert alike([nn.Linear(8, 3), nn.Linear(8, 3)])
+    assert not alike([nn.Linear(8, 3), nn.Linear(8, 4)])
+    assert not alike([nn.Linear(8, 3), nn.Linear(8, 3).double()])
+    assert not alike([nn.Sequential(nn.Linear(8, 3)), nn.Linear(8, 3)])

@@ -8,7 +8,7 @@ import statistics
 from typing import Annotated, Any, ClassVar, TypedDict
 
 from zoo import registry
-from zoo.core.checkpoint_config import Seed
+from zoo.core.checkpoint_config import Calibration, Seed
 from zoo.core.schema import Count, Positive, Sha256, Size, check
 from zoo.core.text import shown
 from zoo.errors import UserError
@@ -291,12 +291,20 @@ class ClassifierCard(Card):
             *self.calibrated(),
         ]
 
+    def calibration(self) -> dict[str, Any] | None:
+        """What was fitted, and measured, after training; None of a checkpoint without."""
+        kept: dict[str, Any] | None = self.config.get("calibration")
+        if kept is not None:
+            where = f"the card of {shown(self.name)}"
+            check(kept, Calibration, where, "calibration")
+            check(self.config["proof"], {"calibration": CALIBRATED}, where, "proof")
+        return kept
+
     def calibrated(self) -> list[str]:
         """Test scores before and after calibration, where the checkpoint has one."""
-        kept, proof = self.config.get("calibration"), self.config["proof"].get("calibration")
-        if kept is None or proof is None:
+        if (kept := self.calibration()) is None:
             return []
-        check(proof, CALIBRATED, f"the card of {shown(self.name)}", "proof.calibration")
+        proof = self.config["proof"]["calibration"]
         power = kept["confidence_p"]
         by = "the maximum probability" if power is None else f"MaxLogit-pNorm (p = {power})"
         rows = (("as trained", "before"), ("calibrated", "after"))
@@ -359,7 +367,7 @@ class ClassifierCard(Card):
             f"It knows {self.data['name']} and nothing else: whatever it is shown, it answers with "
             f"one of its {len(self.data['classes'])} classes. "
         )
-        if kept := self.config.get("calibration"):
+        if kept := self.calibration():
             return (
                 f"{text}Its logits are not calibrated: divide them by the temperature "
                 f"{kept['temperature']:.4f} before softmax. On other images the probabilities mean "

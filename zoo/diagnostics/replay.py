@@ -91,7 +91,8 @@ class Recording:
     def draws(self, count: int) -> Iterator[Tensor]:
         """``count`` results, each with random numbers of its own, in the order a loop has them."""
         recorder = _Recorder()
-        before = self.randomness.now()
+        tried = self.stacked is not None or count < FEWEST_STACKED
+        before = None if tried else self.randomness.now()
         python = self.randomness.python_state()
         with recorder:
             result = self.forward()
@@ -105,7 +106,7 @@ class Recording:
         replay = _Replay(recorder, result)
         done = 1
         at_once = replay.at_once(count)
-        if at_once > 1 and self.stacked is None:
+        if at_once > 1 and before is not None:
             second = replay.one()
             yield second
             done = 2
