@@ -116,6 +116,7 @@ STACKED = [
     nothing_before,
     written_after_it_was_read,
     written_by_a_step,
+    a_view_is_written_by_a_step,
     read_then_written_by_a_step,
     several_results,
     the_batch_size_is_written_in,
@@ -126,7 +127,6 @@ STACKED = [
 ]
 CASES = [
     *STACKED,
-    a_view_is_written_by_a_step,
     a_draw_decides_the_next,
     a_number_decides,
     a_size_decides,

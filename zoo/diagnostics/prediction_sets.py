@@ -32,17 +32,15 @@ class PredictionSets:
 
         Args:
             logits: (B, K).
-            seed: of APS, which decides by chance at the edge of a set.
+            seed: of APS, which decides by chance whether the last class belongs to a set.
 
         Returns:
-            bool (B, K), True for the classes of the set. An APS set holds the likeliest class at
-            least; one of LAC may be empty.
+            bool (B, K), True for the classes of the set. Where the coverage asked for is near or
+            below the accuracy, some sets are empty: full ones would hold the truth more often.
         """
-        sets = _scores(self.method, _probabilities(logits, self.calibration), seed)
-        sets = sets <= self.threshold
-        if self.method == "aps":
-            sets = sets.scatter(1, logits.argmax(1, keepdim=True), True)
-        return sets
+        return _scores(self.method, _probabilities(logits, self.calibration), seed) <= (
+            self.threshold
+        )
 
 
 def prediction_sets(
@@ -64,7 +62,7 @@ def prediction_sets(
         loader: held-out (inputs, labels).
         coverage: share of the images whose set is to hold the true class, between 0 and 1.
         method: ``aps``, larger sets for harder images (Romano et al., NeurIPS 2020), or ``lac``,
-            the smallest sets on average (Sadinle et al., JASA 2019), some of them empty.
+            the smallest sets on average (Sadinle et al., JASA 2019).
         calibration: what ``zoo.calibrate`` gave; by default the softmax of the logits.
         forward: runs the model on a batch, where the batches are of another form.
 
@@ -108,7 +106,7 @@ def _probabilities(logits: Tensor, calibration: Calibration | None) -> Tensor:
 
 
 def _scores(method: Method, probabilities: Tensor, seed: int) -> Tensor:
-    """How badly each class conforms (B, K)."""
+    """How badly each class conforms (B, K): APS sums up what is likelier, and a part of its own."""
     if method == "lac":
         return 1 - probabilities
     ranked, order = probabilities.sort(1, descending=True)

@@ -198,8 +198,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        written = self._written(func, args, kwargs)
         draws = self._draws(func, args, kwargs)
+        if draws:  # dropout as a whole: its mask is drawn apart from what it is applied to
+            with self:
+                whole = func.decompose(*args, **kwargs)
+            if whole is not NotImplemented:
+                return whole
+        written = self._written(func, args, kwargs)
         varies = draws or (
             self.count > 0 and any(self._varies(tensor) for tensor in _tensors((args, kwargs)))
         )
