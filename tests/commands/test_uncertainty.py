@@ -19,9 +19,9 @@ def digits_weights(zoo_cli, tmp_path: Path) -> str:
 
 @needs_fashion_mnist
 def test_shipped_weights(zoo_cli, tmp_path: Path) -> None:
-    result = zoo_cli("uncertainty", "--weights", "resnet_fmnist", "--images", "300")
+    result = zoo_cli("uncertainty", "--weights", "resnet_fmnist", "--images", "100")
     assert result.code == 0, result.err
-    assert "300 test images of FashionMNIST; out of distribution: 300 of Digits" in result.out
+    assert "100 test images of FashionMNIST; out of distribution: 100 of Digits" in result.out
     assert "has no dropout: MC dropout does not apply" in result.out
     assert "calibration: as the checkpoint keeps it" in result.out
     words = "classwise ECE, coverage at 1 % risk, MaxLogit-pNorm, APS, LAC, Ankle boot, energy"

@@ -54,7 +54,7 @@ def test_a_scale_and_a_bias_for_each_class() -> None:
     assert vector.temperature is None
     assert len(vector.scale) == len(vector.bias) == 5
     assert vector.after["nll"] < temperature.after["nll"] - 0.1
-    assert vector.after["accuracy"] > temperature.after["accuracy"] + 0.1
+    assert vector.after["accuracy"] > temperature.after["accuracy"] + 0.05
     # At the maximum the mean probability of each class is its share of the labels.
     shares = torch.bincount(labels) / len(labels)
     torch.testing.assert_close(vector(bent).mean(0), shares.double(), rtol=0, atol=1e-4)

@@ -41,7 +41,6 @@ from zoo.errors import UserError
 
 __all__ = ["Uncertainty", "ensemble", "is_sampled", "mc_dropout", "single"]
 
-STACKED_ENSEMBLES = "always"
 CHUNK_BYTES = 2**30  # activations kept while a chunk of the batch is sampled
 FIRST_ROWS = 32  # of the first chunk, by which the size of the others is chosen
 
@@ -172,17 +171,15 @@ def ensemble(
         return found
 
     with torch.inference_mode():
-        together = forward is None and len(models) > 1 and _alike(models)
+        # On a CPU it does not pay: one convolution of several weights is a grouped one there.
+        on_gpu = next(chain(models[0].parameters(), models[0].buffers()), x).is_cuda
+        together = on_gpu and forward is None and len(models) > 1 and _alike(models)
         found = (_at_once(models, x, one_by_one) if together else None) or one_by_one(x)
         return join([predictions.summarize(iter(found), return_samples)])
 
 
 def _alike(models: list[nn.Module]) -> bool:
-    """Whether models have the same modules, and tensors of the same shape on one CUDA device.
-
-    On a CPU it does not pay: convolutions of several weights at once are slower there than one
-    after another.
-    """
+    """Whether models have the same modules, and tensors of the same shapes on one device."""
 
     def form(model: nn.Module) -> tuple[Any, ...]:
         tensors = chain(model.named_parameters(), model.named_buffers())
@@ -191,7 +188,7 @@ def _alike(models: list[nn.Module]) -> bool:
             tuple((name, t.shape, t.dtype, t.device) for name, t in tensors),
         )
 
-    return STACKED_ENSEMBLES in ("always",) and len({form(model) for model in models}) == 1
+    return len({form(model) for model in models}) == 1
 
 
 def _at_once(
@@ -274,17 +271,19 @@ class _Search:
 
     def _wanted(self, x: Any) -> Counter[Key]:
         """The calls that training makes and the output depends on, by one recorded forward."""
-        try:
-            # One row is enough to see which calls there are; some models need two.
-            self.row = _slice(x, 0, 1)
-            trace = self._record("training")
-        except Exception:
+        # One row is enough to see which calls there are; some models need two, and those that
+        # have the size of the batch written in need all.
+        sizes = sorted({1, min(2, _rows(x)), _rows(x)})
+        for size in sizes:
             try:
-                self.row = _slice(x, 0, 2)
+                self.row = _slice(x, 0, size)
                 trace = self._record("training")
-            except UserError:
-                raise
+                break
             except Exception as error:
+                if size < sizes[-1]:
+                    continue
+                if isinstance(error, UserError):
+                    raise
                 raise UserError(
                     f"the model does not run in training mode on these inputs "
                     f"({type(error).__name__}: {first_line(error)})"

@@ -193,6 +193,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.replayable = True
         self.bytes = 0
         self.step_bytes = 0  # of what the steps make
+        self.depth = 0  # of operators that are taken apart
+        # What is made within such an operator: nobody in Python holds it, and it must be known
+        # again when it comes back.
+        self.held: list[Tensor] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -200,8 +204,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         draws = self._draws(func, args, kwargs)
         if draws:  # dropout as a whole: its mask is drawn apart from what it is applied to
+            self.depth += 1
             with self:
                 whole = func.decompose(*args, **kwargs)
+            self.depth -= 1
+            if not self.depth:
+                self.held.clear()
             if whole is not NotImplemented:
                 return whole
         written = self._written(func, args, kwargs)
@@ -218,6 +226,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 made = _Step(func, self._refer(list(args)), self._refer(kwargs), [])
                 made.layout = _layout(result)
                 self.blank[result] = made
+                self._hold(result)
             return result
         for tensor in written:
             if not self._varies(tensor):
@@ -270,7 +279,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _new_slot(self, tensor: Tensor) -> int:
         self.slots[tensor] = index = self.count
         self.count += 1
+        self._hold(tensor)
         return index
+
+    def _hold(self, tensor: Tensor) -> None:
+        if self.depth:
+            self.held.append(tensor)
 
     def _refer(self, value: Any) -> Any:
         """Arguments with references in place of tensors."""
