@@ -172,7 +172,8 @@ def ensemble(
 
     with torch.inference_mode():
         # On a CPU it does not pay: one convolution of several weights is a grouped one there.
-        on_gpu = next(chain(models[0].parameters(), models[0].buffers()), x).is_cuda
+        place = next(chain(models[0].parameters(), models[0].buffers()), None)
+        on_gpu = place is not None and place.is_cuda
         together = on_gpu and forward is None and len(models) > 1 and _alike(models)
         found = (_at_once(models, x, one_by_one) if together else None) or one_by_one(x)
         return join([predictions.summarize(iter(found), return_samples)])
