@@ -4,7 +4,7 @@ Dropout stays on at prediction, and the spread of the predictions tells the unce
 Ghahramani, ICML 2016, section 4). Three things go wrong elsewhere and are taken care of here:
 dropout that is no module (functional, attention, recurrent) is reached too; BatchNorm goes on
 using its running statistics and moves none of them; and what comes before the first active dropout
-is computed once, not once a sample.
+is computed once, not once a sample. What comes after it is computed for many samples at once.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def mc_dropout(
 
     Every dropout that ``zoo.audit`` sees is active, whatever module or function makes it, and
     whichever module's mode it obeys: that is tried out. BatchNorm normalizes by its running
-    statistics. Operations before the first active dropout run once; the distribution is that of a
-    plain loop, and on one chunk so are the numbers.
+    statistics. Operations before the first active dropout run once, and the others for many samples
+    at once, where two samples show that this gives what one after another gives; the distribution
+    is that of a plain loop, and on one chunk so are the numbers.
 
     Args:
         model: any eager module; what counts is its output, the first tensor of it, or ``logits``.
