@@ -335,10 +335,10 @@ class ClassifierCard(Card):
                 f"its running variance is {shift['running_ratio']:.3f} of that in evaluation, on "
                 "images that are not augmented."
             )
-            if abs(math.log(shift["running_ratio"])) > 0.05:
+            if abs(shift["running_ratio"] - 1) > 0.05:
                 lines[-1] += (
-                    " The running variance is that of training's augmented images, which differ "
-                    "from those."
+                    " The running variance was gathered in training, on images as the recipe "
+                    "augments them."
                 )
         other = proof["out_of_distribution"]
         lines += [
