@@ -90,9 +90,9 @@ class Recording:
 
     def draws(self, count: int) -> Iterator[Tensor]:
         """``count`` results, each with random numbers of its own, in the order a loop has them."""
-        recorder = _Recorder()
-        tried = self.stacked is not None or count < FEWEST_STACKED
-        before = None if tried else self.randomness.now()
+        few = count < FEWEST_STACKED
+        recorder = _Recorder(apart=not few and self.stacked is not False)
+        before = None if few or self.stacked is not None else self.randomness.now()
         python = self.randomness.python_state()
         with recorder:
             result = self.forward()
@@ -179,8 +179,16 @@ def agree(found: Tensor, expected: Tensor) -> bool:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self) -> None:
+    """Writes down the operators of a forward.
+
+    Args:
+        apart: whether operators that draw are taken apart, so that a mask is one step and what it
+            is applied to another. Whole they are quicker, one sample after another.
+    """
+
+    def __init__(self, apart: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.apart = apart
         self.steps: list[_Step] = []
         self.slots = WeakTensorKeyDictionary()
         self.count = 0  # of slots
@@ -203,7 +211,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         draws = self._draws(func, args, kwargs)
-        if draws:  # dropout as a whole: its mask is drawn apart from what it is applied to
+        if draws and self.apart:
             self.depth += 1
             with self:
                 whole = func.decompose(*args, **kwargs)
