@@ -6,33 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from zoo import recipes, registry
-from zoo.checkpoints.store import CONFIG, folder_of
+from zoo.checkpoints.source import last_of_run
+from zoo.checkpoints.store import CONFIG, folder_of, names
+from zoo.core.checkpoint_config import read_config
 from zoo.core.files import is_file
 from zoo.errors import UserError
 
 
 def recorded_recipe(source: str | Path) -> dict[str, Any]:
-    """The resolved recipe that trained a checkpoint.
+    """The resolved recipe that trained some weights.
 
     Args:
-        source: as ``zoo.load`` takes it: a shipped name, a folder, or a ``.ckpt`` in its run's
-            folder.
+        source: a shipped name, the folder of a run or of a checkpoint, or a ``.ckpt`` in its run's.
 
     Raises:
         UserError: none is recorded.
     """
     path = Path(source)
-    run = path.parent.parent if path.suffix == ".ckpt" else path
-    if is_file(run / "config.yaml"):
-        return recipes.read(run / "config.yaml")
-    if path.suffix != ".ckpt":
-        recipe: dict[str, Any] | None = recipes.read_config(folder_of(source)).get("recipe")
-        if recipe is not None:
-            return recipe
-    raise UserError(
-        f"{source} records no recipe (config.yaml of its run, or {CONFIG}): what it was trained on "
-        "is not known"
-    )
+    file = path if path.suffix == ".ckpt" else None if str(source) in names() else last_of_run(path)
+    recipe: dict[str, Any] | None = None
+    if file is not None:
+        config = file.parent.parent / "config.yaml"
+        recipe = recipes.read(config) if is_file(config) else None
+    else:
+        recipe = read_config(folder_of(source)).get("recipe")
+    if recipe is None or "data" not in recipe:
+        raise UserError(
+            f"{source} does not say on which data it was trained (config.yaml of its run, or "
+            f"{CONFIG}): give --recipe NAME where the command takes it"
+        )
+    return recipe
 
 
 def data_of(source: str | Path) -> Any:
