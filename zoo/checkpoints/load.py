@@ -68,6 +68,8 @@ def load(
     task.data_info = _adapted_data(found.data, num_classes, in_channels)
     if network is None and num_classes is None and in_channels is None and not overrides:
         _load_all(task, found)
+        if isinstance(task, ImageClassifier):
+            task.calibration = found.calibration  # of these very weights
         return task.eval()
     report = transfer(task.network, found.state, found.name, new_head=num_classes is not None)
     task.hparams["network"] = networks.describe(task.network)

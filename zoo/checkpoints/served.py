@@ -65,7 +65,7 @@ class Classifier(nn.Module):
 def serve_classifier(task: Any, data: Any, preprocessing: bool, probabilities: bool) -> Served:
     """The classifier of an ``ImageClassifier``."""
     info = task.data_info
-    temperature = float(getattr(task, "calibration", {}).get("temperature", 1.0))
+    temperature = float(getattr(task, "temperature", 1.0))
     module = Classifier(
         task.network,
         *((info["mean"], info["std"]) if preprocessing else (None, None)),

@@ -47,6 +47,7 @@ class Source:
     task: Part | None = None
     data: dict[str, Any] = field(default_factory=dict)  # what they were trained on
     content: dict[str, Any] | None = None  # of a ``.ckpt``
+    calibration: dict[str, Any] = field(default_factory=dict)  # fitted to a classifier's logits
 
 
 def read_source(source: str | Path) -> Source:
@@ -144,7 +145,15 @@ def _from_folder(folder: Path, name: str) -> Source:
         return _from_timm_folder(folder, content, name)
     config = verify(folder)
     weights, where = read_weights(folder / WEIGHTS), str(folder / CONFIG)
-    return Source(name, where, weights, config["network"], config["task"], config["data"])
+    return Source(
+        name,
+        where,
+        weights,
+        config["network"],
+        config["task"],
+        config["data"],
+        calibration=config.get("calibration", {}),
+    )
 
 
 # -- timm and the Hub ------------------------------------------------------------------------------

@@ -37,8 +37,9 @@ def main(arguments: list[str]) -> int:
             f"predict writes class probabilities, and {type(task).__name__} has none: python -m "
             "zoo sample shows what it generates"
         )
+    sets = None if options.sets is None else _sets(task, options.sets, options.weights)
     files, others = find_images(options.paths)
-    rows = predict_files(task, files, options)
+    rows = predict_files(task, files, options, sets)
     file = options.out or (None if options.json else Path("predictions.csv"))
     if file is not None:
         write_csv(rows, file)
@@ -68,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
         help="of MC dropout: predictive entropy and its part"
         " that more data could take away, mutual information",
     )
+    parser.add_argument(
+        "--sets",
+        type=float,
+        metavar="COVERAGE",
+        help="the classes that hold the truth so often, 0.95: of weights published with calibration",
+    )
     add_reading_options(parser)
     return parser
 
@@ -79,7 +86,26 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--background", default="white", help="of transparent images: a color")
 
 
-def predict_files(task: Any, files: list[Any], options: Any) -> list[Row]:
+def _sets(task: Any, coverage: float, weights: str) -> Any:
+    """The prediction sets that were fitted when the weights were published.
+
+    Raises:
+        UserError: none were, or not of this coverage.
+    """
+    from zoo.diagnostics.prediction_sets import PredictionSets
+
+    known = task.calibration.get("sets", {}).get("aps", {})
+    found = next((value for key, value in known.items() if float(key) == coverage), None)
+    if found is None:
+        raise UserError(
+            f"--sets {coverage:g}: {weights} was calibrated for {', '.join(known)}: choose of these"
+            if known
+            else f"--sets: {weights} has no calibration: python -m zoo publish fits one"
+        )
+    return PredictionSets("aps", coverage, found)
+
+
+def predict_files(task: Any, files: list[Any], options: Any, sets: Any = None) -> list[Row]:
     """A row for each file, in order."""
     import torch
 
@@ -100,6 +126,7 @@ def predict_files(task: Any, files: list[Any], options: Any) -> list[Row]:
                 task.network, images, options.mc, task="multiclass", outputs="logits"
             )
             probabilities = spread.mean
+        chosen = None if sets is None else sets(probabilities.double().log())
         values, order = probabilities.topk(min(options.top, probabilities.shape[1]))
         for place, index in enumerate(batch.indices):
             ranked = zip(order[place].tolist(), values[place].tolist(), strict=True)
@@ -109,6 +136,11 @@ def predict_files(task: Any, files: list[Any], options: Any) -> list[Row]:
                     for number, share in ranked
                 ]
             }
+            if chosen is not None:
+                rows[index]["set"] = [
+                    classes[number] if classes else str(number)
+                    for number in chosen[place].nonzero()[:, 0].tolist()
+                ]
             if spread is not None:
                 rows[index]["predictive_entropy"] = float(spread.entropy[place])
                 rows[index]["mutual_information"] = float(spread.mutual_information[place])
@@ -148,7 +180,7 @@ def write_csv(rows: list[Row], file: Path) -> None:
     most = max((len(row.get("classes", ())) for row in rows), default=0)
     extra = [
         name
-        for name in ("true_class", "predictive_entropy", "mutual_information", "error")
+        for name in ("true_class", "set", "predictive_entropy", "mutual_information", "error")
         if any(name in row for row in rows)
     ]
     heading = ["file"]
@@ -169,6 +201,8 @@ def write_csv(rows: list[Row], file: Path) -> None:
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return "; ".join(value)
     return f"{value:.6f}" if isinstance(value, float) else value
 
 

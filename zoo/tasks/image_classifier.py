@@ -99,6 +99,7 @@ class ImageClassifier(Task):
         check_class_weights(class_weights)
         self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self._weights: Tensor | None = None  # of each class in the loss
+        self.calibration: dict[str, Any] = {}  # fitted to the weights when they were published
         # Means over samples, not over batches, and over all processes.
         self.metrics = nn.ModuleDict(
             {
@@ -121,6 +122,7 @@ class ImageClassifier(Task):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        self.calibration = {}  # of weights that are about to change
         if self._weights is not None:
             self._weights = self._weights.to(self.device)
 
@@ -192,8 +194,16 @@ class ImageClassifier(Task):
         self._log_by_class("test", "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Class probabilities (B, K) of a batch (images, labels), or of images alone."""
-        return torch.softmax(self(self.inputs_of(batch)).float(), dim=1)
+        """Class probabilities (B, K) of a batch (images, labels), or of images alone.
+
+        At the calibrated temperature, where the weights were published with one.
+        """
+        return torch.softmax(self(self.inputs_of(batch)).float() / self.temperature, dim=1)
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before the softmax (Guo et al., ICML 2017, section 4.2)."""
+        return float(self.calibration.get("temperature", 1.0))
 
     @property
     def transform(self) -> Transform:
