@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "--sets",
         type=float,
         metavar="COVERAGE",
-        help="the classes that hold the truth so often, 0.95: of weights published with calibration",
+        help="the classes that hold the truth so often, 0.95; of weights that were calibrated",
     )
     add_reading_options(parser)
     return parser

@@ -9,6 +9,7 @@ is computed once, not once a sample. What comes after it is computed for many sa
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from zoo.diagnostics.forward import Forward, arguments, call, logits_in
 from zoo.diagnostics.moments import Normalizations
@@ -97,16 +98,19 @@ def mc_dropout(
         )
     x = dict(x) if isinstance(x, Mapping) else x
     total = _rows(x)
-    search = _Search(model, x, forward, drop_path)
-    predictions = Predictions(task, outputs)
+    rows = batch_size or min(total, FIRST_ROWS)
+    search = _Search(model, _slice(x, 0, rows), forward, drop_path)
+    predictions = Predictions(task, outputs, _classes_of(model))
     parts: list[Uncertainty] = []
     stacked: bool | None = None
     with untouched(model) as snapshot, eagerly(model), torch.inference_mode():
         snapshot.guard(tensors_in(x))
         snapshot.randomness.seed(seed)
-        done, rows = 0, batch_size or min(total, FIRST_ROWS)
+        done = 0
         while done < total:
             part = to_model(model, _slice(x, done, done + rows), copy=False)
+            if done and search.by_values:  # these rows may take another way
+                search = _Search(model, part, forward, drop_path)
             predict = partial(predictions.of, partial(call, model, part, forward))
             drawer = Recording(predict, snapshot.randomness, stacked)
             draws = drawer.draws(samples)
@@ -159,7 +163,7 @@ def ensemble(
     models = list(models)
     if not models:
         raise UserError("ensemble needs at least one model")
-    predictions = Predictions(task, outputs)
+    predictions = Predictions(task, outputs, _classes_of(models[0]))
 
     def one_by_one(x: Any) -> list[Tensor]:
         found = []
@@ -234,9 +238,12 @@ def single(model: nn.Module, x: Any) -> Uncertainty:
 
 
 Key = tuple[str, str, str]  # path of the module that makes a call, function, and line of source
-# of a model, and of stochastic depth or not: its state, which modules to switch, all found
-_found: WeakKeyDictionary[nn.Module, dict[bool, tuple[int, list[str]]]] = WeakKeyDictionary()
-WAYS = 8  # forwards that are looked at where random numbers decide between several
+Form = tuple[Any, ...]  # of a call: stochastic depth or not, and what its inputs look like
+# of a model and a form of calling it: its state, and which modules to switch, all found
+_found: WeakKeyDictionary[nn.Module, dict[Form, tuple[int, list[str]]]] = WeakKeyDictionary()
+# Forwards that are looked at where random numbers decide between several ways: one taken in a tenth
+# of them is missed once in thirty searches.
+WAYS = 32
 
 
 class _Search:
@@ -255,8 +262,11 @@ class _Search:
     def __init__(self, model: nn.Module, x: Any, forward: Forward | None, drop_path: bool) -> None:
         self.model, self.forward, self.drop_path = model, forward, drop_path
         self.state = hash(tuple(_state(module) for module in model.modules()))
-        state, switches = _found.get(model, {}).get(drop_path, (None, []))
-        self.sure = state == self.state
+        self.form = (drop_path, *_form(x))
+        self.by_values = False  # whether values of the inputs may choose a way through the model
+        state, switches = _found.get(model, {}).get(self.form, (None, []))
+        # What a function given for one call does is not known to be what another one does.
+        self.sure = state == self.state and forward is None
         self.switches = switches
         if self.sure:
             return
@@ -290,8 +300,17 @@ class _Search:
                     f"the model does not run in training mode on these inputs "
                     f"({type(error).__name__}: {first_line(error)})"
                 ) from error
+        if trace.by_values:
+            self.by_values, self.row = True, x  # other rows may take another way
+            trace = self._record("training")
         found = self._calls(trace)
         if trace.decided:  # what one way leaves out, another may pass
+            warnings.warn(
+                f"random numbers choose the way through {type(self.model).__name__}: dropout on a "
+                "way that is taken in fewer than one of ten forwards may not be sampled, and what "
+                "its code leaves out in training is not left out here",
+                stacklevel=4,
+            )
             for seed in range(1, WAYS):
                 found |= self._calls(self._record("training", seed))
             found |= self._calls(self._record("evaluation as training"))
@@ -337,7 +356,8 @@ class _Search:
         more = list(dict.fromkeys(path for path in found if path not in self.switches))
         self.switches = [*self.switches, *more]
         self.sure = True
-        _found.setdefault(self.model, {})[self.drop_path] = self.state, self.switches
+        if not self.by_values and self.forward is None:
+            _found.setdefault(self.model, {})[self.form] = self.state, self.switches
         return None if more else result
 
     def _seen_somewhere(self) -> Counter[Key]:
@@ -387,6 +407,22 @@ class _Search:
             needed.append(others[low])
             others = others[:low]
         return needed
+
+
+def _form(x: Any) -> Form:
+    """What inputs look like, but for the size of the batch: a forward may go by it."""
+    leaves, structure = tree_flatten(x)
+    tensors = (
+        (tuple(leaf.shape[1:]), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf)
+        for leaf in leaves
+    )
+    return str(structure), *tensors
+
+
+def _classes_of(model: nn.Module) -> int | None:
+    """The number of classes that a classifier says it has, as timm's and ours do."""
+    found = getattr(model, "num_classes", None)
+    return found if isinstance(found, int) else None
 
 
 def _as_arguments(row: Any, forward: Forward | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -56,12 +56,15 @@ class Predictions:
     Args:
         task: what the model does; by default inferred from the first output.
         outputs: what it gives; by default told from how it ends.
+        classes: how many the model says it has, if it does.
 
     Raises:
         UserError: unknown or contradictory, or it cannot be told.
     """
 
-    def __init__(self, task: Task | None, outputs: Outputs | None) -> None:
+    def __init__(
+        self, task: Task | None, outputs: Outputs | None, classes: int | None = None
+    ) -> None:
         if task is not None and task not in get_args(Task):
             raise UserError(f"task is {task!r}: choose {', '.join(get_args(Task))}")
         if outputs is not None and outputs not in get_args(Outputs):
@@ -72,7 +75,7 @@ class Predictions:
             raise UserError(f"a regression gives values, not {outputs}")
         if task not in (None, "regression") and outputs == "values":
             raise UserError(f"{task} gives logits or probabilities, not values")
-        self.task, self.outputs = task, outputs
+        self.task, self.outputs, self.known_classes = task, outputs, classes
         self.told = False
 
     def of(self, forward: Callable[[], Any]) -> Tensor:
@@ -93,6 +96,11 @@ class Predictions:
                 "the model ends in a sigmoid: give task='multilabel', or task='regression'"
             )
         if task is None and output.ndim == 2 and shape[1] > 1:
+            if shape[1] == 2 and outputs is None and ending is None and self.known_classes != 2:
+                raise UserError(
+                    f"the model gives {shape}, which may be logits of two classes or two values: "
+                    "give task='multiclass', 'multilabel' or 'regression'"
+                )
             task = "multiclass"
         if task is None:
             raise UserError(
@@ -119,6 +127,11 @@ class Predictions:
             if ending is not None and outputs == "logits":
                 raise UserError(
                     f"the model ends in a {ending}: it gives outputs='probabilities', not logits"
+                )
+            if outputs is None and ending is None and _like_probabilities(output):
+                raise UserError(
+                    "the model's outputs all lie between 0 and 1, as probabilities do and logits "
+                    "hardly ever: give outputs='probabilities' or 'logits'"
                 )
             outputs = outputs or ("probabilities" if ending else "logits")
         self.task, self.outputs, self.told = task, outputs, True
@@ -186,6 +199,13 @@ class Predictions:
             inside = bool((total - 1).abs().max() < 1e-2)
         if not inside:
             raise UserError("outputs='probabilities', but the model gives none: try 'logits'")
+
+
+def _like_probabilities(output: Tensor, least: int = 8) -> bool:
+    """Whether numbers, if there are enough to say so, all lie between 0 and 1."""
+    if output.is_meta or output.numel() < least:
+        return False
+    return bool(((output >= 0) & (output <= 1)).all())
 
 
 class _Ending(TorchFunctionMode):

@@ -67,6 +67,7 @@ class Trace:
     notes: list[str]  # what could not be followed
     unseen: list[str] = field(default_factory=list)  # paths of modules that hide what they do
     decided: bool = False  # random numbers chose this way among several
+    by_values: bool = False  # values of the inputs were read, which may have chosen it
 
     @property
     def dropouts(self) -> list[Node]:

@@ -144,6 +144,7 @@ class Recorder(TorchFunctionMode):
         self.python_drew = False  # since a torch function last took numbers from Python
         self.left = False  # data have left torch
         self.decided = False  # random numbers decide which way the forward goes
+        self.by_values = False  # Python reads values that depend on the inputs
         self.buffers = {
             id(buffer): (self.paths[id(module)], name)
             for module in model.modules()
@@ -196,7 +197,16 @@ class Recorder(TorchFunctionMode):
         if unseen:
             names = [path or type(self.model).__name__ for path in unseen[:5]]
             self.say(f"scripted modules are opaque: {', '.join(names)}")
-        return Trace(mode, self.order, outputs, self.calls, list(self.said), unseen, self.decided)
+        return Trace(
+            mode,
+            self.order,
+            outputs,
+            self.calls,
+            list(self.said),
+            unseen,
+            self.decided,
+            self.by_values,
+        )
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         # A module made within a forward has no path: its calls belong to whoever made it.
@@ -616,6 +626,7 @@ class Recorder(TorchFunctionMode):
         if not args or not isinstance(args[0], Tensor) or args[0] not in self.nodes:
             return
         node = self.nodes[args[0]]
+        self.by_values |= node.data
         line = self._source_line()
         at = f" at {line}" if line else ""
         if node.random and not node.data:
