@@ -190,7 +190,7 @@ class RMSNorm(nn.RMSNorm):
             or self.eps is None
             or len(self.normalized_shape) > 1
         ):
-            weight = self.weight
+            weight: Tensor | None = self.weight
             if weight is not None and weight.dtype != x.dtype:
                 weight = weight.to(x.dtype)  # torch has a fused kernel for equal types only
             return F.rms_norm(x, self.normalized_shape, weight, self.eps)
