@@ -110,8 +110,9 @@ def test_weights_that_do_not_say_their_network_need_a_recipe_that_does(zoo_cli) 
 def test_photographs_from_our_weights_and_from_a_local_file_of_timms(zoo_cli) -> None:
     write_photos(Path("photos"), each=40, side=32)
     data = ("--data.folder", "photos", "--data.image_size", "32", "--data.workers", "0")
-    fit = ("fit", "--recipe", "finetune_imagefolder", *data, "--trainer.max_epochs", "6")
-    result = zoo_cli(*fit, "--init_from", "resnet_fmnist", "--freeze", "backbone")
+    fit = ("fit", "--recipe", "finetune_imagefolder", *data, "--init_from", "resnet_fmnist")
+    head_alone = ("--freeze", "backbone", "--model.lr", "0.03", "--trainer.max_epochs", "10")
+    result = zoo_cli(*fit, *head_alone)
     assert result.code == 0, result.err
     assert "conv1.weight" in result.out
     run = Path("runs/finetune_imagefolder/version_0")
