@@ -34,18 +34,14 @@ def test_the_network_and_the_head_follow_weights_and_data(zoo_cli) -> None:
 
     # The same weights by every name that test takes; none of them names the network.
     metrics = []
-    for weights in (
-        ("--ckpt_path", "last"),
-        ("--weights", str(run)),
-        ("--weights", str(run.parent)),
-    ):
+    for weights in (("--ckpt_path", "last"), ("--weights", str(run.parent))):
         tested = zoo_cli("test", "--recipe", "finetune_digits", *weights)
         assert tested.code == 0, tested.err
         metrics.append([line for line in tested.out.splitlines() if "test/" in line])
     tested = zoo_cli("test", "--weights", str(run))  # on the data that its recipe names
     assert tested.code == 0, tested.err
     metrics.append([line for line in tested.out.splitlines() if "test/" in line])
-    assert metrics[0] == metrics[1] == metrics[2] == metrics[3]
+    assert metrics[0] == metrics[1] == metrics[2]
     assert len(metrics[0]) >= 2
 
     # What goes on needs neither the network nor the weights it began from.
