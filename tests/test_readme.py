@@ -136,4 +136,4 @@ def test_a_linear_probe_is_shown() -> None:
     scope: dict = {}
     (code,) = [block for block in blocks("python") if "linear_probe" in block]
     exec(code, scope)
-    assert scope["probe"].accuracy > 0.9
+    assert scope["probe"].accuracy > 0.8

@@ -34,18 +34,14 @@ def test_the_network_and_the_head_follow_weights_and_data(zoo_cli) -> None:
 
     # The same weights by every name that test takes; none of them names the network.
     metrics = []
-    for weights in (
-        ("--ckpt_path", "last"),
-        ("--weights", str(run)),
-        ("--weights", str(run.parent)),
-    ):
+    for weights in (("--ckpt_path", "last"), ("--weights", str(run.parent))):
         tested = zoo_cli("test", "--recipe", "finetune_digits", *weights)
         assert tested.code == 0, tested.err
         metrics.append([line for line in tested.out.splitlines() if "test/" in line])
     tested = zoo_cli("test", "--weights", str(run))  # on the data that its recipe names
     assert tested.code == 0, tested.err
     metrics.append([line for line in tested.out.splitlines() if "test/" in line])
-    assert metrics[0] == metrics[1] == metrics[2] == metrics[3]
+    assert metrics[0] == metrics[1] == metrics[2]
     assert len(metrics[0]) >= 2
 
     # What goes on needs neither the network nor the weights it began from.
@@ -110,8 +106,9 @@ def test_weights_that_do_not_say_their_network_need_a_recipe_that_does(zoo_cli) 
 def test_photographs_from_our_weights_and_from_a_local_file_of_timms(zoo_cli) -> None:
     write_photos(Path("photos"), each=40, side=32)
     data = ("--data.folder", "photos", "--data.image_size", "32", "--data.workers", "0")
-    fit = ("fit", "--recipe", "finetune_imagefolder", *data, "--trainer.max_epochs", "6")
-    result = zoo_cli(*fit, "--init_from", "resnet_fmnist", "--freeze", "backbone")
+    fit = ("fit", "--recipe", "finetune_imagefolder", *data, "--init_from", "resnet_fmnist")
+    head_alone = ("--freeze", "backbone", "--model.lr", "0.03", "--trainer.max_epochs", "10")
+    result = zoo_cli(*fit, *head_alone)
     assert result.code == 0, result.err
     assert "conv1.weight" in result.out
     run = Path("runs/finetune_imagefolder/version_0")
