@@ -11,7 +11,7 @@ from torch import nn
 from zoo.data.shakespeare import PythonTopics
 from zoo.networks.layers import make_norm
 from zoo.networks.transformer import Transformer
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, alike, interval
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, interval, larger
 from zoo.study.fitting import build, train
 from zoo.study.pictures import COLORS, MARKERS, finish, new_figure
 from zoo.study.verdicts import judge
@@ -88,12 +88,12 @@ def judge_all(numbers: Numbers) -> list[Finding]:
             )
         )
     findings.append(
-        alike(
-            f"It is as good (within {QUALITY} nats).",
-            f"validation loss, RMSNorm's less LayerNorm's, after {numbers['steps']} steps (nats)",
-            numbers["losses"]["RMSNorm"],
+        larger(
+            f"It is as good: no more than {QUALITY} nats worse.",
+            f"validation loss, LayerNorm's less RMSNorm's, after {numbers['steps']} steps (nats)",
             numbers["losses"]["LayerNorm"],
-            QUALITY,
+            numbers["losses"]["RMSNorm"],
+            least=-QUALITY,
         )
     )
     return findings
