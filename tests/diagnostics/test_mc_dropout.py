@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 import zoo
 from zoo.diagnostics import mc_dropout as module
+from zoo.diagnostics import replay
 from zoo.diagnostics.mc_dropout import single
+from zoo.diagnostics.replay import Recording
 
 
 class Recurrent(nn.Module):
@@ -62,6 +64,42 @@ class EverythingInOne(nn.Module):
         return self.head(F.dropout(x, 0.3, self.training))
 
 
+class Spatial(nn.Module):
+    """Drops whole channels, before and after BatchNorm, and writes the batch size in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3, stride=2)
+        self.norm, self.drop = nn.BatchNorm2d(4), nn.Dropout2d(0.3)
+        self.head = nn.LazyLinear(5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.second(self.drop(self.first(x).relu())))
+        return self.head(self.drop(x).view(4, -1))
+
+
+class AcrossTheBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.head = nn.Dropout(0.4), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.drop(x)
+        return self.head((h - h.mean(0)) * h.softmax(0))
+
+
+class Unstackable(nn.Module):
+    """Drops by probabilities that an earlier dropout has changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.head = nn.Dropout(0.4), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.drop(x)
+        return self.head(x * torch.bernoulli(h.sigmoid()) if self.training else h)
+
+
 def image(size: int = 64, batch: int = 4) -> torch.Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
 
@@ -81,6 +119,9 @@ MODELS: dict[str, tuple[Any, torch.Tensor]] = {
     "attention": (OnlyAttention, torch.randn(3, 5, 16)),
     "encoder": (Encoder, torch.randn(3, 5, 16)),
     "recurrent": (Recurrent, torch.randn(3, 6, 8)),
+    "spatial": (Spatial, image(12)),
+    "across the batch": (AcrossTheBatch, torch.randn(5, 8)),
+    "unstackable": (Unstackable, torch.randn(5, 8)),
     "everything in one": (EverythingInOne, torch.randn(6, 8)),
 }
 
@@ -103,18 +144,29 @@ def loop(model: nn.Module, x: torch.Tensor, samples: int, seed: int) -> torch.Te
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_samples_equal_those_of_a_loop_and_the_model_stays_untouched(name) -> None:
+def test_samples_equal_those_of_a_loop_and_the_model_stays_untouched(name, monkeypatch) -> None:
+    made = []
+
+    class Watched(Recording):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(module, "Recording", Watched)
+    monkeypatch.setitem(replay.STACK_BYTES, "cpu", 2**30)  # however large a sample is
     torch.manual_seed(0)
     build, x = MODELS[name]
     model = build()
+    model(x)
     model.train(name != "head")
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     modes = [m.training for m in model.modules()]
-    result = zoo.mc_dropout(model, x, 8, seed=3, return_samples=True)
+    result = zoo.mc_dropout(model, x, 11, seed=3, return_samples=True)
+    assert bool(made[-1].stacked) == (name != "unstackable")
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    torch.testing.assert_close(result.samples, loop(model, x, 8, seed=3), rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.samples, loop(model, x, 11, seed=3), rtol=0, atol=1e-6)
     assert result.variance.mean() > 1e-7
 
 
@@ -166,6 +218,14 @@ def test_stochastic_depth_only_by_choice() -> None:
     with pytest.raises(zoo.UserError, match="drop_path=True samples stochastic depth"):
         zoo.mc_dropout(model, x)
     assert zoo.mc_dropout(model, x, 20, drop_path=True).variance.mean() > 1e-4
+
+
+def test_stochastic_depth_equals_a_loop() -> None:
+    torch.manual_seed(0)
+    depth = torchvision.ops.StochasticDepth(0.5, "row")
+    model, x = nn.Sequential(nn.Linear(8, 8), depth, nn.Linear(8, 3)), torch.randn(4, 8)
+    result = zoo.mc_dropout(model, x, 20, seed=3, drop_path=True, return_samples=True)
+    torch.testing.assert_close(result.samples, loop(model, x, 20, seed=3), rtol=0, atol=1e-6)
 
 
 def test_a_model_without_dropout_is_a_clear_error() -> None:
@@ -478,3 +538,55 @@ def test_a_models_own_generator_is_seeded_and_stays_as_it_was(kind) -> None:
     fresh = Own()
     fresh.draw(x)
     assert torch.equal(after, fresh.draw(x))
+
+
+class Scaled(nn.Module):
+    """What it multiplies by is no tensor, so that stacked weights do not hold it."""
+
+    def __init__(self, scale: float = 1.0, decides: bool = False) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.head, self.scale, self.decides = nn.Linear(4, 5), scale, decides
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.conv(x)).relu().mean((2, 3))
+        if self.decides and x.sum() > 0:
+            x = 2 * x
+        return self.scale * self.head(x)
+
+
+def test_like_networks_run_at_once_where_that_gives_the_same() -> None:
+    torch.manual_seed(0)
+    x = image(12)
+
+    def members(*scales: float, decides: bool = False) -> list[nn.Module]:
+        made = [Scaled(scale, decides) for scale in scales]
+        for model in made:
+            model(torch.randn(8, 3, 12, 12))  # running statistics of its own
+            model.eval()
+        return made
+
+    def found(models: list[nn.Module]) -> tuple[list[torch.Tensor] | None, list[torch.Tensor]]:
+        def loop(x: torch.Tensor) -> list[torch.Tensor]:
+            return [model(x) for model in models]
+
+        before = copy.deepcopy([model.state_dict() for model in models])
+        with torch.inference_mode():
+            at_once = module._at_once(models, x, loop)
+            for model, state in zip(models, before, strict=True):
+                assert all(torch.equal(value, state[k]) for k, value in model.state_dict().items())
+            return at_once, loop(x)
+
+    at_once, expected = found(members(1.0, 1.0, 1.0))
+    torch.testing.assert_close(at_once, expected, rtol=0, atol=1e-5)
+    assert found(members(1.0, 2.0))[0] is None  # other numbers
+    assert found(members(1.0, 1.0, decides=True))[0] is None  # vmap cannot run it
+    assert zoo.ensemble(members(1.0, 2.0), x).mean.shape == (4, 5)
+
+
+def test_networks_are_alike_by_modules_and_shapes() -> None:
+    alike = module._alike
+    assert alike([nn.Linear(8, 3), nn.Linear(8, 3)])
+    assert not alike([nn.Linear(8, 3), nn.Linear(8, 4)])
+    assert not alike([nn.Linear(8, 3), nn.Linear(8, 3).double()])
+    assert not alike([nn.Sequential(nn.Linear(8, 3)), nn.Linear(8, 3)])

@@ -4,14 +4,14 @@ Dropout stays on at prediction, and the spread of the predictions tells the unce
 Ghahramani, ICML 2016, section 4). Three things go wrong elsewhere and are taken care of here:
 dropout that is no module (functional, attention, recurrent) is reached too; BatchNorm goes on
 using its running statistics and moves none of them; and what comes before the first active dropout
-is computed once, not once a sample.
+is computed once, not once a sample. What comes after it is computed for many samples at once.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from zoo.diagnostics.forward import Forward, arguments, call, logits_in
 from zoo.diagnostics.moments import Normalizations
 from zoo.diagnostics.predictions import Outputs, Predictions, Task, Uncertainty, join
-from zoo.diagnostics.replay import Recording
+from zoo.diagnostics.replay import Recording, agree
 from zoo.diagnostics.trace.graph import DropoutCall, Node, Trace
 from zoo.diagnostics.trace.operations import tensors_in
 from zoo.diagnostics.trace.recorder import Recorder, first_line, record
@@ -62,8 +62,9 @@ def mc_dropout(
 
     Every dropout that ``zoo.audit`` sees is active, whatever module or function makes it, and
     whichever module's mode it obeys: that is tried out. BatchNorm normalizes by its running
-    statistics. Operations before the first active dropout run once; the distribution is that of a
-    plain loop, and on one chunk so are the numbers.
+    statistics. Operations before the first active dropout run once, and the others for many samples
+    at once, where two samples show that this gives what one after another gives; the distribution
+    is that of a plain loop, and on one chunk so are the numbers.
 
     Args:
         model: any eager module; what counts is its output, the first tensor of it, or ``logits``.
@@ -99,6 +100,7 @@ def mc_dropout(
     search = _Search(model, x, forward, drop_path)
     predictions = Predictions(task, outputs)
     parts: list[Uncertainty] = []
+    stacked: bool | None = None
     with untouched(model) as snapshot, eagerly(model), torch.inference_mode():
         snapshot.guard(tensors_in(x))
         snapshot.randomness.seed(seed)
@@ -106,7 +108,7 @@ def mc_dropout(
         while done < total:
             part = to_model(model, _slice(x, done, done + rows), copy=False)
             predict = partial(predictions.of, partial(call, model, part, forward))
-            drawer = Recording(predict, snapshot.randomness.python_state)
+            drawer = Recording(predict, snapshot.randomness, stacked)
             draws = drawer.draws(samples)
             if not search.sure:
                 first = search.watch(snapshot, part, draws)
@@ -116,7 +118,7 @@ def mc_dropout(
                 draws = chain([first], draws)
             with _sampling(model, search.switches):
                 parts.append(predictions.summarize(draws, return_samples))
-            done += rows
+            done, stacked = done + rows, drawer.stacked
             if batch_size is None:
                 per_row = max(1, drawer.bytes // _rows(part))
                 rows = max(1, CHUNK_BYTES // per_row)
@@ -158,14 +160,69 @@ def ensemble(
     if not models:
         raise UserError("ensemble needs at least one model")
     predictions = Predictions(task, outputs)
-    found = []
-    for model in models:
-        run = None if forward is None else partial(forward, model)
-        with untouched(model), eagerly(model), torch.inference_mode():
-            set_mode(model, training=False)
-            found.append(predictions.of(partial(call, model, to_model(model, x), run)).cpu())
+
+    def one_by_one(x: Any) -> list[Tensor]:
+        found = []
+        for model in models:
+            run = None if forward is None else partial(forward, model)
+            with untouched(model), eagerly(model):
+                set_mode(model, training=False)
+                made = predictions.of(partial(call, model, to_model(model, x), run))
+            found.append(made.cpu())
+        return found
+
     with torch.inference_mode():
+        # On a CPU it does not pay: one convolution of several weights is a grouped one there.
+        place = next(chain(models[0].parameters(), models[0].buffers()), None)
+        on_gpu = place is not None and place.is_cuda
+        together = on_gpu and forward is None and len(models) > 1 and _alike(models)
+        found = (_at_once(models, x, one_by_one) if together else None) or one_by_one(x)
         return join([predictions.summarize(iter(found), return_samples)])
+
+
+def _alike(models: list[nn.Module]) -> bool:
+    """Whether models have the same modules, and tensors of the same shapes on one device."""
+
+    def form(model: nn.Module) -> tuple[Any, ...]:
+        tensors = chain(model.named_parameters(), model.named_buffers())
+        return (
+            tuple((name, type(module)) for name, module in model.named_modules()),
+            tuple((name, t.shape, t.dtype, t.device) for name, t in tensors),
+        )
+
+    return len({form(model) for model in models}) == 1
+
+
+def _at_once(
+    models: list[nn.Module], x: Any, one_by_one: Callable[[Any], list[Tensor]]
+) -> list[Tensor] | None:
+    """The outputs of like models by ``torch.func.vmap`` over their stacked weights.
+
+    Returns:
+        None where vmap cannot run them, or gives other outputs on the first two rows.
+    """
+    first = models[0]
+    with ExitStack() as contexts:
+        for model in models:
+            contexts.enter_context(untouched(model))
+            contexts.enter_context(eagerly(model))
+            set_mode(model, training=False)
+        try:
+            weights = torch.func.stack_module_state(models)
+
+            def run(x: Any) -> Tensor:
+                args, kwargs = arguments(to_model(first, x))
+
+                def member(*state: dict[str, Tensor]) -> Tensor:
+                    return logits_in(torch.func.functional_call(first, state, args, kwargs))
+
+                found: Tensor = torch.func.vmap(member)(*weights)
+                return found.cpu()
+
+            rows = _slice(x, 0, 2)
+            return [*run(x)] if agree(run(rows), torch.stack(one_by_one(rows))) else None
+        except (RuntimeError, ValueError):  # vmap cannot run them
+            return None
 
 
 def single(model: nn.Module, x: Any) -> Uncertainty:
@@ -216,17 +273,19 @@ class _Search:
 
     def _wanted(self, x: Any) -> Counter[Key]:
         """The calls that training makes and the output depends on, by one recorded forward."""
-        try:
-            # One row is enough to see which calls there are; some models need two.
-            self.row = _slice(x, 0, 1)
-            trace = self._record("training")
-        except Exception:
+        # One row is enough to see which calls there are; some models need two, and those that
+        # have the size of the batch written in need all.
+        sizes = sorted({1, min(2, _rows(x)), _rows(x)})
+        for size in sizes:
             try:
-                self.row = _slice(x, 0, 2)
+                self.row = _slice(x, 0, size)
                 trace = self._record("training")
-            except UserError:
-                raise
+                break
             except Exception as error:
+                if size < sizes[-1]:
+                    continue
+                if isinstance(error, UserError):
+                    raise
                 raise UserError(
                     f"the model does not run in training mode on these inputs "
                     f"({type(error).__name__}: {first_line(error)})"

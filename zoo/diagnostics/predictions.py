@@ -214,12 +214,13 @@ class _Ending(TorchFunctionMode):
 
 def _in_stacks(outputs: Iterator[Tensor], most: int = 2**22) -> Iterator[Tensor]:
     """Several samples (B, …) as one tensor (S, B, …), which is quicker than one by one."""
-    waiting: list[Tensor] = []
+    waiting, held = list[Tensor](), 0
     for each in outputs:
         waiting.append(each)
-        if sum(tensor.numel() for tensor in waiting) > most:
+        held += each.numel()
+        if held > most:
             yield torch.stack(waiting)
-            waiting = []
+            waiting, held = [], 0
     if waiting:
         yield torch.stack(waiting)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import sys
 from collections.abc import Iterator, Mapping
@@ -132,13 +133,19 @@ class Randomness:
         elif isinstance(value, _GENERATORS) and id(value) not in self.own:
             self.own[id(value)] = value, _state_of(value)
 
+    def now(self) -> Randomness:
+        """The same generators, as they are at this moment."""
+        fresh = Randomness([])
+        for generator, _ in self.own.values():
+            fresh.adopt(generator)
+        return fresh
+
     def python_state(self) -> tuple[Any, ...]:
         """Where the generators are that draw outside torch."""
         # Of a Mersenne twister the first word and the position: one of them moves with any draw.
         words = random.getstate()[1]
-        numpy: Any = np.random.get_state()  # noqa: NPY002
         own = (repr(_state_of(one)) for one, _ in self.own.values() if not _is_torch(one))
-        return words[0], words[-1], int(numpy[1][0]), numpy[2], *own
+        return words[0], words[-1], *_numpy_position(), *own
 
     def seed(self, seed: int) -> None:
         """Seeds all of them."""
@@ -170,6 +177,19 @@ class Randomness:
                 generator.setstate(state)
             else:
                 generator.set_state(state)
+
+
+def _numpy_position() -> tuple[int, int]:
+    """The first word and the position of numpy's global generator."""
+    twister = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    if isinstance(twister, np.random.MT19937):
+        # Read where they lie: get_state copies all 624 words in a loop, and this is asked of
+        # every call that the audit records.
+        address = twister.ctypes.state_address
+        first = ctypes.c_uint32.from_address(address).value
+        return first, ctypes.c_int.from_address(address + 4 * 624).value
+    state: Any = np.random.get_state()  # noqa: NPY002 - somebody's own
+    return hash(repr(state)), 0
 
 
 _INTERNALS = frozenset(vars(nn.Module()))
@@ -222,7 +242,10 @@ class _Protector(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        for tensor in written(getattr(func, "__name__", ""), args, kwargs):
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # an attribute of a tensor, which is asked for more than all else
+            return func(*args, **kwargs)
+        for tensor in written(name, args, kwargs):
             self.snapshot.protect(tensor)
         if (generator := kwargs.get("generator")) is not None:
             self.snapshot.adopt(generator)
