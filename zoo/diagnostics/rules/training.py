@@ -110,37 +110,32 @@ def _idle(subject: Subject) -> set[str]:
     return found
 
 
+_BAG = """
+        class Bag(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.table, self.head = nn.Embedding(10, 8), nn.Linear(8, 2)
+
+            def forward(self, tokens):
+                return self.head(self.table(tokens).mean(1))
+
+        model, inputs = Bag(), (torch.randint(10, (4, 5)),)"""
+
+
 @rule(
     "decay-on-embedding",
     "info",
     "Weight decay shrinks the rows of an embedding that a batch does not hold as well, and small "
     "embeddings make large gradients in the layers after them.",
-    source="OLMo team 2025 (2 OLMo 2 Furious), section 3.4; Takase et al. 2023 (Spike no more), "
-    "section 3",
+    source="OLMo team 2025 (2 OLMo 2 Furious); Takase et al. 2023 (Spike no more)",
     fix="a parameter group with weight_decay 0 for embeddings, unless they are tied to the output "
     "layer",
-    bad="""
-        class Bag(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.table, self.head = nn.Embedding(10, 8), nn.Linear(8, 2)
-
-            def forward(self, tokens):
-                return self.head(self.table(tokens).mean(1))
-
-        model, inputs = Bag(), (torch.randint(10, (4, 5)),)
+    bad=_BAG
+    + """
         options = {"optimizer": torch.optim.AdamW(model.parameters(), weight_decay=0.1)}
     """,
-    good="""
-        class Bag(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.table, self.head = nn.Embedding(10, 8), nn.Linear(8, 2)
-
-            def forward(self, tokens):
-                return self.head(self.table(tokens).mean(1))
-
-        model, inputs = Bag(), (torch.randint(10, (4, 5)),)
+    good=_BAG
+    + """
         groups = [
             {"params": model.head.parameters()},
             {"params": model.table.parameters(), "weight_decay": 0.0},
@@ -170,8 +165,8 @@ ENOUGH = 64  # samples, before a unit that none has moved counts as dead
     "dead-units",
     "warning",
     "A rectified channel that is never above zero passes nothing on and gets no gradient.",
-    source="Lu et al. 2020 (Dying ReLU and initialization), section 1; measured on the loader's "
-    "data in evaluation mode",
+    source="Lu et al. 2020 (Dying ReLU and initialization); measured on the loader's data in "
+    "evaluation mode",
     fix="a lower learning rate or a warm-up, biases that begin at zero, normalization before the "
     "activation, or leaky ReLU",
     bad="""
