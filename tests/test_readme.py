@@ -46,6 +46,8 @@ def test_every_command_works_in_the_order_it_is_shown(zoo_cli) -> None:
             arguments = [*arguments, *limit, "--trainer.limit_test_batches", "1"]
             if "--trainer.max_epochs" not in arguments:
                 arguments += ["--trainer.max_epochs", "3" if "--ckpt_path" in arguments else "2"]
+        if arguments[0] == "uncertainty":
+            arguments = [*arguments, "--images", "200"]
         result = zoo_cli(*arguments)
         assert result.code == 0, (arguments, result.err)
 

@@ -15,10 +15,13 @@ _HOME = {
     "AuditCallback": "zoo.diagnostics.callback",
     "UserError": "zoo.errors",
     "audit": "zoo.diagnostics.audit",
+    "calibrate": "zoo.diagnostics.calibrate",
+    "confidence": "zoo.diagnostics.selective",
     "ensemble": "zoo.diagnostics.mc_dropout",
     "freeze": "zoo.networks.freezing",
     "load": "zoo.checkpoints.load",
     "mc_dropout": "zoo.diagnostics.mc_dropout",
+    "prediction_sets": "zoo.diagnostics.prediction_sets",
     "recalibrate": "zoo.diagnostics.recalibrate",
     "unfreeze": "zoo.networks.freezing",
     "variance_shift": "zoo.diagnostics.variance_shift",
@@ -39,10 +42,13 @@ __all__ = [
     "UserError",
     "__version__",
     "audit",
+    "calibrate",
+    "confidence",
     "ensemble",
     "freeze",
     "load",
     "mc_dropout",
+    "prediction_sets",
     "recalibrate",
     "unfreeze",
     "variance_shift",
@@ -51,9 +57,12 @@ __all__ = [
 if TYPE_CHECKING:
     from zoo.checkpoints.load import load
     from zoo.diagnostics.audit import audit
+    from zoo.diagnostics.calibrate import calibrate
     from zoo.diagnostics.callback import AuditCallback
     from zoo.diagnostics.mc_dropout import ensemble, mc_dropout
+    from zoo.diagnostics.prediction_sets import prediction_sets
     from zoo.diagnostics.recalibrate import recalibrate
+    from zoo.diagnostics.selective import confidence
     from zoo.diagnostics.variance_shift import variance_shift
     from zoo.errors import UserError
     from zoo.networks.freezing import freeze, unfreeze

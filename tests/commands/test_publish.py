@@ -86,6 +86,40 @@ def test_a_run_becomes_a_checkpoint(zoo_cli) -> None:
     assert "truncated or altered" in refused.err
 
 
+def test_a_checkpoint_is_calibrated_anew_and_its_weights_stay(zoo_cli) -> None:
+    assert zoo_cli(*SHORT).code == 0
+    run = ("publish", "runs/resnet_digits/version_0", "--name", "tiny", "--to", "out")
+    assert zoo_cli(*run).code == 0
+    folder = Path("out/tiny")
+    config = json.loads((folder / "config.json").read_text())
+    assert set(config["calibration"]["sets"]) == {"aps", "lac"}
+    after = config["proof"]["calibration"]["after"]
+    assert after["nll"] < config["proof"]["calibration"]["before"]["nll"]
+    text = (folder / "README.md").read_text()
+    assert f"| calibrated | {after['accuracy']:.2%} | {after['nll']:.4f} |" in text
+    assert f"temperature {config['calibration']['temperature']:.4f}" in text
+
+    stripped = {key: value for key, value in config.items() if key != "calibration"}
+    (folder / "config.json").write_text(json.dumps(stripped))
+    before = sha256(folder / "model.safetensors")
+    done = zoo_cli("publish", "--calibrate", "tiny", "--to", "out")
+    assert (done.code, done.out) == (0, "calibrated: out/tiny\n"), done.err
+    assert json.loads((folder / "config.json").read_text()) == config
+    assert (folder / "README.md").read_text() == text
+    assert sha256(folder / "model.safetensors") == before
+    listed = json.loads(Path("out/MANIFEST.json").read_text())
+    assert listed["tiny/config.json"] == sha256(folder / "config.json")
+    for arguments, message in (
+        (("--calibrate", "nowhere", "--to", "out"), "there is no checkpoint out/nowhere"),
+        (("--calibrate", "tiny", "--name", "tiny", "--to", "out"), "NAME and --to alone"),
+        (("--calibrate", "transformer_shakespeare"), "and no classifier"),
+        ((), "publish needs RUN --name NAME, or --calibrate NAME"),
+    ):
+        refused = zoo_cli("publish", *arguments)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert message in refused.err
+
+
 @needs_fashion_mnist
 def test_a_gans_temperatures_are_chosen_before_it_is_judged(zoo_cli, monkeypatch) -> None:
     done = zoo_cli(

@@ -19,12 +19,19 @@ def digits_weights(zoo_cli, tmp_path: Path) -> str:
 
 @needs_fashion_mnist
 def test_shipped_weights(zoo_cli, tmp_path: Path) -> None:
-    result = zoo_cli("uncertainty", "--recipe", "resnet_fmnist", "--images", "500")
+    result = zoo_cli("uncertainty", "--weights", "resnet_fmnist", "--images", "100")
     assert result.code == 0, result.err
-    assert "500 test images of FashionMNIST; out of distribution: 360 of Digits" in result.out
+    assert "100 test images of FashionMNIST; out of distribution: 100 of Digits" in result.out
     assert "has no dropout: MC dropout does not apply" in result.out
-    for name in ("reliability.png", "certainty.png"):
-        assert image.imread(tmp_path / "runs/resnet_fmnist/uncertainty" / name).shape[0] > 300
+    assert "calibration: as the checkpoint keeps it" in result.out
+    words = "classwise ECE, coverage at 1 % risk, MaxLogit-pNorm, APS, LAC, Ankle boot, energy"
+    for word in words.split(", "):
+        assert word in result.out
+    for kind in ("noise", "blur", "contrast", "shift"):
+        assert all(f"{kind} {strength} " in result.out for strength in range(1, 6))
+    folder = tmp_path / "runs/resnet_fmnist/uncertainty"
+    for name in ("reliability", "certainty", "risk", "corruption"):
+        assert image.imread(folder / f"{name}.png").shape[0] > 300
 
 
 def test_an_ensemble_in_one_table(zoo_cli, tmp_path: Path, digits_weights, no_fashion_mnist):
@@ -35,14 +42,27 @@ def test_an_ensemble_in_one_table(zoo_cli, tmp_path: Path, digits_weights, no_fa
     assert result.code == 0, result.err
     content = json.loads(result.out)
     assert content["out_of_distribution"] is None  # the other images are not on this machine
-    assert set(content["rows"]) == {"one forward", "ensemble of 2"}
-    one, both = content["rows"].values()
+    assert set(content["rows"]) == {"one forward", "ensemble of 2", "calibrated"}
+    one, both, calibrated = content["rows"].values()
+    assert calibrated["nll"] < one["nll"]
+    assert calibrated["accuracy"] == one["accuracy"]
+    assert set(content["sets"]) == {"APS, 95%", "LAC, 95%"}
+    assert list(content["sets"]["APS, 95%"]["by_class"]) == list("0123456789")
+    clean, *corrupted = content["corrupted"]
+    assert len(corrupted) == 20
+    assert min(row["accuracy"] for row in corrupted) < clean["accuracy"]
+    # Without a recipe the run itself says which data it was trained on.
+    by_run = zoo_cli("uncertainty", "--weights", digits_weights, "--json", "--to", "pictures")
+    assert by_run.code == 0, by_run.err
+    assert json.loads(by_run.out)["rows"]["one forward"] == one
     assert one["accuracy"] > 0.5
     assert one["nll"] != both["nll"]
     assert one["auroc_ood"] is None
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == [
         "certainty.png",
+        "corruption.png",
         "reliability.png",
+        "risk.png",
     ]
 
 
@@ -54,7 +74,9 @@ def test_an_ensemble_in_one_table(zoo_cli, tmp_path: Path, digits_weights, no_fa
         (["--recipe", "resnet_digits", "--ckpt_path", "WEIGHTS", "--ood", "digits"], "trained on"),
         (["--recipe", "resnet_digits", "--ckpt_path", "WEIGHTS", "--ood", "cats"], "--ood cats"),
         (["--recipe", "resnet_digits", "--ckpt_path", "nowhere.ckpt"], "no such checkpoint"),
-        ([], "--recipe"),
+        ([], "uncertainty needs --weights NAME, or --recipe NAME"),
+        (["--weights", "resnet_fmnits"], "did you mean"),
+        (["--weights", "transformer_shakespeare"], "is of LanguageModel, and no classifier"),
     ],
 )
 def test_bad_input_is_one_line(zoo_cli, digits_weights, arguments, message) -> None:

@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib import image
+from sklearn.metrics import log_loss
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    multiclass_calibration_error,
+)
 
 from zoo.diagnostics import calibration
 
@@ -41,6 +46,44 @@ def test_ece_of_a_calibrated_predictor_is_small_and_of_a_boaster_large() -> None
     assert calibration.ece(sharp, labels) > 0.05
 
 
+def test_calibration_errors_agree_with_torchmetrics_and_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4000, 6, generator=generator)
+    probabilities = logits.softmax(1).double()
+    labels = torch.multinomial((logits / 3).softmax(1), 1, generator=generator)[:, 0]
+    # A confidence of exactly 1 falls into a bin of its own there.
+    clamped = probabilities.clamp(1e-7, 1 - 1e-7)
+    expected = multiclass_calibration_error(clamped, labels, num_classes=6, n_bins=15, norm="l1")
+    assert calibration.ece(probabilities, labels) == pytest.approx(float(expected), abs=1e-6)
+    by_class = [
+        binary_calibration_error(clamped[:, k], (labels == k).long(), n_bins=15, norm="l1")
+        for k in range(6)
+    ]
+    expected = float(torch.stack(by_class).mean())
+    assert calibration.classwise_ece(probabilities, labels) == pytest.approx(expected, abs=1e-6)
+    hot = torch.nn.functional.one_hot(labels, 6)
+    assert calibration.brier(probabilities, labels) == pytest.approx(
+        float((probabilities - hot).square().sum(1).mean()), abs=1e-9
+    )
+    assert calibration.nll(probabilities, labels) == pytest.approx(
+        log_loss(labels, probabilities), abs=1e-6
+    )
+
+
+def test_bins_of_equal_mass() -> None:
+    confidence = torch.tensor([0.6, 0.99, 0.7, 0.9, 0.8, 0.95])
+    labels = torch.tensor([0, 0, 1, 0, 0, 0])
+    probabilities = torch.stack([confidence, 1 - confidence], 1)
+    bins = calibration.reliability(probabilities, labels, 3, equal_mass=True)
+    assert [(b.count, round(b.confidence, 4), b.accuracy) for b in bins] == [
+        (2, 0.65, 0.5),
+        (2, 0.85, 1.0),
+        (2, 0.97, 1.0),
+    ]
+    found = calibration.ece(probabilities, labels, 3, equal_mass=True)
+    assert found == pytest.approx((0.15 + 0.15 + 0.03) / 3)
+
+
 def test_auroc_with_ties_and_with_one_kind_only() -> None:
     positive = torch.tensor([0, 0, 1, 1])
     assert calibration.auroc(torch.tensor([1.0, 2.0, 2.0, 300.0]), positive) == 0.875
@@ -53,7 +96,11 @@ def test_pictures(tmp_path: Path) -> None:
     probabilities = torch.randn(20, 4, generator=generator).softmax(1)
     labels = torch.randint(4, (20,), generator=generator)
     images = torch.randint(256, (20, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    curves = {"one forward": calibration.reliability(probabilities, labels)}
+    many = torch.cat([probabilities] * 20), torch.cat([labels] * 20)
+    curves = {
+        "one forward": calibration.reliability(probabilities, labels),  # too few in every bin
+        "more": calibration.reliability(*many),
+    }
     calibration.draw_reliability(curves, tmp_path / "reliability.png", "title")
     calibration.draw_certainty(
         images, probabilities, labels, list("abcd"), tmp_path / "certainty.png", count=4

@@ -145,7 +145,7 @@ def command(*arguments: str) -> str | None:
     return errors[0] if code == 2 else None
 
 
-STATED = "headline metrics samples proof text seeds run recipe global_step".split()
+STATED = "headline metrics samples proof calibration text seeds run recipe global_step".split()
 
 # -- checkpoints -----------------------------------------------------------------------------------
 

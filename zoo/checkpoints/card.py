@@ -8,7 +8,7 @@ import statistics
 from typing import Annotated, Any, ClassVar, TypedDict
 
 from zoo import registry
-from zoo.core.checkpoint_config import Seed
+from zoo.core.checkpoint_config import Calibration, Seed
 from zoo.core.schema import Count, Positive, Sha256, Size, check
 from zoo.core.text import shown
 from zoo.errors import UserError
@@ -21,6 +21,23 @@ COLUMNS = {
     "ece": "ECE",
     "auroc_errors": "AUROC errors",
     "auroc_ood": "AUROC OOD",
+}
+
+
+# Of calibration, before and after.
+CALIBRATED_COLUMNS = {
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "brier": "Brier",
+    "ece": "ECE",
+    "ece_equal_mass": "ECE, equal mass",
+    "classwise_ece": "classwise ECE",
+    "aurc": "AURC",
+}
+CALIBRATED: dict[str, Any] = {
+    "before": dict.fromkeys(CALIBRATED_COLUMNS, float),
+    "after": dict.fromkeys(CALIBRATED_COLUMNS, float),
+    "sets": {"coverage": float, "size": float},
 }
 
 
@@ -271,6 +288,42 @@ class ClassifierCard(Card):
             f"| validation ({samples['val']:,}) | {metrics['val/accuracy']:.2%} "
             f"| {metrics['val/loss']:.4f} |",
             *self.over_seeds("test/accuracy", ".2%"),
+            *self.calibrated(),
+        ]
+
+    def calibration(self) -> dict[str, Any] | None:
+        """What was fitted, and measured, after training; None of a checkpoint without."""
+        kept: dict[str, Any] | None = self.config.get("calibration")
+        if kept is not None:
+            where = f"the card of {shown(self.name)}"
+            check(kept, Calibration, where, "calibration")
+            check(self.config["proof"], {"calibration": CALIBRATED}, where, "proof")
+        return kept
+
+    def calibrated(self) -> list[str]:
+        """Test scores before and after calibration, where the checkpoint has one."""
+        if (kept := self.calibration()) is None:
+            return []
+        proof = self.config["proof"]["calibration"]
+        power = kept["confidence_p"]
+        by = "the maximum probability" if power is None else f"MaxLogit-pNorm (p = {power})"
+        rows = (("as trained", "before"), ("calibrated", "after"))
+        return [
+            "",
+            f"Calibrated on {kept['images']:,} validation images: temperature "
+            f"{kept['temperature']:.4f}; confidence by {by}; on the test images:",
+            "",
+            f"| probabilities | {' | '.join(CALIBRATED_COLUMNS.values())} |",
+            "|---" * (1 + len(CALIBRATED_COLUMNS)) + "|",
+            *(
+                f"| {name} | "
+                + " | ".join(cell(key, proof[when][key]) for key in CALIBRATED_COLUMNS)
+                + " |"
+                for name, when in rows
+            ),
+            "",
+            "Prediction sets (APS) that are to hold the true class of 95 % of images hold it for "
+            f"{proof['sets']['coverage']:.2%}; their mean size is {proof['sets']['size']:.2f}.",
         ]
 
     def proof(self) -> list[str]:
@@ -282,6 +335,11 @@ class ClassifierCard(Card):
                 f"its running variance is {shift['running_ratio']:.3f} of that in evaluation, on "
                 "images that are not augmented."
             )
+            if abs(shift["running_ratio"] - 1) > 0.05:
+                lines[-1] += (
+                    " The running variance was gathered in training, on images as the recipe "
+                    "augments them."
+                )
         other = proof["out_of_distribution"]
         lines += [
             f"- `python -m zoo uncertainty --recipe {self.name}`"
@@ -307,8 +365,15 @@ class ClassifierCard(Card):
     def limits(self) -> str:
         text = (
             f"It knows {self.data['name']} and nothing else: whatever it is shown, it answers with "
-            f"one of its {len(self.data['classes'])} classes. Its probabilities are not calibrated"
+            f"one of its {len(self.data['classes'])} classes. "
         )
+        if kept := self.calibration():
+            return (
+                f"{text}Its logits are not calibrated: divide them by the temperature "
+                f"{kept['temperature']:.4f} before softmax. On other images the probabilities mean "
+                "nothing."
+            )
+        text += "Its probabilities are not calibrated"
         if self.config["task"]["args"].get("label_smoothing"):
             return (
                 f"{text}: label smoothing alone makes them too modest on such images, and on "

@@ -1,4 +1,7 @@
-"""``python -m zoo publish RUN --name NAME``: a finished run becomes a shipped checkpoint."""
+"""``python -m zoo publish RUN --name NAME``: a finished run becomes a shipped checkpoint.
+
+``python -m zoo publish --calibrate NAME`` calibrates a shipped classifier anew; its weights stay.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,16 @@ RECIPE: dict[str, Any] = {
 
 def main(arguments: list[str]) -> int:
     parser = Parser("publish", "Measure a run's final weights and ship them with config and card.")
-    parser.add_argument("run", type=Path, help="the run's folder, runs/RECIPE/VERSION")
-    parser.add_argument("--name", required=True, help="the checkpoint's name, that of its recipe")
+    parser.add_argument(
+        "run", type=Path, nargs="?", default=None, help="the run's folder, runs/RECIPE/VERSION"
+    )
+    parser.add_argument("--name", default=None, help="the checkpoint's name, that of its recipe")
+    parser.add_argument(
+        "--calibrate",
+        default=None,
+        metavar="NAME",
+        help="instead of a run: calibrate this checkpoint anew on its validation images",
+    )
     parser.add_argument(
         "--seeds",
         type=Path,
@@ -66,6 +77,13 @@ def main(arguments: list[str]) -> int:
         "--to", type=Path, default=None, help="the folder of checkpoints; the project's by default"
     )
     options = parser.parse_args(arguments)
+    if options.calibrate is not None:
+        if options.run or options.name or options.seeds or options.temperatures:
+            raise UserError("--calibrate is of a checkpoint: give NAME and --to alone")
+        print(f"calibrated: {calibrate(options.calibrate, options.to)}")
+        return 0
+    if options.run is None or options.name is None:
+        raise UserError("publish needs RUN --name NAME, or --calibrate NAME")
     folder = publish(options.run, options.name, options.seeds, options.to, options.temperatures)
     print(f"published: {folder}")
     return 0
@@ -99,8 +117,7 @@ def publish(
     from zoo.tasks.base import read_checkpoint
     from zoo.tasks.protocols import SamplesImages
 
-    if not name or name.startswith(".") or name != Path(name).name:
-        raise UserError(f"--name {shown(name)}: a folder's name, without / and no dot before it")
+    _check_name("--name", name)
     facts, recipe = _read_run(run)
     _refuse_stand_in(run, facts, recipe)
     others = []
@@ -114,7 +131,7 @@ def publish(
     file = run / "checkpoints" / "last.ckpt"
     content = read_checkpoint(file)
     task = load(file)
-    data = _data_of(recipe)
+    data = data_of(recipe)
     if temperatures:
         _choose_temperatures(task, data, recipe)
     measured = _measure(task, data)
@@ -143,6 +160,50 @@ def publish(
             draw_samples(task, name, fresh / "samples.png")
         write_text(fresh / store.CARD, card(config))
     return root / name
+
+
+def calibrate(name: str, to: Path | None = None) -> Path:
+    """Calibrates a checkpoint's classifier on its validation images; all but that stays as it is.
+
+    Args:
+        name: of the checkpoint.
+        to: the folder of checkpoints.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        UserError: it is no classifier, or its validation images allow no calibration.
+    """
+    from zoo.checkpoints import store
+    from zoo.checkpoints.card import card
+    from zoo.checkpoints.load import load
+    from zoo.core.files import write_json, write_text
+    from zoo.evaluation.classifier import calibrate_and_measure
+    from zoo.tasks.image_classifier import ImageClassifier
+
+    _check_name("--calibrate", name)
+    root = to or recipes.shipped_folder("checkpoints")
+    folder = root / name
+    if not is_file(folder / store.CONFIG):
+        raise UserError(f"--calibrate {name}: there is no checkpoint {folder}")
+    task = load(folder)
+    if not isinstance(task, ImageClassifier):
+        raise UserError(f"--calibrate {name}: it is of {type(task).__name__}, and no classifier")
+    config = read_json(folder / store.CONFIG)
+    check(config, {"recipe": RECIPE, "proof": dict[str, Any]}, str(folder / store.CONFIG))
+    kept, measured = calibrate_and_measure(task.network, data_of(config["recipe"]))
+    config = {**config, "calibration": kept, "proof": {**config["proof"], "calibration": measured}}
+    with _published_whole(root, name) as fresh:
+        shutil.copytree(folder, fresh)
+        write_json(fresh / store.CONFIG, config)
+        write_text(fresh / store.CARD, card(config))
+    return folder
+
+
+def _check_name(option: str, name: str) -> None:
+    if not name or name.startswith(".") or name != Path(name).name:
+        raise UserError(f"{option} {shown(name)}: a folder's name, without / and no dot before it")
 
 
 @contextmanager
@@ -217,7 +278,8 @@ def _essence(recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _data_of(recipe: dict[str, Any]) -> Any:
+def data_of(recipe: dict[str, Any]) -> Any:
+    """The data module that a resolved recipe names, prepared."""
     section = recipe["data"]
     name = section["class_path"].rsplit(".", 1)[-1]
     entry = registry.find(registry.DATA, name, "data set")

@@ -1,26 +1,33 @@
-"""``python -m zoo uncertainty --recipe X``: what trained weights do not know, and how well."""
+"""``python -m zoo uncertainty --weights X``: what trained weights do not know, and how well."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.card import COLUMNS, cell
+from zoo import recipes
+from zoo.checkpoints.card import CALIBRATED_COLUMNS, COLUMNS, cell
 from zoo.commands import Parser
 from zoo.errors import UserError
+
+CORRUPTED_IMAGES = 2000  # of each kind and strength, unless --images says otherwise
 
 
 def main(arguments: list[str]) -> int:
     parser = Parser(
         "uncertainty",
-        "Measure accuracy, NLL (nats), Brier score and calibration error of trained weights by one "
-        "forward, by MC dropout where the network has dropout, and as an ensemble; and how well "
-        "the entropy tells errors, and images of other things, from the rest.",
+        "Measure the probabilities of trained weights before and after calibration, by MC dropout "
+        "where the network has dropout, and as an ensemble: scores and calibration error, which "
+        "answers can be trusted, prediction sets, corrupted and out-of-distribution images.",
     )
-    parser.add_argument("--recipe", required=True, help="the network and its data")
+    parser.add_argument("--weights", default=None, help="a checkpoint's name, folder or .ckpt")
     parser.add_argument(
-        "--ckpt_path", default=None, help="a checkpoint's name, folder or .ckpt; else the shipped"
+        "--ckpt_path", dest="weights", help="the same, by the name that fit and test have for it"
+    )
+    parser.add_argument(
+        "--recipe", default=None, help="the data, and its shipped weights where none are given"
     )
     parser.add_argument("--samples", type=int, default=30, help="of MC dropout")
     parser.add_argument("--drop-path", action="store_true", help="sample stochastic depth too")
@@ -38,7 +45,7 @@ def main(arguments: list[str]) -> int:
         default="auto",
         help="out-of-distribution images: digits, FashionMNIST, auto or none",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the masks")
+    parser.add_argument("--seed", type=int, default=0, help="of masks, sets and noise")
     parser.add_argument(
         "--to", type=Path, default=None, help="folder of the pictures; runs/RECIPE/uncertainty"
     )
@@ -47,24 +54,32 @@ def main(arguments: list[str]) -> int:
     for name in ("samples", "images"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name} is {value}: it must be at least 1")
+    if options.weights is None and options.recipe is None:
+        raise UserError("uncertainty needs --weights NAME, or --recipe NAME")
 
-    from zoo import recipes
+    import torch
+
     from zoo.checkpoints.load import load
-    from zoo.cli.building import from_recipe
-    from zoo.diagnostics import calibration
+    from zoo.diagnostics import calibration, selective
+    from zoo.diagnostics.held_out import labelled_logits
+    from zoo.evaluation import calibrated
     from zoo.evaluation.classifier import (
+        BATCH,
         Images,
         find_ood_images,
         has_dropout,
         predictors,
         uncertainty,
     )
+    from zoo.evaluation.corruptions import draw_corrupted
+    from zoo.tasks.image_classifier import ImageClassifier
 
-    stem = Path(options.recipe).stem
-    source = options.ckpt_path or recipes.shipped_weights(stem)
+    source = options.weights or recipes.shipped_weights(Path(options.recipe).stem)
+    stem = Path(options.recipe or source).stem
     task = load(source)
-    _, data = from_recipe(options.recipe)
-    data.prepare_data()
+    if not isinstance(task, ImageClassifier):
+        raise UserError(f"{source} is of {type(task).__name__}, and no classifier of images")
+    data = _data(source, options.recipe)
     if task.data_info.get("name") != data.used.name:
         raise UserError(
             f"{source} was trained on {task.data_info.get('name')}, and these are {data.used.name}"
@@ -81,9 +96,9 @@ def main(arguments: list[str]) -> int:
                 f"classes or normalization than {source}"
             )
         others.append(member.network)
+    network, classes = task.network, list(data.used.classes)
     images = Images(data, options.split, options.images)
     ood = find_ood_images(options.ood, data, options.images)
-    network = task.network
     sampled = has_dropout(network, data.example_input()) or options.drop_path
     ways = predictors(
         network, options.samples if sampled else 0, options.drop_path, others, options.seed
@@ -94,16 +109,16 @@ def main(arguments: list[str]) -> int:
         rows[name], known = uncertainty(predictor, images, ood[1] if ood else None)
         curves[name] = calibration.reliability(known.probabilities, known.labels)
     folder = options.to or Path("runs", stem, "uncertainty")
-    calibration.draw_reliability(curves, folder / "reliability.png", f"{stem}, {options.split}")
+    title = f"{stem}, {options.split}"
     least, most = calibration.extremes(known.probabilities)
     calibration.draw_certainty(
         images.pick([*least, *most]),
         known.probabilities,
         known.labels,
-        data.used.classes,
+        classes,
         folder / "certainty.png",
     )
-    result = {
+    result: dict[str, Any] = {
         "recipe": stem,
         "weights": str(source),
         "data": data.used.name,
@@ -113,25 +128,176 @@ def main(arguments: list[str]) -> int:
         "seed": options.seed,
         "rows": rows,
     }
+    pictures = ["reliability.png", "certainty.png"]
+    fitted, origin = _fitted(source, network, Images(data, "validation"))
+    if fitted is not None:
+        logits, labels = labelled_logits("uncertainty", network, images)
+        unknown = None
+        if ood is not None:
+            parts = torch.split(ood[1], BATCH)
+            # Labels are asked for, and count for nothing here.
+            batches = [(part, part.new_zeros(len(part)).long()) for part in parts]
+            unknown, _ = labelled_logits("uncertainty", network, batches)
+        probabilities = fitted.calibration(logits)
+        scores = calibration.scores(probabilities, labels)
+        found = calibrated.ood_scores(logits, unknown, fitted) if unknown is not None else None
+        scores["auroc_ood"] = found["entropy, calibrated"] if found else None
+        rows["calibrated"] = scores
+        curves["calibrated"] = calibration.reliability(probabilities, labels)
+        fewer = Images(data, options.split, options.images or CORRUPTED_IMAGES)
+        result |= {
+            "calibration": fitted.as_config(),
+            "selective": calibrated.selective(logits, labels, fitted),
+            "sets": {
+                f"{name}, {calibrated.STATED:.0%}": calibrated.set_scores(
+                    logits, labels, sets[calibrated.STATED], classes, options.seed
+                )
+                for name, sets in (("APS", fitted.aps), ("LAC", fitted.lac))
+            },
+            "corrupted": list(calibrated.corrupted(network, fewer, fitted, options.seed)),
+            "ood_scores": found,
+        }
+        selective.draw_risk_coverage(
+            calibrated.risk_curves(logits, labels, fitted), folder / "risk.png", title
+        )
+        draw_corrupted(_series(result["corrupted"]), folder / "corruption.png", title)
+        pictures += ["risk.png", "corruption.png"]
+    calibration.draw_reliability(curves, folder / "reliability.png", title)
     if options.json:
         print(json.dumps(result, indent=2))
         return 0
-    print("\n".join(table(rows)))
+    print("\n".join(_report(result)))
     print(
         f"\n{len(known.labels):,} {options.split} images of {data.used.name}"
         + (f"; out of distribution: {len(ood[1]):,} of {ood[0]}" if ood else "")
     )
+    print(f"calibration: {origin}")
+    if fitted is not None and options.split == "validation":
+        print("These are the images it was fitted to: measure on --split test.")
     if not sampled:
         print(f"{type(network).__name__} has no dropout: MC dropout does not apply to it")
-    print(f"pictures: {folder / 'reliability.png'}, {folder / 'certainty.png'}")
+    print(f"pictures: {', '.join(str(folder / picture) for picture in pictures)}")
     return 0
 
 
-def table(rows: dict[str, dict[str, float | None]]) -> list[str]:
-    """The scores in columns."""
-    width = max(len(name) for name in rows)
-    lines = [" " * width + "".join(f"  {title:>{len(title)}}" for title in COLUMNS.values())]
-    for name, scores in rows.items():
-        cells = [f"  {cell(key, scores.get(key)):>{len(title)}}" for key, title in COLUMNS.items()]
-        lines.append(f"{name:<{width}}" + "".join(cells))
+def _data(source: str, recipe: str | None) -> Any:
+    """The data of a recipe, or those on which weights were trained, as they record it."""
+    from zoo.checkpoints import store
+    from zoo.cli.building import from_recipe
+    from zoo.commands.publish import data_of
+
+    if recipe is not None:
+        _, data = from_recipe(recipe)
+        data.prepare_data()
+        return data
+    if str(source).endswith(".ckpt"):
+        file = Path(source).parent.parent / "config.yaml"
+        if not file.is_file():
+            raise UserError(f"{source}: there is no {file} to say what it was trained on: --recipe")
+        resolved = recipes.read(file)
+    else:
+        folder = store.folder_of(source)
+        resolved = store.read_config(folder).get("recipe", {})
+    if "data" not in resolved:
+        raise UserError(f"{source} does not say on which data it was trained: give --recipe")
+    return data_of(resolved)
+
+
+def _fitted(source: str, network: Any, images: Any) -> tuple[Any, str]:
+    """What the checkpoint keeps of its calibration, else a fit on validation images."""
+    from zoo.checkpoints import store
+    from zoo.evaluation import calibrated
+
+    if not str(source).endswith(".ckpt"):
+        kept = store.read_config(store.folder_of(source)).get("calibration")
+        if kept is not None:
+            return calibrated.Fitted.from_config(kept), "as the checkpoint keeps it"
+    try:
+        fitted = calibrated.validation_fit(network, images)
+    except UserError as error:
+        return None, f"none ({error})"
+    return fitted, f"fitted on {fitted.calibration.images:,} validation images"
+
+
+def _series(corrupted: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Scores over strength, for the picture."""
+    names = {"accuracy": "accuracy", "ece_before": "before", "ece_after": "calibrated"}
+    found: dict[str, dict[str, list[float]]] = {}
+    clean, *others = corrupted
+    for row in others:
+        of_kind = found.setdefault(row["kind"], {n: [clean[k]] for k, n in names.items()})
+        for key, name in names.items():
+            of_kind[name].append(row[key])
+    return found
+
+
+def _report(result: dict[str, Any]) -> list[str]:
+    columns = {**COLUMNS, **CALIBRATED_COLUMNS}
+    columns = {key: columns[key] for key in [*CALIBRATED_COLUMNS, *COLUMNS] if key != "aurc"}
+    lines = table(
+        ["", *columns.values()],
+        [
+            [name, *(cell(key, scores.get(key)) for key in columns)]
+            for name, scores in result["rows"].items()
+        ],
+    )
+    if "calibration" not in result:
+        return lines
+    lines += ["", *_selective_table(result), "", *_sets_table(result)]
+    lines += ["", *_corrupted_table(result)]
+    if result["ood_scores"]:
+        scores = result["ood_scores"].items()
+        rows = [[name, cell("auroc", value)] for name, value in scores]
+        lines += ["", *table([f"telling {result['out_of_distribution']} by", "AUROC"], rows)]
     return lines
+
+
+def _selective_table(result: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            name,
+            f"{scores['aurc']:.5f}",
+            f"{scores['coverage_at_1%']:.2%}",
+            f"{scores['coverage_at_5%']:.2%}",
+        ]
+        for name, scores in result["selective"].items()
+    ]
+    return table(["answers kept by", "AURC", "coverage at 1 % risk", "at 5 % risk"], rows)
+
+
+def _sets_table(result: dict[str, Any]) -> list[str]:
+    sets = result["sets"]
+
+    def both(scores: dict[str, float]) -> str:
+        return f"{scores['coverage']:.2%} ({scores['size']:.2f})"
+
+    rows = [["all", *(both(scores) for scores in sets.values())]]
+    names = next(iter(sets.values()))["by_class"]
+    for name in names:
+        rows.append([name, *(both(scores["by_class"][name]) for scores in sets.values())])
+    rows.append(["empty sets", *(f"{scores['empty']:.2%}" for scores in sets.values())])
+    return table(["sets: coverage (mean size)", *sets], rows)
+
+
+def _corrupted_table(result: dict[str, Any]) -> list[str]:
+    keys = ["accuracy", "nll_before", "nll_after", "ece_before", "ece_after", "set_coverage"]
+    titles = ["accuracy", "NLL", "calibrated", "ECE", "calibrated", "APS coverage", "size"]
+    rows = [
+        [
+            f"{row['kind']} {row['strength'] or ''}",
+            *(f"{row[k]:.2%}" if "acc" in k or "cov" in k else f"{row[k]:.4f}" for k in keys),
+            f"{row['set_size']:.2f}",
+        ]
+        for row in result["corrupted"]
+    ]
+    return table(["corrupted images", *titles], rows)
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    return [
+        f"{row[0]:<{widths[0]}}"
+        + "".join(f"  {text:>{width}}" for text, width in zip(row[1:], widths[1:], strict=True))
+        for row in (titles, *rows)
+    ]

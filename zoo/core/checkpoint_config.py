@@ -60,6 +60,23 @@ class Seed(TypedDict):
     metrics: Metrics
 
 
+class Sets(TypedDict):
+    """Thresholds of prediction sets by coverage, as text: ``{"0.95": 0.98}``."""
+
+    aps: dict[str, float]
+    lac: dict[str, float]
+
+
+class Calibration(TypedDict):
+    """What was fitted to a classifier's logits on held-out images, after training."""
+
+    split: str
+    images: Count
+    temperature: Positive
+    confidence_p: Size | None  # of MaxLogit-pNorm; null: the maximum probability is as good
+    sets: Sets
+
+
 class Config(TypedDict):
     """What a checkpoint says of itself; the first four keys are what loading needs."""
 
@@ -78,6 +95,7 @@ class Config(TypedDict):
     global_step: NotRequired[Count]
     recipe: NotRequired[dict[str, Any]]
     proof: NotRequired[dict[str, Any]]
+    calibration: NotRequired[Calibration]
     text: NotRequired[dict[str, str]]
     judged: NotRequired[dict[str, Any]]
 

@@ -40,38 +40,68 @@ class Bin:
     accuracy: float
 
 
-def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> list[Bin]:
-    """Confidence against accuracy in bins of equal width; empty ones are left out.
+def reliability(
+    probabilities: Tensor, labels: Tensor, bins: int = 15, equal_mass: bool = False
+) -> list[Bin]:
+    """Confidence against accuracy in bins; empty ones are left out.
 
-    The bins are open below and closed above, so that a confidence of exactly 1 is counted, in the
-    last one.
+    Args:
+        probabilities: (B, K).
+        labels: (B,).
+        bins: their number.
+        equal_mass: whether each bin holds as many predictions as any other. By default bins are of
+            equal width, open below and closed above, so that a confidence of exactly 1 is counted,
+            in the last one.
     """
     confidence, predicted = probabilities.double().max(1)
-    right = (predicted == labels).double()
-    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    found = []
-    for i in range(bins):
-        inside = index == i
-        if count := int(inside.sum()):
-            found.append(
-                Bin(
-                    i / bins,
-                    (i + 1) / bins,
-                    count,
-                    float(confidence[inside].mean()),
-                    float(right[inside].mean()),
-                )
-            )
-    return found
+    return _binned(confidence, predicted == labels, bins, equal_mass)
 
 
-def ece(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+def _binned(confidence: Tensor, right: Tensor, bins: int, equal_mass: bool = False) -> list[Bin]:
+    confidence, right = confidence.double(), right.double()
+    if equal_mass:
+        order = confidence.argsort(stable=True)
+        parts = [part for part in order.tensor_split(bins) if len(part)]
+        edges = [(float(confidence[part[0]]), float(confidence[part[-1]])) for part in parts]
+        counts = [len(part) for part in parts]
+        means = [(float(confidence[part].mean()), float(right[part].mean())) for part in parts]
+    else:
+        index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+        count = torch.bincount(index, minlength=bins)
+        sums = torch.zeros(2, bins, dtype=torch.float64)
+        sums[0].index_add_(0, index, confidence)
+        sums[1].index_add_(0, index, right)
+        filled = count.nonzero()[:, 0].tolist()
+        edges = [(i / bins, (i + 1) / bins) for i in filled]
+        counts = [int(count[i]) for i in filled]
+        means = [(float(sums[0, i] / count[i]), float(sums[1, i] / count[i])) for i in filled]
+    return [
+        Bin(*edge, number, *mean) for edge, number, mean in zip(edges, counts, means, strict=True)
+    ]
+
+
+def _error(bins: list[Bin]) -> float:
+    total = sum(b.count for b in bins)
+    return sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / total
+
+
+def ece(probabilities: Tensor, labels: Tensor, bins: int = 15, equal_mass: bool = False) -> float:
     """Expected calibration error: |accuracy - confidence|, averaged over bins by their counts.
 
-    Guo et al., ICML 2017, section 2, with their 15 bins.
+    Guo et al., ICML 2017, section 2, with their 15 bins of equal width.
     """
-    found = reliability(probabilities, labels, bins)
-    return sum(b.count * abs(b.accuracy - b.confidence) for b in found) / len(labels)
+    return _error(reliability(probabilities, labels, bins, equal_mass))
+
+
+def classwise_ece(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """The calibration error of each class's probability, averaged over the classes.
+
+    Kull et al., NeurIPS 2019. Each of the K classes is a binary prediction of its own.
+    """
+    classes = range(probabilities.shape[1])
+    return sum(_error(_binned(probabilities[:, k], labels == k, bins)) for k in classes) / len(
+        classes
+    )
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:
@@ -89,7 +119,10 @@ def auroc(scores: Tensor, positive: Tensor) -> float | None:
 def scores(
     probabilities: Tensor, labels: Tensor, uncertainty: Tensor | None = None
 ) -> dict[str, float | None]:
-    """accuracy, nll (nats), brier, ece, and auroc_errors: does uncertainty find the mistakes?
+    """Scores predictions; ``auroc_errors`` says whether uncertainty finds the mistakes.
+
+    Beside it accuracy, nll (nats), brier, and the calibration error in bins of equal width
+    (``ece``), of equal mass, and by class.
 
     Args:
         probabilities: (B, K).
@@ -103,32 +136,65 @@ def scores(
         "nll": nll(probabilities, labels),
         "brier": brier(probabilities, labels),
         "ece": ece(probabilities, labels),
+        "ece_equal_mass": ece(probabilities, labels, equal_mass=True),
+        "classwise_ece": classwise_ece(probabilities, labels),
         "auroc_errors": auroc(doubt, wrong),
     }
 
 
-def draw_reliability(curves: dict[str, list[Bin]], picture: Path, title: str = "") -> None:
-    """Accuracy over confidence for each of ``curves``; the area of a dot is its share."""
+FEWEST_IN_A_BIN = 10  # of fewer the accuracy is chance: a picture leaves the bin out
+
+
+def draw_reliability(curves: Mapping[str, list[Bin]], picture: Path, title: str = "") -> None:
+    """Draws accuracy over confidence for each of ``curves``, and how many predictions a bin holds.
+
+    Args:
+        curves: bins by what predicts. Those of fewer than ten predictions are not drawn; they
+            count for the calibration error in the legend.
+        picture: a PNG.
+        title: of the picture.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 5), layout="constrained")
+    figure = Figure(figsize=(5, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    axis, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="calibrated")
     for label, found in curves.items():
-        total = sum(b.count for b in found)
-        (line,) = axis.plot([b.confidence for b in found], [b.accuracy for b in found], label=label)
-        axis.scatter(
-            [b.confidence for b in found],
-            [b.accuracy for b in found],
-            s=[8 + 300 * b.count / total for b in found],
-            color=line.get_color(),
-            alpha=0.6,
+        drawn = [b for b in found if b.count >= FEWEST_IN_A_BIN]
+        (line,) = axis.plot(
+            [b.confidence for b in drawn],
+            [b.accuracy for b in drawn],
+            marker="o",
+            label=f"{label}: ECE {_error(found):.4f}",
         )
-    axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), title=title)
-    axis.legend(loc="upper left")
+        counts.stairs(*_steps(found), color=line.get_color())
+        for b in drawn:
+            counts.annotate(
+                f"{b.count:,}",
+                ((b.low + b.high) / 2, b.count),
+                fontsize=6,
+                ha="center",
+                va="bottom",
+                color=line.get_color(),
+            )
+    axis.set(ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), title=title)
+    counts.set(xlabel="confidence", ylabel="predictions", yscale="log")
+    axis.legend(loc="upper left", fontsize=8)
     save_figure(figure, picture)
+
+
+def _steps(bins: list[Bin]) -> tuple[list[int], list[float]]:
+    """Counts and edges, with a count of 0 where bins are left out between others."""
+    counts, edges = list[int](), [bins[0].low]
+    for b in bins:
+        if b.low > edges[-1] + 1e-9:
+            counts.append(0)
+            edges.append(b.low)
+        counts.append(b.count)
+        edges.append(b.high)
+    return counts, edges
 
 
 def extremes(probabilities: Tensor, count: int = 8) -> tuple[list[int], list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zoo.core.modes import evaluating
 from zoo.diagnostics import calibration
 from zoo.diagnostics.forward import forward_batch, logits_in
+from zoo.diagnostics.held_out import labels_in
 from zoo.diagnostics.moments import (
     Normalizations,
     PooledMoments,
@@ -250,21 +251,9 @@ def _scores(
         model.eval()
         for batch in held_out:
             probabilities.append(logits_in(run(batch)).float().softmax(1).cpu())
-            labels.append(_labels_in(batch).cpu())
+            labels.append(labels_in(batch, "recalibrate: held_out").cpu())
     found = calibration.scores(torch.cat(probabilities), torch.cat(labels))
     return {name: found[name] for name in ("accuracy", "nll", "ece")}
-
-
-def _labels_in(batch: Any) -> Tensor:
-    if isinstance(batch, Mapping):
-        named = batch.get("labels", batch.get("label"))
-        if isinstance(named, Tensor):
-            return named
-    elif isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(batch[-1], Tensor):
-        return batch[-1]
-    raise UserError(
-        "recalibrate: held_out needs labels: (inputs, labels), or a mapping with 'labels'"
-    )
 
 
 def _large_enough(batches: Iterable[Any]) -> Iterable[Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from zoo import registry
@@ -15,13 +16,17 @@ from zoo.data.base import ImageData
 from zoo.data.images import LabelledImages, Split
 from zoo.data.module import DataMissing
 from zoo.diagnostics import calibration
+from zoo.diagnostics.held_out import labelled_logits
 from zoo.diagnostics.mc_dropout import Uncertainty, ensemble, is_sampled, mc_dropout, single
 from zoo.diagnostics.trace.recorder import record
 from zoo.diagnostics.variance_shift import variance_shift
 from zoo.errors import UserError
+from zoo.evaluation import calibrated
 from zoo.evaluation.audit import audit_counts
 
 BATCH = 500
+# Of each way of predicting, in the card.
+STATED = ("accuracy", "nll", "brier", "ece", "auroc_errors", "auroc_ood")
 
 
 class Images:
@@ -201,7 +206,7 @@ def prove(task: Any, data: LabelledImages, limit: int | None = None) -> dict[str
     samples = 30 if has_dropout(network, example) else 0
     for name, predictor in predictors(network, samples, False, [], 0).items():
         scores, _ = uncertainty(predictor, images, other[1] if other else None)
-        rows[name] = {key: None if v is None else round(v, 4) for key, v in scores.items()}
+        rows[name] = _rounded({key: scores[key] for key in STATED})
     return {
         "audit": audit_counts(task, data),
         "variance_shift": None
@@ -217,6 +222,41 @@ def prove(task: Any, data: LabelledImages, limit: int | None = None) -> dict[str
     }
 
 
+def calibrate_and_measure(
+    network: nn.Module, data: LabelledImages, limit: int | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Calibrates a classifier on its validation images, and measures on test images what it does.
+
+    Args:
+        network: gives logits.
+        data: what it was trained on.
+        limit: of the test images, at most.
+
+    Returns:
+        What ``config.json`` keeps under ``calibration``, and under ``proof.calibration``.
+
+    Raises:
+        UserError: the validation images allow no calibration.
+    """
+    fitted = calibrated.validation_fit(network, Images(data, "validation"))
+    logits, labels = labelled_logits("calibration", network, Images(data, "test", limit))
+    scores = calibrated.before_and_after(logits, labels, fitted)
+    stated = {when: _rounded(values) for when, values in scores.items()}
+    sets = calibrated.set_scores(logits, labels, fitted.aps[calibrated.STATED], [])
+    stated["sets"] = _rounded({key: sets[key] for key in ("coverage", "size")})
+    return fitted.as_config(), stated
+
+
+def _rounded(scores: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {key: None if value is None else round(value, 4) for key, value in scores.items()}
+
+
 def measure(task: Any, data: Any, stated: dict[str, Any]) -> dict[str, Any]:
-    """Adds what the diagnostics say to what is stated of trained weights."""
-    return {**stated, "proof": prove(task, data)}
+    """Adds what the diagnostics say to what is stated of trained weights, and its calibration."""
+    proof = prove(task, data)
+    try:
+        kept, proof["calibration"] = calibrate_and_measure(task.network, data)
+    except UserError as error:
+        rank_zero_info(f"published without calibration: {error}")
+        return {**stated, "proof": proof}
+    return {**stated, "calibration": kept, "proof": proof}
