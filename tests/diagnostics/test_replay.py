@@ -121,12 +121,12 @@ STACKED = [
     several_results,
     the_batch_size_is_written_in,
     an_operation_across_the_batch,
-    several_layers,
     filled_by_steps,
     fused_attention,
 ]
 CASES = [
     *STACKED,
+    several_layers,
     a_draw_decides_the_next,
     a_number_decides,
     a_size_decides,

@@ -124,7 +124,7 @@ def main(arguments: list[str]) -> int:
         logits, labels = labelled_logits("uncertainty", network, images)
         unknown = None
         if ood is not None:
-            parts = ood[1].split(BATCH)
+            parts = torch.split(ood[1], BATCH)
             # Labels are asked for, and count for nothing here.
             batches = [(part, part.new_zeros(len(part)).long()) for part in parts]
             unknown, _ = labelled_logits("uncertainty", network, batches)

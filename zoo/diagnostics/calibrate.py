@@ -108,7 +108,7 @@ def fit_scaling(logits: Tensor, labels: Tensor, method: Scaling = "temperature")
     if method == "vector":
         classes = logits.shape[1]
         start = torch.cat([scale.expand(classes), torch.zeros(classes, dtype=torch.float64)])
-        scale, found = _maximize(logits, labels, start).split(classes)
+        scale, found = torch.split(_maximize(logits, labels, start), classes)
         bias = tuple(found.tolist())
     fitted = Calibration(tuple(scale.tolist()), bias)
     before, after = scores(logits.softmax(1), labels), scores(fitted(logits), labels)
@@ -137,5 +137,5 @@ def _maximize(logits: Tensor, labels: Tensor, start: Tensor) -> Tensor:
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
-        optimizer.step(loss)
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
     return found.detach()

@@ -26,10 +26,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from zoo.diagnostics.trace.snapshot import Randomness
 
 # Of all that the steps of a chunk of samples make. A CPU is fastest where this stays in its caches.
-STACK_BYTES = {"cpu": 2**25}
+STACK_BYTES = {"cpu": 2**23}
 MOST_STACK_BYTES = 2**30  # on other devices
 # Comparing with a loop costs two samples, which fewer than these would not win back.
 FEWEST_STACKED = 10
+LEAST_AT_ONCE = 4  # of samples this large a few at once are no faster than a loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,17 @@ def _rate_position(function: Any) -> tuple[int, str, Any] | None:
 
 _aten = torch.ops.aten
 _BLANK = frozenset({_aten.empty_like.default, _aten.new_empty.default, _aten.empty.memory_format})
+# A mask and what it is applied to, in one operator.
+_DROPOUTS = frozenset(
+    {
+        _aten.dropout.default,
+        _aten.dropout_.default,
+        _aten.feature_dropout.default,
+        _aten.feature_dropout_.default,
+        _aten.scaled_dot_product_attention.default,
+        _aten._scaled_dot_product_attention_math.default,
+    }
+)
 # They draw, and take nothing of their first argument but its form.
 _DRAW_LIKE = frozenset(
     {
@@ -182,7 +194,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down the operators of a forward.
 
     Args:
-        apart: whether operators that draw are taken apart, so that a mask is one step and what it
+        apart: whether dropout and attention are taken apart, so that a mask is one step and what it
             is applied to another. Whole they are quicker, one sample after another.
     """
 
@@ -211,7 +223,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         draws = self._draws(func, args, kwargs)
-        if draws and self.apart:
+        if draws and self.apart and func in _DROPOUTS:
             self.depth += 1
             with self:
                 whole = func.decompose(*args, **kwargs)
@@ -231,9 +243,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in _tensors(result):
                 self.bytes += tensor.numel() * tensor.element_size()
             if func in _BLANK:
-                made = _Step(func, self._refer(list(args)), self._refer(kwargs), [])
-                made.layout = _layout(result)
-                self.blank[result] = made
+                blank = _Step(func, self._refer(list(args)), self._refer(kwargs), [])
+                blank.layout = _layout(result)
+                self.blank[result] = blank
                 self._hold(result)
             return result
         for tensor in written:
@@ -342,7 +354,8 @@ class _Replay:
         self.steps, self.constants = recorder.steps, recorder.constants
         self.count, self.bytes = recorder.count, recorder.step_bytes
         self.result = result
-        self.wanted = recorder.slots.get(result)  # None where no random number reaches it
+        # None where no random number reaches it.
+        self.wanted: int | None = recorder.slots.get(result)  # type: ignore[no-untyped-call]
         last: dict[int, _Step] = {}
         for step in self.steps:
             for slot in _slots((step.args, step.kwargs)):
@@ -367,8 +380,9 @@ class _Replay:
             return 1
         most = STACK_BYTES.get(self.result.device.type, MOST_STACK_BYTES)
         found = min(count, most // max(1, self.bytes))
-        if found > 1:
-            self.plan = self.plan or _Plan.of(self.steps, self.count)
+        if found < LEAST_AT_ONCE:
+            return 1
+        self.plan = self.plan or _Plan.of(self.steps, self.count)
         return found if self.plan is not None else 1
 
     def many(self, count: int) -> Tensor:

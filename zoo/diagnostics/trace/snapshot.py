@@ -181,7 +181,7 @@ class Randomness:
 
 def _numpy_position() -> tuple[int, int]:
     """The first word and the position of numpy's global generator."""
-    twister = np.random.get_bit_generator()
+    twister = np.random.get_bit_generator()  # type: ignore[attr-defined]
     if isinstance(twister, np.random.MT19937):
         # Read where they lie: get_state copies all 624 words in a loop, and this is asked of
         # every call that the audit records.
