@@ -48,6 +48,8 @@ def main(arguments: list[str]) -> int:
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name} is {value}: it must be at least 1")
 
+    import torch
+
     from zoo.checkpoints.load import load
     from zoo.checkpoints.recorded import name_of
     from zoo.diagnostics import calibration, selective
