@@ -19,7 +19,7 @@ from safetensors.torch import save_file as save_safetensors
 from torch import Tensor
 
 from zoo import networks, registry
-from zoo.checkpoints.served import Served
+from zoo.checkpoints.served import Classifier, Served
 from zoo.checkpoints.store import plain_state
 from zoo.core.files import written_whole
 from zoo.core.text import first_line
@@ -178,7 +178,7 @@ def _quantize(served: Served, file: Path) -> None:
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             samples = served.calibration(CALIBRATION_SAMPLES)
-            self.batches = zip(*(each.split(32) for each in samples), strict=True)
+            self.batches = zip(*(torch.split(each, 32) for each in samples), strict=True)
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
@@ -248,7 +248,7 @@ def _write_aoti(served: Served, file: Path, facts: dict[str, Any], quantize: str
 def _write_safetensors(
     served: Served, file: Path, facts: dict[str, Any], quantize: str | None
 ) -> Run:
-    network = served.module.network if hasattr(served.module, "temperature") else served.module
+    network = served.module.network if isinstance(served.module, Classifier) else served.module
     texts = {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
     save_safetensors(plain_state(network), file, metadata={"format": "pt", **texts})
     description = networks.describe(network)

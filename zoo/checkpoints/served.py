@@ -68,8 +68,9 @@ def serve_classifier(task: Any, data: Any, preprocessing: bool, probabilities: b
     temperature = float(getattr(task, "temperature", 1.0))
     module = Classifier(
         task.network,
-        *((info["mean"], info["std"]) if preprocessing else (None, None)),
-        temperature=temperature if probabilities else None,
+        info["mean"] if preprocessing else None,
+        info["std"] if preprocessing else None,
+        temperature if probabilities else None,
     )
 
     def batches(split: str) -> Iterator[tuple[Tensor, ...]]:

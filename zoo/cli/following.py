@@ -58,7 +58,8 @@ def follow_data(settings: Any, given: Callable[[], Any], data: DataModule) -> No
     names = FOLLOWING & parameters.keys()
     missing = {name for name in names if arguments.get(name) == parameters[name].default}
     if missing:  # or given as their defaults are
-        missing -= set(vars(given().get("model.init_args.network.init_args") or Namespace()))
+        typed = given().get("model.init_args.network.init_args")
+        missing -= set(vars(typed)) if typed else set()
     if missing:
         known = data.network_arguments()
         for name in missing & known.keys():

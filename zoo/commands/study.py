@@ -8,10 +8,14 @@ from zoo import registry
 from zoo.commands import Parser
 from zoo.core.text import nearest
 from zoo.errors import UserError
-from zoo.study.catalog import CLAIMS, EXPERIMENTS
+from zoo.study.catalog import CLAIMS, EXPERIMENTS, WILD
 
 
 def main(arguments: list[str]) -> int:
+    if arguments[:1] == [WILD]:
+        from zoo.study.in_the_wild import main as audit_the_wild
+
+        return int(audit_the_wild(arguments[1:]))
     parser = Parser(
         "study",
         "Run the documents' eight experiments (regularization), some that they did not try "
@@ -21,7 +25,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "name",
         metavar="NAME",
-        help=f"list, {', '.join(EXPERIMENTS)}, or a claim: {', '.join(CLAIMS)}",
+        help=f"list, {', '.join(EXPERIMENTS)}, {WILD} (the audit over every architecture of timm "
+        f"and torchvision), or a claim: {', '.join(CLAIMS)}",
     )
     parser.add_argument(
         "--quick",
@@ -46,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
         return run(options.name, options.quick, options.seeds, options.out, options.runs)
     if options.name not in CLAIMS:
-        known = ["list", *EXPERIMENTS, *CLAIMS]
+        known = ["list", *EXPERIMENTS, WILD, *CLAIMS]
         raise UserError(
             f"no study named {options.name!r}{nearest(options.name, known)} (there are "
             f"{', '.join(known)})"

@@ -184,7 +184,7 @@ def _data(source: str | Path, recipe: str | None) -> Any:
     return data
 
 
-def _fitted(source: str, network: Any, images: Any) -> tuple[Any, str]:
+def _fitted(source: str | Path, network: Any, images: Any) -> tuple[Any, str]:
     """What the checkpoint keeps of its calibration, else a fit on validation images."""
     from zoo.checkpoints import store
     from zoo.evaluation import calibrated

@@ -286,6 +286,7 @@ class _Search:
         # One row is enough to see which calls there are; some models need two, and those that
         # have the size of the batch written in need all.
         sizes = sorted({1, min(2, _rows(x)), _rows(x)})
+        trace = None
         for size in sizes:
             try:
                 self.row = _slice(x, 0, size)
@@ -300,6 +301,7 @@ class _Search:
                     f"the model does not run in training mode on these inputs "
                     f"({type(error).__name__}: {first_line(error)})"
                 ) from error
+        assert trace is not None  # or the last size has raised
         if trace.by_values:
             self.by_values, self.row = True, x  # other rows may take another way
             trace = self._record("training")

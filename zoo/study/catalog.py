@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+WILD = "in-the-wild"  # zoo.study.in_the_wild, which has options of its own
 EXPERIMENTS = ("regularization", "beyond")  # of zoo.study.regularization
 
 # Claims of the documents, cheapest first: name → zoo.study.claims.base.Claim.

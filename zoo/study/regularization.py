@@ -154,8 +154,8 @@ def _epochs(plan: Plan, number: int) -> int:
 
 def _asked(plan: Plan, number: int) -> str:
     """A digest of all that a result depends on besides its seed."""
-    asked = [recipes.resolve(plan.experiments[number]), list(plan.overrides)]
-    asked[0].pop("about", None)
+    recipe = recipes.resolve(plan.experiments[number])
+    asked = [{k: v for k, v in recipe.items() if k != "about"}, list(plan.overrides)]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 

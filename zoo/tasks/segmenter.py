@@ -82,12 +82,12 @@ class Segmenter(Task):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         classes = len(self.data_info.get("classes", ()))
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "example_input"):
             self._check_that_it_fits(data.example_input(), classes)
         for name in ("validate", "test"):
             if f"{name}_iou" not in self.metrics:
-                kinds = {"loss": MeanMetric(), "accuracy": MeanMetric()}
+                kinds: dict[str, Metric] = {"loss": MeanMetric(), "accuracy": MeanMetric()}
                 kinds["iou"] = MulticlassJaccardIndex(classes)
                 self.metrics.update({f"{name}_{kind}": one for kind, one in kinds.items()})
 

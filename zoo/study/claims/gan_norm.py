@@ -92,11 +92,11 @@ def generate(images: Tensor, norm: Norm, seed: int, steps: int) -> Tensor:
         scores = discriminator(real)
         loss = hinge_discriminator(scores, discriminator(generated.detach()))
         optimizers[1].zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizers[1].step()
-        loss = hinge_generator(scores.detach(), discriminator(generated))
+        loss = hinge_generator(discriminator(generated))
         optimizers[0].zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizers[0].step()
     with torch.no_grad():
         return generator.eval()(torch.randn(len(images), LATENT))

@@ -61,7 +61,8 @@ def through_depth(network: DeepMLP, images: Tensor, labels: Tensor) -> dict[str,
         x = block(x)
         x.retain_grad()
         kept.append(x)
-    nn.functional.cross_entropy(network.head(x), labels).backward()
+    loss = nn.functional.cross_entropy(network.head(x), labels)
+    loss.backward()  # type: ignore[no-untyped-call]
     gradients = [each.grad for each in kept]
     return {
         "activations": [float(each.detach().square().mean()) for each in kept],
