@@ -81,7 +81,12 @@ class RecordedStep:
         self.taken[ends] += 1
         if self.records and ends not in self.recorded and self.taken[ends] > WARMUP:
             own = [each.clone() for each in inputs]
-            self.recorded[ends] = own, capture(lambda: self.step(*own, ends=ends), self.generator)
+            try:
+                replay = capture(lambda: self.step(*own, ends=ends), self.generator)
+                self.recorded[ends] = own, replay
+            except RuntimeError as error:
+                self.records = False
+                refuse(str(error).strip().splitlines()[0], self.insists)
         if ends in self.recorded and _alike(self.recorded[ends][0], inputs):
             kept, replay = self.recorded[ends]
             for place, given in zip(kept, inputs, strict=True):
@@ -163,28 +168,22 @@ def capture(
     """Records a step on tensors that are to stay where they are; what is returned repeats it.
 
     Raises:
-        UserError: CUDA refuses to.
+        RuntimeError: CUDA refuses to.
     """
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(generator)
-    try:
-        # Autocast would keep the half precision of a weight as it was before recording. And another
-        # thread may use the device meanwhile: a loader's, to pin memory.
-        with (
-            torch.autocast(
-                "cuda",
-                torch.get_autocast_dtype("cuda"),
-                torch.is_autocast_enabled("cuda"),
-                cache_enabled=False,
-            ),
-            torch.cuda.graph(graph, capture_error_mode="thread_local"),
-        ):
-            outputs = step()
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the training step cannot be recorded: {reason}; set model.record false"
-        ) from error
+    # Autocast would keep the half precision of a weight as it was before recording. And another
+    # thread may use the device meanwhile: a loader's, to pin memory.
+    with (
+        torch.autocast(
+            "cuda",
+            torch.get_autocast_dtype("cuda"),
+            torch.is_autocast_enabled("cuda"),
+            cache_enabled=False,
+        ),
+        torch.cuda.graph(graph, capture_error_mode="thread_local"),
+    ):
+        outputs = step()
 
     def replay() -> dict[str, Tensor]:
         graph.replay()
