@@ -27,8 +27,10 @@ class TaskEntry:
     task: str  # the LightningModule
     card: str  # how its checkpoints are described: a zoo.checkpoints.card.Card
     measure: str  # what is measured of trained weights: (task, data, stated) -> stated
-    serve: str  # what its exported file takes and gives: zoo.checkpoints.served's functions
     usage: str  # a line of Python that uses the loaded ``model``
+    # What a file that leaves the zoo takes and gives: (task, data, preprocessing, probabilities) ->
+    # zoo.checkpoints.served.Served; None for a task that is not exported.
+    serve: str | None = None
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ def export(
     if format == "onnx":
         _require("onnx", "onnxscript", "onnxruntime")
     entry = registry.find(registry.TASKS, type(task).__name__, "task")
+    if entry.serve is None:
+        raise UserError(f"{type(task).__name__} has no export: its registry entry names no serve")
     served: Served = registry.load(entry.serve)(task, data, preprocessing, probabilities)
     served.module.eval()
     facts = {
