@@ -176,6 +176,7 @@ class Normalizations(TorchFunctionMode):
         self.known: dict[int, RunningStatistics] = {}  # id of the buffer of the variance → it
         self.live: dict[RunningStatistics, None] = {}  # learned when they ran in training mode
         self.frozen: set[RunningStatistics] = set()
+        self.ran: set[RunningStatistics] = set()
         self.calls = 0  # seen so far of any
         self.see: See | None = None
         self.by_batch: bool | None = None  # None: as it is called
@@ -240,7 +241,7 @@ class Normalizations(TorchFunctionMode):
             UserError: its own code keeps running statistics in tensors of other names, or
                 elsewhere than in the module that normalizes.
         """
-        seen = {id(b) for norm in self.known.values() for b in norm.module._buffers.values()}
+        seen = {id(b) for norm in self.ran for b in norm.module._buffers.values()}
         own = {id(parameter) for parameter in self.model.parameters() if parameter.requires_grad}
         others = [
             path
@@ -303,6 +304,7 @@ class Normalizations(TorchFunctionMode):
         return found
 
     def _note(self, statistics: RunningStatistics, training: bool) -> None:
+        self.ran.add(statistics)
         if training:
             self.live[statistics] = None
             self.frozen.discard(statistics)

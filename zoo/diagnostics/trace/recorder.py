@@ -653,6 +653,7 @@ class Recorder(TorchFunctionMode):
         else:
             bias = argument(args, kwargs, 2, "bias", None)
             node.facts["bias"] = 0 if bias is None else bias.numel()
+            node.facts["bias path"] = self.known.get(id(bias), "")
 
     def _mask(self, node: Node) -> None:
         """Random numbers meet data: a dropout made by hand, by what the meeting looks like."""
