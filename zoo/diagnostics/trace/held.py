@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -23,9 +23,9 @@ def held_by(*roots: Any) -> Iterator[Named]:
     """Finds every object that modules and functions reach: (path, object), each object once.
 
     Looks into attributes, those of classes as well, lists, tuples, dicts and sets, closures,
-    ``functools.partial``, bound methods, and the globals that code names (not into the functions
-    among those). Parameters and buffers are left out, and what PyTorch's and Lightning's own
-    objects hold.
+    ``functools.partial``, bound methods, and the globals that code names (of functions among those
+    into the ones of the same package). Parameters and buffers are left out, and what PyTorch's and
+    Lightning's own objects hold.
 
     Args:
         roots: modules, functions, or anything else.
@@ -83,14 +83,20 @@ def _within_function(function: FunctionType) -> list[Named]:
             found.append((name, cell.cell_contents))
         except ValueError:  # not filled yet
             continue
-    if (function.__module__ or "").partition(".")[0] in _LIBRARIES:
+    package = _package(function)
+    if package in _LIBRARIES:
         return found
     found += [("", one) for one in function.__defaults__ or ()]
     for name in function.__code__.co_names:
         one = function.__globals__.get(name)
-        if not isinstance(one, FunctionType | type | nn.Module):
+        near = isinstance(one, FunctionType) and _package(one) == package
+        if near or not isinstance(one, FunctionType | type | nn.Module):
             found.append((name, one))
     return found
+
+
+def _package(function: FunctionType) -> str:
+    return (function.__module__ or "").partition(".")[0]
 
 
 def _classes(value: Any) -> list[Named]:
@@ -98,6 +104,8 @@ def _classes(value: Any) -> list[Named]:
 
 
 def _of_library(cls: type) -> bool:
+    if issubclass(cls, ModuleType):
+        return True
     module = str(getattr(cls, "__module__", ""))
     library = module.partition(".")[0] in _LIBRARIES
     return library and not module.startswith("torch.distributions.")

@@ -75,7 +75,7 @@ def written(raw: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Ten
         return [args[0]]
     if in_place and raw.startswith("_foreach") and args:
         return tensors_in(args[0])
-    if raw == "__set__" and args and isinstance(args[0], Tensor):  # tensor.data = …
+    if raw == "__set__" and all(isinstance(one, Tensor) for one in args):  # tensor.data = …
         return [args[0]]
     if kwargs.get("inplace") and args and isinstance(args[0], Tensor):
         return [args[0]]

@@ -48,6 +48,8 @@ def changed_by(
     Returns:
         Recorded normalizations: those that change, and all for which it cannot be told.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return set(trace.batch_norms)  # there are no values
     norms = [node for node in trace.nodes if floor_of(node) > MERGED and _watched(node)]
     unknown = {node for node in trace.batch_norms if _watched(node) is None}
     first: _Forward | None = None

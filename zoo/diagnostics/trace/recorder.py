@@ -34,7 +34,6 @@ from zoo.diagnostics.trace.held import held_by
 from zoo.diagnostics.trace.operations import (
     DROPOUTS,
     FROM_PYTHON,
-    IN_PLACE_OPERATORS,
     LENDS_SHAPE,
     NORMS,
     ORDERING,
@@ -174,7 +173,8 @@ class Recorder(TorchFunctionMode):
         self.modules = {self.paths[id(module)]: module for module in model.modules()}
         self.held = snapshot.tensors()
         self.known = {id(tensor): path for path, tensor in self.held.items()}
-        self.places: dict[int, Node] = {}  # memory that was written to → the last call that did
+        # Memory that was written to → the call that did, the last one with data if there is any.
+        self.places: dict[int, Node] = {}
         self.statistics: set[str] = set()  # paths of those of normalizations that are recorded
 
     # -- which module is running -----------------------------------------------------------------
@@ -266,6 +266,10 @@ class Recorder(TorchFunctionMode):
                 yield f"what runs in {where}{at} cannot be followed{reaches}"
 
     def _enter(self, module: nn.Module, args: Any) -> None:
+        if self.given:
+            with torch._C.DisableTorchFunction():
+                for tensor in tensors_in(args):  # of unknown origin in the caller, not in here
+                    self._node(tensor)
         # A module made within a forward has no path: its calls belong to whoever made it.
         path = self.paths.get(id(module), self.where[-1] if self.where else "")
         self.stack.append(module)
@@ -324,15 +328,12 @@ class Recorder(TorchFunctionMode):
     def _node(self, tensor: Tensor) -> Node:
         if (node := self._found(tensor)) is not None:
             return node
-        if id(tensor) in self.parameters:
-            node = self.source("parameter", tensor)
-            if id(tensor) in self.known:
-                node.facts["held"] = self.known[id(tensor)]
-            return node
-        if id(tensor) in self.known or not self.given or _named_by_code(tensor, self.outermost):
-            node = self.source("constant", tensor)
-            if id(tensor) in self.known:
-                node.facts["held"] = self.known[id(tensor)]
+        path = self.known.get(id(tensor))
+        own = id(tensor) in self.parameters
+        if path is not None or own or not self.given or _named_by_code(tensor, self.outermost):
+            node = self.source("parameter" if own else "constant", tensor)
+            if path is not None:
+                node.facts["held"] = path
             return node
         # Made where nothing is seen, by scripted code or an extension: its trail goes on from here.
         where = self.where[-1]
@@ -427,8 +428,7 @@ class Recorder(TorchFunctionMode):
         if raw in TO_PYTHON:
             self._note_python(raw, args)
         outputs = tensors_in(result)
-        if raw in IN_PLACE_OPERATORS or raw == "__setitem__":
-            outputs = outputs or list(changed)
+        outputs = outputs or list(changed)  # ``x[0] = y`` and ``x.data = y`` give nothing
         if not outputs:
             return result
         drew = (raw not in QUIET and self._drew()) or raw in RANDOM
@@ -466,8 +466,9 @@ class Recorder(TorchFunctionMode):
     def _write(self, tensor: Tensor, node: Node) -> None:
         """A tensor has changed in place: so has what it is a view of, or what views it."""
         self.nodes[tensor] = node
-        if self.held:
-            self.places[_place(tensor)] = node
+        place = _place(tensor)
+        if node.data or place not in self.places:
+            self.places[place] = node
         base = tensor._base
         if base is not None:
             old = self._node(base)

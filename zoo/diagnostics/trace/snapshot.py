@@ -31,7 +31,7 @@ class Snapshot:
         self.model = model
         held = list(held_by(model))
         # Those that are hidden in lists, objects and closures as well.
-        hidden = [one for _, one in held if isinstance(one, nn.Module)]
+        hidden = [m for _, one in held if isinstance(one, nn.Module) for m in _parts(one)]
         self.modules = list(dict.fromkeys([*model.modules(), *hidden]))
         self.attributes = [
             {} if is_scripted(module) else dict(module.__dict__) for module in self.modules
@@ -231,6 +231,11 @@ def storage_of(tensor: Tensor) -> int:
 
 def is_scripted(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule)
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules within one that ``held_by`` does not look into, and itself."""
+    return module.modules() if is_scripted(module) else iter([module])
 
 
 def _same(now: Any, before: Any) -> bool:
