@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from zoo.core.version import __version__
 from zoo.diagnostics.activity import measure_activity
 from zoo.diagnostics.forward import Forward, arguments, inputs_of
 from zoo.diagnostics.rules.base import RULES, SEVERITIES, Activity, Finding, Rule, Subject
-from zoo.diagnostics.trace.graph import Trace
+from zoo.diagnostics.trace.graph import Trace, unknown_statistics
 from zoo.diagnostics.trace.operations import tensors_in
+from zoo.diagnostics.trace.probe import changed_by
 from zoo.diagnostics.trace.recorder import first_line, record
 from zoo.diagnostics.trace.snapshot import to_model, unseen_modules, untouched
 from zoo.errors import UserError
@@ -35,7 +36,8 @@ class Report:
     """What an audit found, gravest first.
 
     ``ok`` is true where there is no error and all of the model was audited; ``unseen`` names the
-    modules that were not (scripted, traced or exported ones), ``notes`` what was followed in part.
+    modules that were not (scripted, traced or exported ones), ``unaudited`` says in sentences what
+    else was not, ``notes`` what was followed in part.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Report:
     # module at fault → file:line of its class, for findings that no line of the model's makes
     sources: dict[str, str] = field(default_factory=dict, repr=False)
     unseen: list[str] = field(default_factory=list)  # paths; "" is the model itself
+    unaudited: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -54,7 +57,7 @@ class Report:
     @property
     def audited(self) -> bool:
         """Whether all of the model could be followed."""
-        return not self.unseen
+        return not self.unseen and not self.unaudited
 
     def at_least(self, severity: str) -> list[Finding]:
         """Findings as grave as ``severity``, or graver."""
@@ -69,6 +72,7 @@ class Report:
             "ok": self.ok,
             "audited": self.audited,
             "unseen": self.unseen,
+            "unaudited": self.unaudited,
             "findings": [asdict(finding) for finding in self.findings],
             "notes": self.notes,
             "seen": self.seen,
@@ -157,7 +161,9 @@ class Report:
             yield ", ".join(words), "bold"
         elif self.audited:
             yield "clean", "bold green"
-        if not self.audited:
+        for sentence in self.unaudited:
+            yield f"not audited: {sentence}", "bold red"
+        if self.unseen:
             names = ", ".join(path or self.model for path in self.unseen[:SHOWN_A_RULE])
             others = len(self.unseen) - SHOWN_A_RULE
             yield (
@@ -256,6 +262,7 @@ def audit(
             at_fit=at_fit,
             discriminator=discriminator,
             activity=activity,
+            changed_by=partial(changed_by, model, args, named, run=forward),
         )
         known = {(finding.rule, finding.module) for finding in found}
         found |= {
@@ -273,7 +280,22 @@ def audit(
         seen=_seen(traces[0]),
         sources=_classes(model, {finding.module for finding in findings if not finding.source}),
         unseen=unseen,
+        unaudited=_unaudited(traces, evaluation),
     )
+
+
+def _unaudited(traces: list[Trace], evaluation: Trace | None) -> list[str]:
+    """Sentences about what ran and was not seen, and statistics that no rule knows."""
+    found = dict.fromkeys(one for trace in traces for one in trace.unaudited)
+    statistics = list(dict.fromkeys(p for t in traces for p in unknown_statistics(t, evaluation)))
+    if statistics:
+        found[
+            f"{', '.join(statistics[:SHOWN_A_RULE])}"
+            f"{f' and {more} more' if (more := len(statistics) - SHOWN_A_RULE) > 0 else ''}: the "
+            "model's own code changes them in training by the data, and evaluation applies them "
+            "to data, as running statistics are"
+        ] = None
+    return list(found)
 
 
 def _arguments(

@@ -47,7 +47,8 @@ class AuditCallback(Callback):
             return
         rank_zero_info(str(report))
         if not report.audited:
-            rank_zero_warn(f"AuditCallback: part of the model is not audited: {report.unseen}")
+            what = [*report.unseen, *report.unaudited]
+            rank_zero_warn(f"AuditCallback: part of the model is not audited: {what}")
         if self.fail_on != "never" and report.at_least(self.fail_on):
             raise UserError(
                 f"the audit found {len(report.at_least(self.fail_on))} findings of severity "

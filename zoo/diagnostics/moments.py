@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
+from zoo.diagnostics.trace.graph import unknown_statistics
 from zoo.diagnostics.trace.operations import (
     base_name,
     bind_normalization,
@@ -22,14 +23,17 @@ from zoo.diagnostics.trace.operations import (
     run_single_values,
     tensors_in,
 )
+from zoo.diagnostics.trace.recorder import record
 from zoo.diagnostics.trace.snapshot import (
     begin_training,
     eagerly,
     keeps_running_statistics,
     paths,
+    tensors_of,
     untouched,
     unwrapped,
 )
+from zoo.errors import UserError
 
 
 class PooledMoments:
@@ -172,6 +176,7 @@ class Normalizations(TorchFunctionMode):
         self.known: dict[int, RunningStatistics] = {}  # id of the buffer of the variance → it
         self.live: dict[RunningStatistics, None] = {}  # learned when they ran in training mode
         self.frozen: set[RunningStatistics] = set()
+        self.ran: set[RunningStatistics] = set()
         self.calls = 0  # seen so far of any
         self.see: See | None = None
         self.by_batch: bool | None = None  # None: as it is called
@@ -224,6 +229,37 @@ class Normalizations(TorchFunctionMode):
                     module._buffers[name] = buffer
             self.see, self.by_batch, self.among = None, None, None
 
+    def refuse_unknown(self, tool: str, run: Callable[[Any], Any], batch: Any) -> None:
+        """Refuses a model with running statistics that were not seen when it ran in training mode.
+
+        Args:
+            tool: who refuses.
+            run: runs the model on a batch.
+            batch: what ``run`` takes.
+
+        Raises:
+            UserError: its own code keeps running statistics in tensors of other names, or
+                elsewhere than in the module that normalizes.
+        """
+        seen = {id(b) for norm in self.ran for b in norm.module._buffers.values()}
+        own = {id(parameter) for parameter in self.model.parameters() if parameter.requires_grad}
+        others = [
+            path
+            for path, tensor in tensors_of(self.model).items()
+            if id(tensor) not in seen | own and tensor.is_floating_point()
+        ]
+        if not others:
+            return
+        training, evaluation = (
+            record(self.model, (batch,), mode=mode, run=run) for mode in ("training", "evaluation")
+        )
+        if found := unknown_statistics(training, evaluation):
+            raise UserError(
+                f"{tool}: {', '.join(found[:5])} are running statistics by the model's own code, "
+                "which cannot be measured: keep them as running_mean and running_var of the module "
+                "that normalizes, or call F.batch_norm with them"
+            )
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -268,6 +304,7 @@ class Normalizations(TorchFunctionMode):
         return found
 
     def _note(self, statistics: RunningStatistics, training: bool) -> None:
+        self.ran.add(statistics)
         if training:
             self.live[statistics] = None
             self.frozen.discard(statistics)

@@ -172,6 +172,7 @@ def recalibrate(
             "its running statistics cannot be reached: recalibrate the model before that"
         )
     seen, norms = live_statistics(model, run, first)
+    seen.refuse_unknown("recalibrate", run, first)
     if not norms:
         raise UserError("recalibrate: the model has no BatchNorm with running statistics to renew")
     saved = [(norm, norm.mean.clone(), norm.variance.clone()) for norm in norms]

@@ -154,7 +154,8 @@ def variance_shift(
         seed: of the masks.
 
     Raises:
-        UserError: the loader is empty, or part of the model is scripted, traced or exported.
+        UserError: the loader is empty, part of the model is scripted, traced or exported, or it
+            keeps running statistics in a way that cannot be measured.
     """
     run = partial(forward_batch, model, forward=forward)
     if unseen := unseen_modules(model):
@@ -177,6 +178,8 @@ def variance_shift(
                 run(batch)
             # All buffers as they were: what training remembers of this batch is not measured.
             snapshot.restore_buffers()
+            if seen == 1:
+                norms.refuse_unknown("variance_shift", run, batch)
             model.eval()
             # Dropout off, and upstream BatchNorm as in training: dropout is the only difference.
             with norms.watching(off.see, by_batch=True, among=norms.live):

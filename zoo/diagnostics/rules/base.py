@@ -7,7 +7,7 @@ does not. Both are printed by ``python -m zoo audit --explain RULE`` and run by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from textwrap import dedent
@@ -56,6 +56,8 @@ class Subject:
     at_fit: bool = False  # the model is about to be trained in the modes it is in
     discriminator: str | None = None  # path of a GAN's discriminator; "" is the model itself
     activity: Sequence[Activity] = ()  # of rectified units on a loader's data
+    # Takes a recorded forward and dropouts of it: the normalizations whose input they change.
+    changed_by: Callable[[Trace, Collection[Node]], Collection[Node]] | None = None
     paths: dict[int, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,6 +66,12 @@ class Subject:
     @cached_property
     def reached(self) -> list[dict[Node, int]]:
         return reach(self.training.nodes)
+
+    def changed(self, dropouts: Collection[Node]) -> Collection[Node]:
+        """The normalizations of the training forward whose input some dropouts change."""
+        if self.changed_by is None or not dropouts:
+            return self.training.batch_norms
+        return self.changed_by(self.training, dropouts)
 
     @cached_property
     def consumers(self) -> dict[Node, list[Node]]:

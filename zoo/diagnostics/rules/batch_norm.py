@@ -222,20 +222,22 @@ def bias_before_bn(subject: Subject) -> Iterator[Finding]:
     for node, _ in _live(subject):
         layer = through(next(parent for parent in node.inputs if parent.data))
         only_reader = list(subject.consumers_through(layer)) == [node]
-        # One value for each channel: a bias for each position says more than a mean.
-        if only_reader and layer.facts.get("bias") == node.shape[1] and _same_axis(layer, node):
+        if only_reader and layer.facts.get("bias") and _subtracted(layer, node):
+            # A forward may call several layers with biases of its own module: this one is named.
+            own = layer.facts["bias path"]
+            bias = "" if own.rpartition(".")[0] == layer.module and own.endswith("bias") else own
             yield Finding(
                 layer.module,
-                f"the bias of {name(layer.module)} does nothing before BatchNorm "
+                f"the bias {bias or f'of {name(layer.module)}'} does nothing before BatchNorm "
                 f"{name(node.module)}",
                 source=layer.source,
             )
 
 
-def _same_axis(layer: Node, norm: Node) -> bool:
-    """Whether BatchNorm's channels are those of the layer before it, by way of a changed shape.
+def _subtracted(layer: Node, norm: Node) -> bool:
+    """Whether each channel of BatchNorm is given a single value of the bias of the layer before it.
 
-    Tried out: numbers that differ along the layer's channels alone take the same way.
+    Tried out: numbers that differ along the layer's channels alone take the way to BatchNorm.
     """
     steps = []
     node = next(parent for parent in norm.inputs if parent.data)
@@ -245,7 +247,9 @@ def _same_axis(layer: Node, norm: Node) -> bool:
     channels = layer.facts["bias"]
     axis = len(layer.shape) - 1
     if layer.op.startswith("conv"):
-        axis -= int(layer.op.removeprefix("conv")[:1] or 2)
+        axis -= next((int(one) for one in layer.op if one.isdigit()), 2)
+    if layer.shape[axis] != channels:
+        return False
     shape = [1] * len(layer.shape)
     shape[axis] = channels
     probe = torch.arange(channels).view(shape).expand(layer.shape)
@@ -262,7 +266,9 @@ def _same_axis(layer: Node, norm: Node) -> bool:
         probe = made if isinstance(made, Tensor) else next(iter(made))
         if tuple(probe.shape) != step.shape:
             return False
-    return bool((probe == torch.arange(channels).view(-1, *[1] * (probe.ndim - 2))).all())
+    if probe.ndim < 2 or tuple(probe.shape) != norm.shape:
+        return False
+    return bool((probe == probe[(slice(1), slice(None), *[slice(1)] * (probe.ndim - 2))]).all())
 
 
 @rule(

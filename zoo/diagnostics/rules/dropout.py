@@ -44,7 +44,7 @@ def _before_batch_norm(subject: Subject, kinds: Callable[[str], bool]) -> Iterat
         for node in (subject.evaluation.dropouts if subject.evaluation else [])
         if node.dropout is not None and node.op not in DROPOUTS
     }
-    seen: set[tuple[str, int]] = set()
+    reached: list[tuple[Node, dict[Node, int]]] = []
     for norm in subject.training.batch_norms:
         assert norm.batch_norm is not None
         if not norm.batch_norm.live:
@@ -60,11 +60,15 @@ def _before_batch_norm(subject: Subject, kinds: Callable[[str], bool]) -> Iterat
             # Noise that evaluation has too (a VAE's sampling) shifts nothing.
             and (dropout.module, dropout.op) not in eval_noise
         }
-        if not near:
-            continue
+        if near:
+            reached.append((norm, near))
+    # The graph says that it reads a dropout; whether a value of that is left, two forwards say.
+    changed = subject.changed(list(dict.fromkeys(one for _, near in reached for one in near)))
+    seen: set[tuple[str, int]] = set()
+    for norm, near in reached:
         # The nearest in level, then the last before the BatchNorm: the one to move.
         dropout = min(near, key=lambda d: (near[d], -d.index))
-        if (norm.module, near[dropout]) not in seen:
+        if norm in changed and (norm.module, near[dropout]) not in seen:
             seen.add((norm.module, near[dropout]))
             yield norm, dropout, near[dropout], len(near) - 1
 

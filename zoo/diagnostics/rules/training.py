@@ -158,6 +158,7 @@ def decay_on_embedding(subject: Subject) -> Iterator[Finding]:
                 )
 
 
+SHOWN = 10  # channels that a message names
 ENOUGH = 64  # samples, before a unit that none has moved counts as dead
 
 
@@ -184,11 +185,13 @@ ENOUGH = 64  # samples, before a unit that none has moved counts as dead
 )
 def dead_units(subject: Subject) -> Iterator[Finding]:
     for seen in subject.activity:
-        dead = int((~seen.active).sum())
+        channels = (~seen.active).nonzero().flatten().tolist()
+        dead = len(channels)
+        which = ", ".join(map(str, channels[:SHOWN])) + (", …" if dead > SHOWN else "")
         if dead and seen.samples >= ENOUGH:
             yield Finding(
                 seen.node.module,
                 f"{dead} of {seen.active.numel()} channels of {seen.node.op} in "
-                f"{name(seen.node.module)} are never active over {seen.samples} samples",
+                f"{name(seen.node.module)} are never active over {seen.samples} samples: {which}",
                 source=seen.node.source,
             )

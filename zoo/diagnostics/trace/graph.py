@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +50,7 @@ class Node:
     data: bool  # depends on the model's inputs
     random: bool  # depends on random numbers
     draws: bool = False  # draws them itself
+    call: int = -1  # which of all calls of torch functions it is; -1: it stands for none
     dropout: DropoutCall | None = None
     batch_norm: BatchNormCall | None = None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +71,11 @@ class Trace:
     unseen: list[str] = field(default_factory=list)  # paths of modules that hide what they do
     decided: bool = False  # random numbers chose this way among several
     by_values: bool = False  # values of the inputs were read, which may have chosen it
+    seed: int = 0
+    # Paths of tensors that the model holds and this forward has changed according to the data, but
+    # for the statistics of the normalizations that are recorded.
+    moved: list[str] = field(default_factory=list)
+    unaudited: list[str] = field(default_factory=list)  # sentences: what ran and was not seen
 
     @property
     def dropouts(self) -> list[Node]:
@@ -83,6 +91,47 @@ def through(node: Node) -> Node:
     while node.op in PASS_THROUGH and node.inputs:
         node = node.inputs[0]
     return node
+
+
+def applied(nodes: list[Node]) -> set[str]:
+    """Paths of the held tensors that have one value for each channel of data that they meet."""
+    carried: list[dict[str, int]] = []  # by node without data: the tensors that it is made of
+    found: set[str] = set()
+    for node in nodes:
+        if "held" in node.facts:
+            carried.append({node.facts["held"]: math.prod(node.shape)})
+            continue
+        within: dict[str, int] = {}
+        for parent in node.inputs:
+            within |= carried[parent.index]
+        if within and node.data:
+            shapes = [node.shape, *(parent.shape for parent in node.inputs if parent.data)]
+            channels = {s[axis] for s in shapes if len(s) > 1 for axis in (1, -1)}
+            found |= {path for path, values in within.items() if values in channels}
+            within = {}
+        carried.append(within)
+    return found
+
+
+def unknown_statistics(training: Trace, evaluation: Trace | None) -> list[str]:
+    """Paths of running statistics that the model's own code keeps, outside what is recorded.
+
+    Tensors that a training forward moves according to the data, evaluation leaves alone, and
+    applies to data channel by channel. A codebook, an average of weights and a state that
+    evaluation moves too are none.
+    """
+    if evaluation is None:
+        return training.moved
+    read = applied(evaluation.nodes) - set(evaluation.moved)
+    return [path for path in training.moved if path in read]
+
+
+def beyond(nodes: list[Node], wanted: Callable[[Node], bool]) -> list[bool]:
+    """For every node, whether it depends on one that is wanted, or is one."""
+    found: list[bool] = []
+    for node in nodes:
+        found.append(wanted(node) or any(found[parent.index] for parent in node.inputs))
+    return found
 
 
 STRAIGHT, MERGED, RENORMALIZED, STANDARDIZED = range(4)

@@ -73,7 +73,9 @@ def written(raw: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Ten
     in_place = (raw.endswith("_") and not raw.endswith("__")) or raw in IN_PLACE_OPERATORS
     if (in_place or raw == "__setitem__") and args and isinstance(args[0], Tensor):
         return [args[0]]
-    if raw == "__set__" and args and isinstance(args[0], Tensor):  # tensor.data = …
+    if in_place and raw.startswith("_foreach") and args:
+        return tensors_in(args[0])
+    if raw == "__set__" and all(isinstance(one, Tensor) for one in args):  # tensor.data = …
         return [args[0]]
     if kwargs.get("inplace") and args and isinstance(args[0], Tensor):
         return [args[0]]
@@ -192,3 +194,8 @@ def has_single_values(call: dict[str, Any]) -> bool:
     """Whether a bound normalization has one value a channel."""
     x = call["input"]
     return bool(x.ndim > 1 and x.numel() == x.shape[1])
+
+
+def refused(call: dict[str, Any], raw: str) -> bool:
+    """Whether torch refuses a bound normalization in training mode: one value a channel."""
+    return bool(call["training"]) and raw != "instance_norm" and has_single_values(call)

@@ -14,8 +14,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,11 @@ from torch.nn.modules.module import (
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdRef, WeakTensorKeyDictionary
 
-from zoo.diagnostics.trace.graph import BatchNormCall, DropoutCall, Node, Trace, through
+from zoo.diagnostics.trace.graph import BatchNormCall, DropoutCall, Node, Trace, beyond, through
+from zoo.diagnostics.trace.held import held_by
 from zoo.diagnostics.trace.operations import (
     DROPOUTS,
     FROM_PYTHON,
-    IN_PLACE_OPERATORS,
     LENDS_SHAPE,
     NORMS,
     ORDERING,
@@ -48,8 +48,8 @@ from zoo.diagnostics.trace.operations import (
     argument,
     base_name,
     bind_normalization,
-    has_single_values,
     plain_name,
+    refused,
     run_single_values,
     tensors_in,
     written,
@@ -58,9 +58,12 @@ from zoo.diagnostics.trace.snapshot import (
     Snapshot,
     begin_training,
     eagerly,
+    is_exported,
     is_scripted,
     paths,
     set_mode,
+    storage_of,
+    tensors_of,
     to_model,
     unseen_modules,
     untouched,
@@ -99,8 +102,27 @@ def record(
     Raises:
         Exception: whatever the model's forward raises.
     """
-    inputs, kwargs = to_model(model, (inputs, kwargs or {}))
-    with untouched(model) as snapshot, eagerly(model), torch.no_grad():
+    with prepared(model, inputs, kwargs or {}, mode, seed) as (snapshot, inputs, kwargs):
+        recorder = Recorder(model, snapshot, assume_training=mode == "evaluation as training")
+        recorder.begin((inputs, kwargs))
+        with recorder.recording():
+            output = (run or model)(*inputs, **kwargs)
+        return recorder.trace(mode, answer(output) if answer else output, seed)
+
+
+@contextmanager
+def prepared(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], mode: str, seed: int
+) -> Iterator[tuple[Snapshot, tuple[Any, ...], dict[str, Any]]]:
+    """The modes, random state and arguments (on the model's device) of a forward to be watched.
+
+    The model and the random state come out untouched.
+
+    Args:
+        model, inputs, kwargs, mode, seed: as ``record`` takes them.
+    """
+    inputs, kwargs = to_model(model, (inputs, kwargs))
+    with untouched(model) as snapshot, eagerly(model), torch.no_grad(), warnings.catch_warnings():
         if mode == "training":
             begin_training(model)
         elif mode != "as it is":
@@ -110,12 +132,8 @@ def record(
             raise UserError(
                 "a lazy parameter has no shape yet: run the model once, then it can be recorded"
             )
-        recorder = Recorder(model, snapshot, assume_training=mode == "evaluation as training")
-        recorder.begin((inputs, kwargs))
-        with recorder.recording(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the model's owner has seen them
-            output = (run or model)(*inputs, **kwargs)
-        return recorder.trace(mode, answer(output) if answer else output)
+        warnings.simplefilter("ignore")  # the model's owner has seen them
+        yield snapshot, inputs, kwargs
 
 
 class Recorder(TorchFunctionMode):
@@ -145,6 +163,7 @@ class Recorder(TorchFunctionMode):
         self.left = False  # data have left torch
         self.decided = False  # random numbers decide which way the forward goes
         self.by_values = False  # Python reads values that depend on the inputs
+        self.number = 0  # of calls of torch functions so far
         self.buffers = {
             id(buffer): (self.paths[id(module)], name)
             for module in model.modules()
@@ -153,16 +172,13 @@ class Recorder(TorchFunctionMode):
         self.model = model
         self.outermost: Any = None  # frame beyond which no code is the model's
         self.modules = {self.paths[id(module)]: module for module in model.modules()}
+        self.held = snapshot.tensors()
+        self.known = {id(tensor): path for path, tensor in self.held.items()}
+        # Memory that was written to → the call that did, the last one with data if there is any.
+        self.places: dict[int, Node] = {}
+        self.statistics: set[str] = set()  # paths of those of normalizations that are recorded
 
     # -- which module is running -----------------------------------------------------------------
-
-    @cached_property
-    def known(self) -> set[int]:
-        """Tensors that the model holds as attributes or buffers."""
-        held = [value for attributes in self.snapshot.attributes for value in attributes.values()]
-        return {id(tensor) for tensor in tensors_in(held)} | {
-            id(buffer) for buffer, _ in self.snapshot.buffers
-        }
 
     def begin(self, given: Any) -> None:
         """Takes the tensors among a forward's arguments for data."""
@@ -187,7 +203,7 @@ class Recorder(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
 
-    def trace(self, mode: str, output: Any) -> Trace:
+    def trace(self, mode: str, output: Any, seed: int = 0) -> Trace:
         """What was recorded."""
         self._look_at_python()
         if self.python_drew:
@@ -197,6 +213,7 @@ class Recorder(TorchFunctionMode):
         if unseen:
             names = [path or type(self.model).__name__ for path in unseen[:5]]
             self.say(f"scripted modules are opaque: {', '.join(names)}")
+        moved, unaudited = self._moved()
         return Trace(
             mode,
             self.order,
@@ -206,9 +223,55 @@ class Recorder(TorchFunctionMode):
             unseen,
             self.decided,
             self.by_values,
+            seed,
+            moved,
+            [*self._hidden(), *unaudited],
         )
 
+    def _moved(self) -> tuple[list[str], list[str]]:
+        """Paths of held tensors that moved with the data, and sentences about what was not seen."""
+        before = {id(buffer): value for buffer, value in self.snapshot.buffers}
+        moved, unaudited = [], []
+        for path, tensor in tensors_of(self.model).items():
+            if path in self.statistics or not tensor.is_floating_point():
+                continue
+            node = self.nodes.get(tensor)
+            if tensor is self.held.get(path):
+                if (written := self.places.get(_place(tensor))) is not None:
+                    node = written
+                elif (value := before.get(id(tensor))) is None or _same(tensor, value):
+                    continue
+                elif node is None:  # no torch function was called with it, and yet it has changed
+                    unaudited.append(f"{path} changes by code that cannot be followed")
+                    continue
+                else:  # by a function that does not say what it writes to
+                    moved.append(path)
+                    continue
+            if node is not None and node.data:
+                moved.append(path)
+        return moved, unaudited
+
+    def _hidden(self) -> Iterator[str]:
+        """Sentences about what ran unseen and bears on normalization or dropout."""
+        unknown = [node for node in self.order if "unknown" in node.facts]
+        for node in unknown:
+            after = beyond(self.order, lambda one, node=node: one is node)  # type: ignore[misc]
+            norms = [
+                one.module
+                for one in self.order
+                if one.batch_norm is not None and one.batch_norm.live and after[one.index]
+            ]
+            if node.draws or norms or "network" in node.facts:
+                where = node.module or type(self.model).__name__
+                at = f" at {node.source}" if node.source else ""
+                reaches = f" and reaches BatchNorm {norms[0] or 'of the model'}" if norms else ""
+                yield f"what runs in {where}{at} cannot be followed{reaches}"
+
     def _enter(self, module: nn.Module, args: Any) -> None:
+        if self.given:
+            with torch._C.DisableTorchFunction():
+                for tensor in tensors_in(args):  # of unknown origin in the caller, not in here
+                    self._node(tensor)
         # A module made within a forward has no path: its calls belong to whoever made it.
         path = self.paths.get(id(module), self.where[-1] if self.where else "")
         self.stack.append(module)
@@ -219,23 +282,34 @@ class Recorder(TorchFunctionMode):
             self.calls[path] += 1
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        self.stack.pop()
-        self.given.pop()
-        path, before = self.where.pop(), self.norms_before.pop()
-        for tensor in tensors_in(output):
-            if tensor not in self.nodes:  # made where nothing is seen: its trail goes on from here
+        with torch._C.DisableTorchFunction():  # what is asked here is no call of the model's
+            self.stack.pop()
+            self.given.pop()
+            path, before = self.where.pop(), self.norms_before.pop()
+            followed = not (is_scripted(module) or is_exported(module))
+            for tensor in tensors_in(output):
+                if self._found(tensor) is not None or id(tensor) in self.known:
+                    continue
+                # Made where nothing is seen: its trail goes on from here.
                 given = tuple(dict.fromkeys(self._node(one) for one in tensors_in((args, kwargs))))
-                self.nodes[tensor] = self._append("opaque", path, given, tensor, "")
-        own = module._buffers if not is_scripted(module) else {}
-        running = own.get("running_var")
-        if running is None or self.norm_count > before:
+                node = self._unknown(tensor, path, given)
+                if not followed:
+                    node.facts["network"] = True
+                    if any(module is one for one in self.snapshot.modules):
+                        del node.facts["unknown"]  # ``unseen_modules`` names it as a whole
+            if followed and self.norm_count == before:
+                self._normalized_by_hand(module, path, output)
+
+    def _normalized_by_hand(self, module: nn.Module, path: str, output: Any) -> None:
+        """Notes BatchNorm written out by hand: a module keeps running statistics of its own."""
+        running = module._buffers.get("running_var")
+        if running is None:
             return
-        # BatchNorm written out by hand: a module that keeps running statistics of its own.
         for tensor in tensors_in(output)[:1]:
             if not self._node(tensor).data:
                 continue
             old = next((v for b, v in self.snapshot.buffers if b is running), None)
-            moved = old is None or running.is_meta or not torch.equal(running, old)
+            moved = running.is_meta or old is None or not _same(running, old)
             node = self._append("batch_norm", path, (self._node(tensor),), tensor, "")
             positions = tensor[0, 0].numel() if tensor.ndim > 2 else 1
             live = (moved and module.training) or (self.assume_training and moved)
@@ -244,6 +318,7 @@ class Recorder(TorchFunctionMode):
                 live, tensor.shape[0] * positions if tensor.ndim else 1, positions, momentum, path
             )
             self.nodes[tensor] = node
+            self.statistics |= {".".join(filter(None, (path, name))) for name in module._buffers}
 
     # -- nodes -----------------------------------------------------------------------------------
 
@@ -255,10 +330,13 @@ class Recorder(TorchFunctionMode):
     def _node(self, tensor: Tensor) -> Node:
         if (node := self._found(tensor)) is not None:
             return node
-        if id(tensor) in self.parameters:
-            return self.source("parameter", tensor)
-        if id(tensor) in self.known or not self.given:
-            return self.source("constant", tensor)
+        path = self.known.get(id(tensor))
+        own = id(tensor) in self.parameters
+        if path is not None or own or not self.given or _named_by_code(tensor, self.outermost):
+            node = self.source("parameter" if own else "constant", tensor)
+            if path is not None:
+                node.facts["held"] = path
+            return node
         # Made where nothing is seen, by scripted code or an extension: its trail goes on from here.
         where = self.where[-1]
         self._look_at_python()
@@ -276,7 +354,12 @@ class Recorder(TorchFunctionMode):
             known = [node for t in tensors_in(given) if (node := self._found(t)) is not None]
             if known:
                 break
-        node = self._append("opaque", where, tuple(known), tensor, self._source_line())
+        return self._unknown(tensor, where, tuple(known))
+
+    def _unknown(self, tensor: Tensor, where: str, given: tuple[Node, ...]) -> Node:
+        """A tensor that no call that was seen has made."""
+        node = self._append("opaque", where, given, tensor, self._source_line(), draws=self._drew())
+        node.facts["unknown"] = True
         self.nodes[tensor] = node
         return node
 
@@ -333,12 +416,13 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        self.number += 1
         raw = base_name(func)
         changed = written(raw, args, kwargs)
         first = args[0] if args and isinstance(args[0], Tensor) else None
         version = None if first is None else _version(first)
         call = bind_normalization(func, args, kwargs)
-        if call is not None and self._refused(call, raw):
+        if call is not None and refused(call, raw):
             # One value a channel, which torch refuses; a rule says so, and the rest is seen.
             result = run_single_values(func, args, kwargs, call)
         else:
@@ -346,8 +430,7 @@ class Recorder(TorchFunctionMode):
         if raw in TO_PYTHON:
             self._note_python(raw, args)
         outputs = tensors_in(result)
-        if raw in IN_PLACE_OPERATORS or raw == "__setitem__":
-            outputs = outputs or list(changed)
+        outputs = outputs or list(changed)  # ``x[0] = y`` and ``x.data = y`` give nothing
         if not outputs:
             return result
         drew = (raw not in QUIET and self._drew()) or raw in RANDOM
@@ -368,6 +451,7 @@ class Recorder(TorchFunctionMode):
         drew = self._drew_in_python(raw, args, kwargs) or drew
         where = self.where[-1] if self.where else ""
         node = self._append(name, where, inputs, outputs[0], self._source_line(), draws=drew)
+        node.call = self.number
         self._describe(node, func, args, kwargs, call)
         if (
             first is not None
@@ -375,34 +459,18 @@ class Recorder(TorchFunctionMode):
             and not any(one is first for one in changed)
         ):
             changed.extend(one for one in outputs if one is first)
-        if node.op in RECURRENT and node.dropout is not None:
-            self._keep_recurrent(node, result, args)
-        else:
-            for tensor in outputs:
-                self._keep(tensor, node)
+        for tensor in outputs:
+            self._keep(tensor, node)
         for tensor in changed:
             self._write(tensor, node)
         return result
 
-    def _refused(self, call: dict[str, Any], raw: str) -> bool:
-        by_sample = raw == "instance_norm"
-        return bool(call["training"]) and not by_sample and has_single_values(call)
-
-    def _keep_recurrent(self, node: Node, result: Any, args: tuple[Any, ...]) -> None:
-        """Of a recurrent layer's states, those of its first layer stand before its dropout."""
-        output, *states = result
-        self._keep(output, node)
-        for tensor in tensors_in(states):
-            state = self._append(node.op, node.module, (node,), tensor, node.source)
-            before = self._append(node.op, node.module, node.inputs, tensor, node.source)
-            at = next(i for i, argument in enumerate(args) if isinstance(argument, list))
-            directions = 2 if bool(args[at + 5]) else 1
-            state.facts["first layer"] = before, directions
-            self._keep(tensor, state)
-
     def _write(self, tensor: Tensor, node: Node) -> None:
         """A tensor has changed in place: so has what it is a view of, or what views it."""
         self.nodes[tensor] = node
+        place = _place(tensor)
+        if node.data or place not in self.places:
+            self.places[place] = node
         base = tensor._base
         if base is not None:
             old = self._node(base)
@@ -495,11 +563,6 @@ class Recorder(TorchFunctionMode):
             self._batch_norm(node, call)
         elif op == "batch_norm":
             pass  # by the batch alone, in evaluation too
-        elif op == "getitem" and "first layer" in node.inputs[0].facts:
-            before, directions = node.inputs[0].facts["first layer"]
-            if isinstance(args[1], int) and 0 <= args[1] < directions:
-                node.inputs = (before,)
-                node.random = before.random
         elif op in NORMS or op in ("linear", "addmm") or op.startswith("conv"):
             self._remember_parameters(node, func, args, kwargs)
         elif op == "bernoulli":
@@ -552,6 +615,9 @@ class Recorder(TorchFunctionMode):
             live, values, positions, momentum, holder, node.op == "instance_norm"
         )
         node.facts["statistics"] = id(running)
+        for one in (running, call["running_mean"]):
+            if id(one) in self.known:
+                self.statistics.add(self.known[id(one)])
         node.facts["in checkpoint"] = live and _in_checkpoint()
         for name in ("weight", "bias"):
             node.facts[name] = id(call[name])
@@ -591,6 +657,7 @@ class Recorder(TorchFunctionMode):
         else:
             bias = argument(args, kwargs, 2, "bias", None)
             node.facts["bias"] = 0 if bias is None else bias.numel()
+            node.facts["bias path"] = self.known.get(id(bias), "")
 
     def _mask(self, node: Node) -> None:
         """Random numbers meet data: a dropout made by hand, by what the meeting looks like."""
@@ -669,6 +736,32 @@ def _shape_kind(mask: tuple[int, ...], data: tuple[int, ...]) -> str:
     if len(mask) == len(data) >= 3 and all(size == 1 for size in mask[2:]):
         return "spatial"
     return "element-wise"
+
+
+def _named_by_code(tensor: Tensor, outermost: Any) -> bool:
+    """Whether a global or a variable of a closure, of any code that is running, is this tensor."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame is not outermost:
+        code = frame.f_code
+        if not code.co_filename.startswith((_OWN, _TORCH)):
+            named = [frame.f_globals.get(name) for name in code.co_names]
+            named += [frame.f_locals.get(name) for name in code.co_freevars]
+            data = [one for one in named if not isinstance(one, nn.Module | FunctionType)]
+            if any(one is tensor for _, one in held_by(data)):
+                return True
+        frame = frame.f_back
+    return False
+
+
+def _place(tensor: Tensor) -> int:
+    return storage_of(unwrapped(tensor))
+
+
+def _same(now: Tensor, before: Tensor) -> bool:
+    """Whether two tensors hold the same values, as far as can be told."""
+    if now.is_meta or now.layout != torch.strided or now.shape != before.shape:
+        return now.shape == before.shape
+    return torch.equal(now, before) or torch.allclose(now, before, 0, 0, equal_nan=True)
 
 
 def _version(tensor: Tensor) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from zoo.diagnostics.trace.held import held_by, is_own_object
 from zoo.diagnostics.trace.operations import written
 
 
@@ -22,12 +23,16 @@ class Snapshot:
     """All of a model that a forward could change, and the random state; ``restore`` puts it back.
 
     Buffers are kept by value (BatchNorm's update does not show in their version counters),
-    attributes by identity, lists and dicts among them by content; parameters by value only where
-    ``protect`` was told that one is about to be written to.
+    attributes by identity, lists and dicts among them by content; parameters, and tensors that are
+    held in other ways, by value only where ``protect`` was told that one is about to be written to.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = list(model.modules())
+        self.model = model
+        held = list(held_by(model))
+        # Those that are hidden in lists, objects and closures as well.
+        hidden = [m for _, one in held if isinstance(one, nn.Module) for m in _parts(one)]
+        self.modules = list(dict.fromkeys([*model.modules(), *hidden]))
         self.attributes = [
             {} if is_scripted(module) else dict(module.__dict__) for module in self.modules
         ]
@@ -47,16 +52,22 @@ class Snapshot:
             opaque = is_scripted(module)
             own = module.parameters(False) if opaque else module._parameters.values()
             self.parameters |= {id(p): p for p in own if p is not None}
-            held = module.buffers(False) if opaque else module._buffers.values()
-            buffers |= {id(b): b for b in held if b is not None}
+            kept = module.buffers(False) if opaque else module._buffers.values()
+            buffers |= {id(b): b for b in kept if b is not None}
         self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers.values()]
         self.storages: dict[int, list[Tensor]] = {}
         self.protected: dict[int, tuple[Tensor, Tensor]] = {}
-        self.randomness = Randomness(self.attributes)
+        self.held = [(path, one) for path, one in held if isinstance(one, Tensor)]
+        self.objects = [(one, dict(vars(one))) for _, one in held if is_own_object(one)]
+        self.randomness = Randomness(one for _, one in held)
 
     def adopt(self, generator: Any) -> None:
         """Keeps the state of a generator that the model draws from and does not hold."""
         self.randomness.adopt(generator)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Path → every tensor that the model held when this was taken."""
+        return tensors_of(self.model, self.held)
 
     def guard(self, tensors: list[Tensor]) -> None:
         """Keeps these as parameters are kept: a forward's inputs, which it may write to."""
@@ -67,7 +78,7 @@ class Snapshot:
         """Keeps a parameter's value, if this is one, or lies in the memory of one."""
         tensor = unwrapped(tensor)
         if not self.storages:
-            for parameter in self.parameters.values():
+            for parameter in chain(self.parameters.values(), (one for _, one in self.held)):
                 self.storages.setdefault(storage_of(parameter), []).append(parameter)
         for parameter in self.storages.get(storage_of(tensor), []):
             if id(parameter) not in self.protected:
@@ -100,6 +111,9 @@ class Snapshot:
                 elif value != content if isinstance(value, set) else not _same(value, content):
                     value.clear()
                     value.extend(content) if isinstance(value, list) else value.update(content)
+        for one, attributes in self.objects:
+            vars(one).clear()
+            vars(one).update(attributes)
         for tensor, value in [*self.buffers, *self.protected.values()]:
             tensor.detach().copy_(value)
         self.randomness.restore()
@@ -109,36 +123,30 @@ class Randomness:
     """All random states that a model can draw from, its own generators included.
 
     Args:
-        attributes: of each of its modules.
+        held: what it holds; the generators among it count.
     """
 
-    def __init__(self, attributes: list[dict[str, Any]]) -> None:
+    def __init__(self, held: Iterable[Any] = ()) -> None:
         self.random = random.getstate()
         self.numpy = np.random.get_state()  # noqa: NPY002 - the model's own calls use it
         self.torch = torch.get_rng_state()
         started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self.cuda = torch.cuda.get_rng_state_all() if started else []
         self.own: dict[int, tuple[Any, Any]] = {}
-        for held in attributes:
-            for name, value in held.items():
-                if name not in _INTERNALS and type(value) not in _PLAIN:
-                    self.adopt(value)
+        self.seeded: int | None = None
+        for one in held:
+            self.adopt(one)
 
     def adopt(self, value: Any) -> None:
-        """Adds a generator, or those within a list, tuple or dict."""
-        if isinstance(value, list | tuple | dict):
-            for item in value.values() if isinstance(value, dict) else value:
-                if not isinstance(item, Tensor | nn.Module):
-                    self.adopt(item)
-        elif isinstance(value, _GENERATORS) and id(value) not in self.own:
+        """Adds a generator, seeded as the others have been; other values are ignored."""
+        if isinstance(value, _GENERATORS) and id(value) not in self.own:
             self.own[id(value)] = value, _state_of(value)
+            if self.seeded is not None:
+                _seed(value, self.seeded)
 
     def now(self) -> Randomness:
         """The same generators, as they are at this moment."""
-        fresh = Randomness([])
-        for generator, _ in self.own.values():
-            fresh.adopt(generator)
-        return fresh
+        return Randomness(generator for generator, _ in self.own.values())
 
     def python_state(self) -> tuple[Any, ...]:
         """Where the generators are that draw outside torch."""
@@ -152,14 +160,9 @@ class Randomness:
         seed_everywhere(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
+        self.seeded = seed
         for generator, _ in self.own.values():
-            if _is_torch(generator):
-                generator.manual_seed(seed)
-            elif isinstance(generator, np.random.Generator):
-                fresh = type(generator.bit_generator)(seed % 2**32)
-                generator.bit_generator.state = fresh.state
-            else:
-                generator.seed(seed % 2**32)
+            _seed(generator, seed)
 
     def restore(self) -> None:
         random.setstate(self.random)
@@ -192,13 +195,21 @@ def _numpy_position() -> tuple[int, int]:
     return hash(repr(state)), 0
 
 
-_INTERNALS = frozenset(vars(nn.Module()))
-_PLAIN = frozenset({bool, int, float, str, type(None)})
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 def _is_torch(generator: Any) -> bool:
     return isinstance(generator, torch.Generator)
+
+
+def _seed(generator: Any, seed: int) -> None:
+    if _is_torch(generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, np.random.Generator):
+        fresh = type(generator.bit_generator)(seed % 2**32)
+        generator.bit_generator.state = fresh.state
+    else:
+        generator.seed(seed % 2**32)
 
 
 def _state_of(generator: Any) -> Any:
@@ -220,6 +231,11 @@ def storage_of(tensor: Tensor) -> int:
 
 def is_scripted(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule)
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules within one that ``held_by`` does not look into, and itself."""
+    return module.modules() if is_scripted(module) else iter([module])
 
 
 def _same(now: Any, before: Any) -> bool:
@@ -282,6 +298,23 @@ def paths(model: nn.Module) -> dict[int, str]:
     }
 
 
+def tensors_of(
+    model: nn.Module, held: Iterable[tuple[str, Any]] | None = None
+) -> dict[str, Tensor]:
+    """Path → every tensor that a model holds, registered or not.
+
+    Args:
+        model: any module.
+        held: what ``held_by`` finds in it, where that is known.
+    """
+    named = held if held is not None else held_by(model)
+    found = {path: one for path, one in named if isinstance(one, Tensor)}
+    for path, module in model.named_modules():
+        for name, tensor in (*module.named_parameters("", False), *module.named_buffers("", False)):
+            found[f"{path}.{name}" if path else name] = tensor
+    return found
+
+
 def begin_training(model: nn.Module) -> None:
     """Training mode, as ``model.train()`` sets it; normalization that was frozen stays so.
 
@@ -318,11 +351,12 @@ def keeps_running_statistics(module: nn.Module) -> bool:
 def unseen_modules(model: nn.Module) -> list[str]:
     """Paths of the modules whose code cannot be followed: scripted, traced or exported.
 
-    Of nested ones the outermost alone.
+    Of nested ones the outermost alone; those that are no submodules, but held all the same, count.
     """
     names, found = paths(model), list[str]()
-    for module in model.modules():
-        path = names[id(module)]
+    hidden = [(path, one) for path, one in held_by(model) if isinstance(one, nn.Module)]
+    modules = [(names[id(module)], module) for module in model.modules()]
+    for path, module in modules + [one for one in hidden if id(one[1]) not in names]:
         inside = any(not one or f"{path}.".startswith(f"{one}.") for one in found)
         if not inside and (is_scripted(module) or is_exported(module)):
             found.append(path)
