@@ -79,10 +79,10 @@ def test_folds_hold_each_image_of_a_folder_out_once(flat: Path, split: Path) -> 
         assert sorted(functools.reduce(operator.iadd, parts, [])) == sorted(
             held_out + folds[0].files("test")
         )
-    with pytest.raises(UserError, match="move its images into train"):
-        data(split, folds=4, fold=0)
-    with pytest.raises(UserError, match="8 images cannot be in 9 folds"):
-        data(flat, test=0.2, folds=9, fold=0)
+    with pytest.raises(UserError, match="move them to the training images"):
+        data(split, folds=4, fold=0).contents()
+    with pytest.raises(UserError, match="has 8 images, which cannot be in 9 folds"):
+        data(flat, test=0.2, folds=9, fold=0).contents()
 
 
 def test_the_training_sample_has_every_class_and_no_more_than_validation(flat: Path) -> None:

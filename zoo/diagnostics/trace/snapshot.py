@@ -112,8 +112,8 @@ class Snapshot:
                     value.clear()
                     value.extend(content) if isinstance(value, list) else value.update(content)
         for one, attributes in self.objects:
-            vars(one).clear()
-            vars(one).update(attributes)
+            one.__dict__.clear()
+            one.__dict__.update(attributes)
         for tensor, value in [*self.buffers, *self.protected.values()]:
             tensor.detach().copy_(value)
         self.randomness.restore()
