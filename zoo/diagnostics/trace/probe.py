@@ -87,11 +87,10 @@ def redraw(snapshot: Snapshot) -> None:
     for parameter in list(snapshot.parameters.values()):
         if not parameter.is_floating_point() or parameter.is_meta or not parameter.numel():
             continue
-        low, high = parameter.aminmax()
-        if low == high:
+        ends = parameter[(0,) * parameter.ndim], parameter[(-1,) * parameter.ndim]
+        if bool(ends[0] == ends[1]) and bool((parameter == ends[0]).all()):
             snapshot.protect(parameter)
-            drawn = torch.rand(parameter.shape, generator=generator) + 0.5
-            parameter.copy_(drawn)
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
 
 
 class _Lost(Exception):
