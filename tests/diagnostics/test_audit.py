@@ -1005,8 +1005,7 @@ def test_channels_that_are_never_active_are_counted(kind) -> None:
     (finding,) = findings(model, loader=loader)["dead-units"]
     assert f"{dead} of 12 channels of relu" in finding.message
     assert "160 samples" in finding.message
-    if dead == 5:
-        assert finding.message.endswith(": 0, 1, 2, 3, 4")
+    assert "samples: 0, 1, 2, 3, 4" in finding.message
     assert "dead-units" not in findings(model, loader=loader[:1])  # too few to tell
     with torch.no_grad():
         layer.bias.zero_()
