@@ -101,7 +101,9 @@ def test_a_batchnorm_depends_on_a_dropout_if_and_only_if_the_seed_changes_its_in
     # What is reported is what is near, whatever the severity.
     near = {module for module, level in levels.items() if level in (STRAIGHT, MERGED)}
     rules = ["dropout-before-bn", "stochastic-depth-before-bn"]
-    assert {finding.module for finding in audit(model, x, rules=rules).findings} == near
+    report = audit(model, x, rules=rules)
+    assert {finding.module for finding in report.findings} == near
+    assert report.audited, report.unaudited
 
 
 def test_enough_models_stand_against_the_oracle() -> None:
@@ -755,6 +757,11 @@ def test_a_norm_that_goes_by_the_batch_in_evaluation_too_is_no_fault() -> None:
         ((nn.Linear(8, 8), nn.Flatten(0, 1), nn.BatchNorm1d(8)), (4, 8, 8), True),
         ((nn.Conv1d(8, 8, 1), nn.BatchNorm1d(8)), (4, 8, 8), True),
         ((nn.Conv2d(8, 8, 1), nn.Flatten(2), nn.BatchNorm1d(8)), (4, 8, 2, 4), True),
+        ((nn.Conv2d(8, 8, 1), nn.Flatten(1), nn.BatchNorm1d(32)), (4, 8, 2, 2), True),
+        ((nn.Conv1d(8, 8, 1), nn.Flatten(1), nn.BatchNorm1d(24)), (4, 8, 3), True),
+        ((nn.Linear(8, 8), nn.Flatten(1), nn.BatchNorm1d(24)), (4, 3, 8), True),
+        ((nn.ConvTranspose2d(8, 8, 2), nn.BatchNorm2d(8)), (4, 8, 2, 2), True),
+        ((nn.Linear(8, 8), nn.Unflatten(1, (4, 2)), nn.BatchNorm1d(4)), (16, 8), False),
     ],
 )
 def test_a_bias_is_idle_only_along_the_channels_of_the_norm(layers, shape, idle) -> None:
@@ -767,6 +774,22 @@ def test_a_bias_is_idle_only_along_the_channels_of_the_norm(layers, shape, idle)
 
 
 # -- whose statistics, and whose randomness --------------------------------------------------------
+
+
+def test_which_of_several_biases_is_idle_is_said() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(x, self.first_weight, self.first_bias).relu()
+        return self.norm(F.conv2d(x, self.second_weight, self.second_bias))
+
+    model = Forward(forward, norm=nn.BatchNorm2d(8))
+    for which in ("first", "second"):
+        model.register_parameter(f"{which}_weight", nn.Parameter(torch.randn(8, 8, 1, 1)))
+        model.register_parameter(f"{which}_bias", nn.Parameter(torch.randn(8)))
+    (finding,) = findings(model, torch.randn(4, 8, 3, 3))["bias-before-bn"]
+    assert "the bias second_bias does nothing before BatchNorm norm" in finding.message
+    plain = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+    (finding,) = findings(plain, torch.randn(4, 8))["bias-before-bn"]
+    assert "the bias of 0 does nothing before BatchNorm 1" in finding.message
 
 
 def test_two_norms_called_by_forward_are_two() -> None:
@@ -982,6 +1005,7 @@ def test_channels_that_are_never_active_are_counted(kind) -> None:
     (finding,) = findings(model, loader=loader)["dead-units"]
     assert f"{dead} of 12 channels of relu" in finding.message
     assert "160 samples" in finding.message
+    assert "samples: 0, 1, 2, 3, 4" in finding.message
     assert "dead-units" not in findings(model, loader=loader[:1])  # too few to tell
     with torch.no_grad():
         layer.bias.zero_()

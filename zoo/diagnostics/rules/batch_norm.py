@@ -225,7 +225,7 @@ def bias_before_bn(subject: Subject) -> Iterator[Finding]:
         if only_reader and layer.facts.get("bias") and _subtracted(layer, node):
             # A forward may call several layers with biases of its own module: this one is named.
             own = layer.facts["bias path"]
-            bias = "" if own.rpartition(".")[0] == layer.module and own.endswith("bias") else own
+            bias = "" if own == f"{layer.module}.bias".lstrip(".") else own
             yield Finding(
                 layer.module,
                 f"the bias {bias or f'of {name(layer.module)}'} does nothing before BatchNorm "

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from zoo.diagnostics.trace.graph import MERGED, Node, Trace, floor_of
+from zoo.diagnostics.trace.graph import MERGED, Node, Trace, beyond, floor_of
 from zoo.diagnostics.trace.operations import (
     RECURRENT,
     base_name,
@@ -50,7 +50,9 @@ def changed_by(
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         return set(trace.batch_norms)  # there are no values
-    norms = [node for node in trace.nodes if floor_of(node) > MERGED and _watched(node)]
+    dropped = set(dropouts)
+    after = beyond(trace.nodes, lambda node: node in dropped)
+    norms = [n for n in trace.nodes if floor_of(n) > MERGED and _watched(n) and after[n.index]]
     unknown = {node for node in trace.batch_norms if _watched(node) is None}
     first: _Forward | None = None
     for disturbed in ([], dropouts):
@@ -67,9 +69,12 @@ def changed_by(
     return unknown | {
         node
         for node in norms
-        if node not in forward.inputs
-        or node not in first.inputs
-        or _differ(first.inputs[node], forward.inputs[node])
+        if node.batch_norm is not None
+        and (
+            node not in forward.inputs
+            or node not in first.inputs
+            or _differ(first.inputs[node], forward.inputs[node])
+        )
     }
 
 
@@ -87,11 +92,10 @@ def redraw(snapshot: Snapshot) -> None:
     for parameter in list(snapshot.parameters.values()):
         if not parameter.is_floating_point() or parameter.is_meta or not parameter.numel():
             continue
-        low, high = parameter.aminmax()
-        if low == high:
+        ends = parameter[(0,) * parameter.ndim], parameter[(-1,) * parameter.ndim]
+        if bool(ends[0] == ends[1]) and bool((parameter == ends[0]).all()):
             snapshot.protect(parameter)
-            drawn = torch.rand(parameter.shape, generator=generator) + 0.5
-            parameter.copy_(drawn)
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
 
 
 class _Lost(Exception):
@@ -126,7 +130,8 @@ class _Forward(TorchFunctionMode):
             if node is not None and plain_name(raw) != node.op:
                 raise _Lost
         if norm is not None:
-            self.inputs[norm] = _value(tensors_in((args, kwargs))[0])
+            if norm.batch_norm is not None:
+                self.inputs[norm] = _value(tensors_in((args, kwargs))[0])
             if self.first is not None:
                 return self._again(norm)
         call = bind_normalization(func, args, kwargs)

@@ -209,7 +209,7 @@ class Recorder(TorchFunctionMode):
         if self.python_drew:
             self._say_decided("", "of Python or numpy")
         outputs = [self.nodes[t] for t in tensors_in(output) if t in self.nodes]
-        unseen = unseen_modules(self.model)
+        unseen = unseen_modules(self.model, self.snapshot.found)
         if unseen:
             names = [path or type(self.model).__name__ for path in unseen[:5]]
             self.say(f"scripted modules are opaque: {', '.join(names)}")

@@ -29,7 +29,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        held = list(held_by(model))
+        self.found = held = list(held_by(model))
         # Those that are hidden in lists, objects and closures as well.
         hidden = [m for _, one in held if isinstance(one, nn.Module) for m in _parts(one)]
         self.modules = list(dict.fromkeys([*model.modules(), *hidden]))
@@ -57,7 +57,7 @@ class Snapshot:
         self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers.values()]
         self.storages: dict[int, list[Tensor]] = {}
         self.protected: dict[int, tuple[Tensor, Tensor]] = {}
-        self.held = [(path, one) for path, one in held if isinstance(one, Tensor)]
+        self.held = [one for _, one in held if isinstance(one, Tensor)]
         self.objects = [(one, dict(vars(one))) for _, one in held if is_own_object(one)]
         self.randomness = Randomness(one for _, one in held)
 
@@ -67,7 +67,7 @@ class Snapshot:
 
     def tensors(self) -> dict[str, Tensor]:
         """Path → every tensor that the model held when this was taken."""
-        return tensors_of(self.model, self.held)
+        return tensors_of(self.model, self.found)
 
     def guard(self, tensors: list[Tensor]) -> None:
         """Keeps these as parameters are kept: a forward's inputs, which it may write to."""
@@ -78,7 +78,7 @@ class Snapshot:
         """Keeps a parameter's value, if this is one, or lies in the memory of one."""
         tensor = unwrapped(tensor)
         if not self.storages:
-            for parameter in chain(self.parameters.values(), (one for _, one in self.held)):
+            for parameter in chain(self.parameters.values(), self.held):
                 self.storages.setdefault(storage_of(parameter), []).append(parameter)
         for parameter in self.storages.get(storage_of(tensor), []):
             if id(parameter) not in self.protected:
@@ -348,13 +348,18 @@ def keeps_running_statistics(module: nn.Module) -> bool:
     )
 
 
-def unseen_modules(model: nn.Module) -> list[str]:
+def unseen_modules(model: nn.Module, held: Iterable[tuple[str, Any]] | None = None) -> list[str]:
     """Paths of the modules whose code cannot be followed: scripted, traced or exported.
 
     Of nested ones the outermost alone; those that are no submodules, but held all the same, count.
+
+    Args:
+        model: any module.
+        held: what ``held_by`` finds in it, where that is known.
     """
     names, found = paths(model), list[str]()
-    hidden = [(path, one) for path, one in held_by(model) if isinstance(one, nn.Module)]
+    named = held if held is not None else held_by(model)
+    hidden = [(path, one) for path, one in named if isinstance(one, nn.Module)]
     modules = [(names[id(module)], module) for module in model.modules()]
     for path, module in modules + [one for one in hidden if id(one[1]) not in names]:
         inside = any(not one or f"{path}.".startswith(f"{one}.") for one in found)
