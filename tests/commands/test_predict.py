@@ -175,3 +175,42 @@ def test_features_of_files_are_what_the_classifier_sees(zoo_cli, weights: str) -
     torch.testing.assert_close(
         logits.softmax(1), model.predict(content["files"].tolist()), atol=1e-5, rtol=0
     )
+
+
+def test_sets_and_probabilities_are_by_what_publish_fitted(zoo_cli, weights: str) -> None:
+    write_photos(Path("photos"), each=2, side=40)
+    plain = zoo.load(weights)
+    file = Path(weights) / "config.json"
+    fitted = {
+        "split": "validation",
+        "images": 100,
+        "temperature": 0.5,
+        "confidence_p": None,
+        "sets": {"aps": {"0.9": 0.5, "0.95": 2.0}, "lac": {}},
+    }
+    file.write_text(json.dumps({**json.loads(file.read_text()), "calibration": fitted}))
+    done = zoo_cli("predict", "photos", "--weights", weights, "--json", "--sets", "0.95")
+    assert done.code == 0, done.err
+    for row in json.loads(done.out):
+        # A threshold of 2 leaves no class out.
+        assert sorted(row["set"]) == ["brick", "grass", "temple"]
+        expected = by_torchvision(plain, row["file"]).square()  # a temperature of a half
+        expected = expected / expected.sum()
+        assert row["classes"][0]["probability"] == pytest.approx(float(expected.max()), abs=1e-5)
+    narrow = zoo_cli("predict", "photos", "--weights", weights, "--sets", "0.9")
+    assert narrow.code == 0
+    for row in rows("predictions.csv"):
+        chosen = [name for name in row["set"].split("; ") if name]
+        # APS sums up what is likelier: a set of 0.5 holds at most the classes that reach it.
+        likelier, reached = [], 0.0
+        for rank in (1, 2, 3):
+            if reached > 0.5:
+                break
+            likelier.append(row[f"class_{rank}"])
+            reached += float(row[f"probability_{rank}"])
+        assert set(chosen) <= set(likelier)
+    refused = zoo_cli("predict", "photos", "--weights", weights, "--sets", "0.8")
+    assert refused.code == 2
+    assert "was calibrated for 0.9, 0.95" in refused.err
+    refused = zoo_cli("predict", "photos", "--weights", "gan_fmnist", "--sets", "0.9")
+    assert refused.code == 2
