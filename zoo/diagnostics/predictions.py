@@ -77,6 +77,7 @@ class Predictions:
             raise UserError(f"{task} gives logits or probabilities, not values")
         self.task, self.outputs, self.known_classes = task, outputs, classes
         self.told = False
+        self.supposed = False  # that outputs are logits
 
     def of(self, forward: Callable[[], Any]) -> Tensor:
         """Runs a forward and gives what counts of its output."""
@@ -128,11 +129,7 @@ class Predictions:
                 raise UserError(
                     f"the model ends in a {ending}: it gives outputs='probabilities', not logits"
                 )
-            if outputs is None and ending is None and _like_probabilities(output):
-                raise UserError(
-                    "the model's outputs all lie between 0 and 1, as probabilities do and logits "
-                    "hardly ever: give outputs='probabilities' or 'logits'"
-                )
+            self.supposed = outputs is None and ending is None
             outputs = outputs or ("probabilities" if ending else "logits")
         self.task, self.outputs, self.told = task, outputs, True
 
@@ -167,6 +164,12 @@ class Predictions:
         own: Any = 0.0
         kept: list[Tensor] = []
         for some in _in_stacks(outputs):
+            # Looked at here and not in ``of``, whose forward may be recorded.
+            if self.supposed and count == 0 and _like_probabilities(some):
+                raise UserError(
+                    "the model's outputs all lie between 0 and 1, as probabilities do and logits "
+                    "hardly ever: give outputs='probabilities' or 'logits'"
+                )
             predicted = self._predicted(some)  # (S, B, …)
             # Squares of the distance from the first: no cancellation where they hardly differ.
             if count == 0:
