@@ -124,7 +124,7 @@ class Attention(nn.Module):
         if start and tokens > 1:  # each new token sees the old ones and the new ones up to itself
             mask = torch.ones(tokens, k.shape[2], dtype=torch.bool, device=x.device).tril(start)
         rate = self.attn_drop if self.training else 0.0
-        x = attend(q, k, v, rate, causal=not start and tokens > 1, mask=mask)
+        x = attend(q, k, v, rate, causal=not start, mask=mask)
         return self.drop(self.proj(x.transpose(1, 2).flatten(2)))
 
 
