@@ -160,8 +160,8 @@ class Card:
         raise NotImplementedError
 
     def results(self) -> dict[str, float]:
-        """What the header states, by Hugging Face's names of metrics."""
-        raise NotImplementedError
+        """What the header states, by Hugging Face's names of metrics; nothing by default."""
+        return {}
 
     # -- what all share --------------------------------------------------------------------------
 
@@ -185,11 +185,11 @@ class Card:
         facts = ModelCardData(
             license="other" if self._pretrained() else "apache-2.0",
             library_name="lightning-zoo",
-            pipeline_tag=self.pipeline,
+            pipeline_tag=self.pipeline or None,
             tags=["pytorch", "lightning", self.config["network"]["name"].lower()],
             datasets=[on_hub] if on_hub else None,
             model_name=self.name,
-            eval_results=results,
+            eval_results=results or None,
         )
         return facts.to_yaml()
 

@@ -179,7 +179,8 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
         masks: int64 (B, H, W).
     """
     probabilities = logits.softmax(1)
-    hot = F.one_hot(masks, logits.shape[1]).movedim(3, 1).to(probabilities)
+    # torch's one_hot looks for the largest class first, and would wait for the device.
+    hot = torch.zeros_like(probabilities).scatter_(1, masks[:, None], 1.0)
     over = (0, 2, 3)
     both, sizes = (probabilities * hot).sum(over), (probabilities + hot).sum(over)
     present = hot.sum(over) > 0
