@@ -71,7 +71,13 @@ def test_weights_are_plain_and_the_whole_model(name: str) -> None:
 
 
 @needs_fashion_mnist
-@pytest.mark.parametrize("name", FLOORS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "resnet_fmnist" else [pytest.mark.slow])
+        for name in FLOORS
+    ],
+)
 def test_a_shipped_classifier_has_the_accuracy_its_card_states(name: str) -> None:
     """Loaded in one line, on the real test set."""
     model = zoo.load(name)
@@ -105,6 +111,7 @@ def test_a_shipped_language_model_has_the_loss_its_card_states(name: str) -> Non
     assert stated["metrics"]["val/loss"] <= CEILINGS[name]
 
 
+@pytest.mark.slow
 @needs_fashion_mnist
 def test_the_command_line_tests_the_shipped_weights_by_default(zoo_cli) -> None:
     result = zoo_cli("test", "--recipe", "resnet_fmnist", "--trainer.precision", "32-true")

@@ -281,7 +281,17 @@ def test_fast_dev_run_leaves_nothing(zoo_cli) -> None:
 LEFT_OUT = {name for name in recipes.names() if name.startswith("study/")} - {"study/7_all"}
 
 
-@pytest.mark.parametrize("name", sorted(set(recipes.names()) - LEFT_OUT))
+# Networks of millions of parameters take most of a minute together.
+LARGE = {"resnet50_imagefolder", "vit_small_imagefolder", "transformer_shakespeare_long"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else [])
+        for name in sorted(set(recipes.names()) - LEFT_OUT)
+    ],
+)
 def test_every_recipe_runs_two_batches(zoo_cli, request: pytest.FixtureRequest, name: str) -> None:
     limits = ["--trainer.max_epochs", "1", "--data.batch_size", "16"]
     for stage in ("train", "val", "test"):
@@ -298,6 +308,7 @@ def test_every_recipe_runs_two_batches(zoo_cli, request: pytest.FixtureRequest, 
     assert result.code == 0, result.err
 
 
+@pytest.mark.slow
 def test_resnet_digits_reaches_its_97_percent(zoo_cli) -> None:
     assert zoo_cli("fit", "--recipe", "resnet_digits").code == 0
     facts = json.loads(Path("runs/resnet_digits/version_0/run.json").read_text())
@@ -305,6 +316,7 @@ def test_resnet_digits_reaches_its_97_percent(zoo_cli) -> None:
     assert facts["seed"] == 0
 
 
+@pytest.mark.slow
 @needs_fashion_mnist
 def test_three_hundred_steps_on_real_fashion_mnist(zoo_cli) -> None:
     """At half the recipe's width and half its batch, to be quick."""

@@ -69,7 +69,9 @@ def test_the_same_seed_gives_the_same_weights(
 
 # An epoch has 9 steps: 32 is in the middle of the fourth, 28 its second step, resumed from the
 # save at 28 = 7 · 4 itself; 19 comes right after the end of the second.
-@pytest.mark.parametrize("step", [19, 28, 32])
+@pytest.mark.parametrize(
+    "step", [pytest.param(19, marks=pytest.mark.slow), 28, pytest.param(32, marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_equals_uninterrupted(
     uninterrupted: dict[str, torch.Tensor], tmp_path: Path, step: int
 ) -> None:

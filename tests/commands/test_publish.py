@@ -120,6 +120,7 @@ def test_a_checkpoint_is_calibrated_anew_and_its_weights_stay(zoo_cli) -> None:
         assert message in refused.err
 
 
+@pytest.mark.slow
 @needs_fashion_mnist
 def test_a_gans_temperatures_are_chosen_before_it_is_judged(zoo_cli, monkeypatch) -> None:
     done = zoo_cli(

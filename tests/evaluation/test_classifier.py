@@ -20,7 +20,13 @@ CLASSIFIERS = [
 
 
 @needs_fashion_mnist
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "resnet_fmnist" else [pytest.mark.slow])
+        for name in CLASSIFIERS
+    ],
+)
 def test_what_the_card_says_of_a_shipped_checkpoint(name) -> None:
     task = zoo.load(name)
     stated = store.read_config(store.folder_of(name))["proof"]

@@ -293,8 +293,9 @@ def _essence(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _choose_temperatures(task: Any, data: Any, recipe: dict[str, Any]) -> None:
     from zoo.evaluation.generator import reference_classifier, temperatures
+    from zoo.tasks.protocols import SamplesImages
 
-    if not hasattr(task, "temperature"):
+    if not isinstance(task, SamplesImages):
         raise UserError(f"--temperatures is for a GAN, and the run is of {type(task).__name__}")
     task.temperature = temperatures(task, data, reference_classifier(data))
     recipe["model"]["init_args"]["temperature"] = task.temperature

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.diagnostics.oracle import changed_by_the_seed
 from zoo.diagnostics.audit import audit
+from zoo.study.seed_oracle import changed_by_the_seed
 
 
 class Given(nn.Module):

@@ -45,35 +45,44 @@ def held_by(*roots: Any) -> Iterator[Named]:
 
 def is_own_object(value: Any) -> bool:
     """Whether a value has attributes and is neither a module, a tensor, a class nor a library's."""
-    if isinstance(value, type | nn.Module | Tensor) or _of_library(type(value)):
+    if issubclass(type(value), type | nn.Module | Tensor) or _of_library(type(value)):
         return False
-    return isinstance(getattr(value, "__dict__", None), dict)
+    return isinstance(_attributes(value), dict)
+
+
+def _attributes(value: Any) -> Any:
+    """An object's ``__dict__`` without asking its own ``__getattr__``, which may do anything."""
+    try:
+        return object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return None
 
 
 def _within(value: Any) -> list[Named]:
-    if isinstance(value, Tensor | torch.jit.ScriptModule):
+    kind = type(value)  # a proxy may call itself another's class
+    if issubclass(kind, Tensor | torch.jit.ScriptModule):
         return []
-    if isinstance(value, nn.Module):
+    if issubclass(kind, nn.Module):
         held = value.__dict__
         own = [(name, one) for name, one in held.items() if name not in _INTERNALS]
         return [*own, *held.get("_modules", {}).items(), *_classes(value)]
-    if isinstance(value, dict):
+    if issubclass(kind, dict):
         return [(str(key), one) for key, one in value.items()] if len(value) <= _LONGEST else []
-    if isinstance(value, list | tuple | set | frozenset):
+    if issubclass(kind, list | tuple | set | frozenset):
         return [(str(i), one) for i, one in enumerate(value)] if len(value) <= _LONGEST else []
-    if isinstance(value, FunctionType):
+    if issubclass(kind, FunctionType):
         return _within_function(value)
-    if isinstance(value, MethodType):
+    if issubclass(kind, MethodType):
         return [("", value.__self__), ("", value.__func__)]
-    if isinstance(value, functools.partial):
+    if issubclass(kind, functools.partial):
         return [("", value.func), ("", value.args), ("", value.keywords)]
-    if isinstance(value, staticmethod | classmethod):
+    if issubclass(kind, staticmethod | classmethod):
         return [("", value.__func__)]
-    if isinstance(value, type):
+    if issubclass(kind, type):
         return [] if _of_library(value) else list(vars(value).items())
-    if _of_library(type(value)):
+    if _of_library(kind):
         return []
-    return [*getattr(value, "__dict__", {}).items(), *_slots(value), *_classes(value)]
+    return [*(_attributes(value) or {}).items(), *_slots(value), *_classes(value)]
 
 
 def _within_function(function: FunctionType) -> list[Named]:
@@ -83,20 +92,21 @@ def _within_function(function: FunctionType) -> list[Named]:
             found.append((name, cell.cell_contents))
         except ValueError:  # not filled yet
             continue
-    package = _package(function)
+    package = package_of(function)
     if package in _LIBRARIES:
         return found
     found += [("", one) for one in function.__defaults__ or ()]
     for name in function.__code__.co_names:
         one = function.__globals__.get(name)
-        near = isinstance(one, FunctionType) and _package(one) == package
+        near = isinstance(one, FunctionType) and package_of(one) == package
         if near or not isinstance(one, FunctionType | type | nn.Module):
             found.append((name, one))
     return found
 
 
-def _package(function: FunctionType) -> str:
-    return (function.__module__ or "").partition(".")[0]
+def package_of(thing: FunctionType | type) -> str:
+    """The package that a function or a class is written in."""
+    return str(getattr(thing, "__module__", None) or "").partition(".")[0]
 
 
 def _classes(value: Any) -> list[Named]:
@@ -116,4 +126,10 @@ def _slots(value: Any) -> list[Named]:
     for _, cls in _classes(value):
         slots = vars(cls).get("__slots__", ())
         names += [slots] if isinstance(slots, str) else slots
-    return [(name, getattr(value, name, None)) for name in names if name != "__dict__"]
+    found = []
+    for name in names:
+        try:
+            found.append((name, object.__getattribute__(value, name)))
+        except AttributeError:  # not filled, or __dict__
+            continue
+    return found

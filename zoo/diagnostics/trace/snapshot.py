@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from zoo.diagnostics.trace.held import held_by, is_own_object
+from zoo.diagnostics.trace.held import held_by, is_own_object, package_of
 from zoo.diagnostics.trace.operations import written
 
 
@@ -58,7 +58,13 @@ class Snapshot:
         self.storages: dict[int, list[Tensor]] = {}
         self.protected: dict[int, tuple[Tensor, Tensor]] = {}
         self.held = [one for _, one in held if isinstance(one, Tensor)]
-        self.objects = [(one, dict(vars(one))) for _, one in held if is_own_object(one)]
+        # Those of the model's own code alone: what a logger or a loader holds may be in use.
+        code = {package_of(type(module)) for module in model.modules()}
+        self.objects = [
+            (one, dict(one.__dict__))
+            for _, one in held
+            if is_own_object(one) and package_of(type(one)) in code
+        ]
         self.randomness = Randomness(one for _, one in held)
 
     def adopt(self, generator: Any) -> None:
