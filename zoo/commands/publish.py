@@ -297,8 +297,9 @@ def _choose_temperatures(task: Any, data: Any, recipe: dict[str, Any]) -> None:
 
     if not isinstance(task, SamplesImages):
         raise UserError(f"--temperatures is for a GAN, and the run is of {type(task).__name__}")
-    task.temperature = temperatures(task, data, reference_classifier(data))
-    recipe["model"]["init_args"]["temperature"] = task.temperature
+    gan: Any = task
+    gan.temperature = temperatures(gan, data, reference_classifier(data))
+    recipe["model"]["init_args"]["temperature"] = gan.temperature
 
 
 def check_repository(name: str) -> None:
