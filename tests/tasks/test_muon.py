@@ -190,3 +190,9 @@ def test_which_parameters_are_matrices_as_timm_has_it(shape, expected: bool) -> 
 def test_settings_of_no_use_are_refused(extra: dict, message: str) -> None:
     with pytest.raises(UserError, match=rf"model\.optimizer.*{message}"):
         make_optimizer(model(), "muon", 0.1, 0, 0.9, extra)
+
+
+@pytest.mark.parametrize("betas", [[0.9], [0.9, 0.95, 0.99], []])
+def test_betas_are_two_numbers(betas: list[float]) -> None:
+    with pytest.raises(ValueError, match="must be two numbers"):
+        Muon([nn.Parameter(torch.ones(2, 2))], betas=betas)

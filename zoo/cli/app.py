@@ -246,20 +246,8 @@ class ZooCLI(RecipeReader):
     def _run_subcommand(self, subcommand: str) -> None:
         self.config_init[subcommand]["ckpt_path"] = self.checkpoint
         self.config_init[subcommand]["weights_only"] = True
-        if self.checkpoint is not None:
-            content = read_checkpoint(self.checkpoint)
-            network = content.get("hyper_parameters", {}).get("network")
-            check_same_network(network, self.model, self.checkpoint)
-            known = content.get("data", {})
-            check_same_classes(known, self.describe_data(), self.checkpoint)
-            if subcommand != "fit" and (rank := content.get("lora_rank")):
-                add_lora(self.model.network, rank)  # as the checkpoint has it
-        elif subcommand != "fit" and self.options.weights is not None:
-            known = load_weights(self.model, self.options.weights)
-            check_same_classes(known, self.describe_data(), self.options.weights)
-        elif subcommand != "fit":
-            self._load_shipped_weights()
         try:
+            self._load_weights(subcommand)
             super()._run_subcommand(subcommand)
         except (UserError, MisconfigurationException):
             if hasattr(self, "folder") and self.trainer.is_global_zero:
@@ -279,6 +267,26 @@ class ZooCLI(RecipeReader):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         return kwargs | ({"verbose": False} if subcommand in TABLED else {})
+
+    def _load_weights(self, subcommand: str) -> None:
+        """Checks what a fit goes on from; loads what the other commands measure.
+
+        Raises:
+            UserError: there are no such weights, or they are of another network or other classes.
+        """
+        if self.checkpoint is not None:
+            content = read_checkpoint(self.checkpoint)
+            network = content.get("hyper_parameters", {}).get("network")
+            check_same_network(network, self.model, self.checkpoint)
+            known = content.get("data", {})
+            check_same_classes(known, self.describe_data(), self.checkpoint)
+            if subcommand != "fit" and (rank := content.get("lora_rank")):
+                add_lora(self.model.network, rank)  # as the checkpoint has it
+        elif subcommand != "fit" and self.options.weights is not None:
+            known = load_weights(self.model, self.options.weights)
+            check_same_classes(known, self.describe_data(), self.options.weights)
+        elif subcommand != "fit":
+            self._load_shipped_weights()
 
     def _load_shipped_weights(self) -> None:
         name = self.shipped

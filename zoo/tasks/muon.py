@@ -74,6 +74,8 @@ class Muon(torch.optim.Optimizer):
             raise ValueError(f"adjust_lr_fn is {adjust_lr_fn!r}: choose {' or '.join(SCALES)}")
         if not isinstance(ns_steps, int) or ns_steps < 1:
             raise ValueError(f"ns_steps is {ns_steps!r}: a whole number from 1 up")
+        if len(betas) != 2:
+            raise ValueError(f"betas is {betas}: it must be two numbers")
         rates = {"momentum": momentum, "beta 1": betas[0], "beta 2": betas[1]}
         for name, rate in rates.items():
             if not 0 <= rate < 1:
