@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -173,8 +175,14 @@ def chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     ]
 
 
-def read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+def read_chain(
+    path: Path, read_one: Callable[[Path], dict[str, Any]] | None = None
+) -> list[tuple[Path, dict[str, Any]]]:
     """The recipe's files and their contents as they stand, base first.
+
+    Args:
+        path: the recipe.
+        read_one: ``read`` by default; one that remembers where many recipes have a base in common.
 
     Raises:
         UserError: a base does not exist, or the bases go round in a circle.
@@ -186,7 +194,7 @@ def read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         if current.resolve() in seen:
             raise UserError(f"{path}: base: the recipes go round in a circle at {current}")
         seen.add(current.resolve())
-        content = read(current)
+        content = (read_one or read)(current)
         links.insert(0, (current, content))
         base = content.get("base")
         if base is not None and not isinstance(base, str):
@@ -243,9 +251,10 @@ def entries() -> list[Entry]:
     configs = checkpoint_configs()
     measured = {trained_by(config): config for config in configs.values()}
     listed = []
+    read_once = cache(read)
     for name in names():
         recipe: dict[str, Any] = {}
-        for _, content in read_chain(find(name)):
+        for _, content in read_chain(find(name), read_once):
             recipe = merge(recipe, content)
         about = recipe.get("about") or {}
         config = measured.get(name, {})
