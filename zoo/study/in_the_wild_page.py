@@ -77,7 +77,7 @@ METHOD = [
     "column `device` says which). Detection models see images of 128 pixels with one box each.",
     "`straight`, `merged` and `behind_norm` count the BatchNorms that dropout reaches: with no "
     "sum, concatenation or normalization between; only by way of a sum or concatenation; only "
-    "behind another normalization, which the audit does not report. `stochastic_depth` counts "
+    "after another normalization, which the audit does not report. `stochastic_depth` counts "
     "those that stochastic depth reaches, a hint and no fault.",
     "Ratios are measured at initialization on random images, with norm and layer scales that begin "
     "below 0.1 set to 1 (they hide their branch, and training moves them): 10 training batches of "

@@ -1,4 +1,4 @@
-"""The documents' eight experiments on what regularizes: run, judged, and told as a page."""
+"""The documents' eight experiments on what regularizes: run, judged, and reported as a page."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class SmallGenerator(nn.Sequential):
 
 
 class SmallDiscriminator(nn.Sequential):
-    """Images (B, 1, 8, 8) → scores (B, 1), normalized as told."""
+    """Images (B, 1, 8, 8) → scores (B, 1), normalized by ``norm``."""
 
     def __init__(self, norm: Norm) -> None:
         def bound(layer: nn.Module) -> nn.Module:
