@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.cli.building import from_recipe
-from zoo.networks import efficientnet, fast, transformer, vit
+from zoo.networks import fast, transformer, vit
 
-ROUNDS, BATCH = 8, 64
+ROUNDS, BATCH = 16, 64
 RECIPES = (
-    "efficientnet_fmnist",
     "vit_fmnist",
     "transformer_shakespeare",
     "gan_fmnist",
@@ -55,8 +54,6 @@ def upsampled(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 # Each operation: where networks find it, and torch's own.
 OPERATIONS: dict[str, list[tuple[Any, str, Callable[..., Tensor]]]] = {
-    "global_average": [(efficientnet, "global_average", lambda x: x.mean((2, 3)))],
-    "scale_channels": [(efficientnet, "scale_channels", lambda x, g: x * g[:, :, None, None])],
     "PooledConv2d": [(fast.PooledConv2d, "forward", pooled)],
     "UpsampledConv2d": [(fast.UpsampledConv2d, "forward", upsampled)],
     "dropout": [(fast.FastDropout, "forward", nn.Dropout.forward), (fast, "dropout", F.dropout)],

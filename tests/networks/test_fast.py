@@ -15,8 +15,6 @@ from zoo.networks.fast import (
     UpsampledConv2d,
     attend,
     dropout,
-    global_average,
-    scale_channels,
 )
 
 
@@ -47,11 +45,6 @@ def attention(x: torch.Tensor) -> torch.Tensor:
 
 # Of each operation what a module with it is, and one with torch's call.
 OPERATIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
-    "global_average": (lambda: Calls(global_average), lambda: Calls(lambda x: x.mean((2, 3)))),
-    "scale_channels": (
-        lambda: Calls(lambda x: scale_channels(x, x[:, :, 0, 0])),
-        lambda: Calls(lambda x: x * x[:, :, 0, 0][:, :, None, None]),
-    ),
     "PooledConv2d": (lambda: PooledConv2d(4, 3), lambda: Pooled(4, 3, 3, padding=1)),
     "UpsampledConv2d": (lambda: UpsampledConv2d(4, 3), lambda: Upsampled(4, 3, 3, padding=1)),
     "dropout": (
@@ -143,28 +136,6 @@ def test_convolutions_joined_with_pooling_or_upsampling_are_the_two_of_them(
         results.append((out, *torch.autograd.grad(out.square().sum(), places)))
     for got, wanted in zip(*results, strict=True):
         torch.testing.assert_close(got, wanted)
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_averages_and_gates_are_the_same_in_every_memory_format(memory_format) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(3, 5, 4, 7).contiguous(memory_format=memory_format).requires_grad_()
-    gate = torch.randn(3, 5, requires_grad=True)
-    pairs = (
-        (global_average(x), x.mean((2, 3))),
-        (scale_channels(x, gate), x * gate[:, :, None, None]),
-    )
-    for ours, expected in pairs:
-        torch.testing.assert_close(ours, expected)
-        for tensor in (x, gate):
-            got, wanted = (
-                torch.autograd.grad(
-                    one.square().sum(), tensor, retain_graph=True, allow_unused=True
-                )[0]
-                for one in (ours, expected)
-            )
-            if wanted is not None:
-                torch.testing.assert_close(got, wanted)
 
 
 @pytest.mark.parametrize("causal", [False, True])

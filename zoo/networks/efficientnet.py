@@ -23,7 +23,6 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_rates, check_sizes
-from zoo.networks.fast import global_average, scale_channels
 from zoo.networks.initializers import init_he
 
 
@@ -52,9 +51,9 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → the same."""
-        means = global_average(x)[:, :, None, None]
+        means = x.mean((2, 3), keepdim=True)
         gate = self.conv_expand(self.act(self.conv_reduce(means))).sigmoid()
-        return scale_channels(x, gate.flatten(1))
+        return x * gate
 
 
 class Residual(nn.Module):
@@ -276,7 +275,7 @@ class EfficientNet(ImageNetwork):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, H', W') → logits (B, K), or (B, num_features) if ``pre_logits``."""
-        pooled = global_average(features)
+        pooled = features.mean((2, 3))
         return pooled if pre_logits else self.classifier(self.drop(pooled))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 Each names torch's own call, which it is everywhere else, and wherever a call is recorded: under
 export, compile and tracing, and in a mode of torch's functions such as the audit's. What a recipe's
 whole training step loses with torch's call is measured by ``python tests/benchmarks/fast.py``; its
-numbers below are of one thread of an AMD EPYC that has AVX2 only, 2026-11-27, where equal code
-differs by up to 8 %. Such a processor imitates bfloat16, so that recipes train in float32 there.
+numbers below are of two threads of an AMD EPYC that has AVX2 only, 2026-11-28, where equal code
+differs by up to 5 %. Such a processor imitates bfloat16, so that recipes train in float32 there.
 """
 
 from __future__ import annotations
@@ -28,46 +28,14 @@ def on_cpu(x: Tensor) -> bool:
     return not recorded(x) and x.device.type == "cpu"
 
 
-def in_rows(x: Tensor) -> bool:
-    """Whether maps lie as rows of channels on a CPU: (B, H · W, C) is a view of (B, C, H, W)."""
-    return on_cpu(x) and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def global_average(x: Tensor) -> Tensor:
-    """Computes the mean of each channel over all positions: (B, C, H, W) → (B, C).
-
-    ``x.mean((2, 3))``; on a CPU and in channels_last a product with ones. The gradient of a mean
-    has another memory format, and all that is before it on the way back is slow by that. Its
-    reason is bfloat16, not measured since; with torch's call efficientnet_fmnist's step in float32
-    takes 1.06 times as long, and 0.97 times together with ``scale_channels``.
-    """
-    if not in_rows(x):
-        return x.mean((2, 3))
-    positions = x.shape[2] * x.shape[3]
-    rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H · W, C), no copy
-    return (rows.new_ones(1, 1, positions) @ rows)[:, 0] / positions
-
-
-def scale_channels(x: Tensor, gate: Tensor) -> Tensor:
-    """Multiplies each channel by its gate: (B, C, H, W) and (B, C) → (B, C, H, W).
-
-    ``x * gate[:, :, None, None]``; on a CPU and in channels_last the gate is spread by a product
-    with ones, whose gradient is a product too. Its reason and its number are those of
-    ``global_average``.
-    """
-    if not in_rows(x):
-        return x * gate[:, :, None, None]
-    spread = gate.new_ones(1, x.shape[2] * x.shape[3], 1) @ gate[:, None]  # (B, H · W, C)
-    return x * spread.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
-
-
 class PooledConv2d(nn.Conv2d):
     """A 3 × 3 convolution and 2 × 2 average pooling after it, as one convolution of stride 2.
 
     ``F.avg_pool2d(F.conv2d(x, weight, bias, padding=1), 2)``. Both are linear, so the mean of the
     filter at four places, 4 × 4 large, gives the same in 16 products where the two of them take 36
     (as in the code of Karras et al., ICLR 2018). Parameters are those of the 3 × 3 convolution.
-    With torch's two gan_fmnist's step takes 1.27 times as long in float32;
+    With torch's two gan_fmnist's step takes 1.16 times as long in float32, and 1.26 times together
+    with ``UpsampledConv2d``;
     tests/benchmarks/convolutions.py has it alone.
     """
 
@@ -86,7 +54,7 @@ class UpsampledConv2d(nn.Conv2d):
 
     ``F.conv2d(F.interpolate(x, scale_factor=2.0), weight, bias, padding=1)``. Each output sees four
     inputs, some of them more than once: four products where the two of them take nine. With torch's
-    two gan_fmnist's step takes 1.17 times as long in float32.
+    two gan_fmnist's step takes 1.02 to 1.17 times as long in float32.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -112,7 +80,7 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
     ``F.dropout``; on a CPU 16 random bits decide on a value in place of a Bernoulli draw, which is
     slow there. The rate is exact to 1/65536, and so is the scale that keeps the expectation. With
     torch's a call of vit_fmnist's MLP takes 2.8 times as long in bfloat16 (Zen 4, 2026-11-21,
-    tests/benchmarks/dropout.py), its step in float32 1.04 times.
+    tests/benchmarks/dropout.py), its step in float32 1.12 times.
 
     Args:
         x: any shape, floating point.
@@ -210,7 +178,7 @@ def attend(
 
     ``F.scaled_dot_product_attention``; on a CPU that trains in half precision or with dropout the
     plain product. Its reason is bfloat16: there torch's call took 2.4 to 6.2 times as long (Zen 4,
-    2026-11-21, tests/benchmarks/attention.py); in float32 vit_fmnist's step 1.00 times.
+    2026-11-21, tests/benchmarks/attention.py); in float32 vit_fmnist's step 1.09 times.
 
     Args:
         q: queries (B, H, T, d).
