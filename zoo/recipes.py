@@ -90,24 +90,24 @@ def names() -> list[str]:
     return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
 
 
-def find(recipe: str, beside: Path | None = None) -> Path:
+def find(recipe: str, mentioned_by: Path | None = None) -> Path:
     """The file of a recipe given by name or by path.
 
     Args:
         recipe: a shipped recipe's name, or a path to a YAML file.
-        beside: the file that mentions it; a relative path is tried from its folder first.
+        mentioned_by: the file that mentions it; a relative path is tried from its folder first.
 
     Raises:
         UserError: there is no such recipe.
     """
     named = shipped_folder("recipes") / f"{recipe}.yaml"
     candidates = [named, Path(recipe)]
-    if beside is not None:
-        candidates[1:1] = [beside.parent / recipe, beside.parent / f"{recipe}.yaml"]
+    if mentioned_by is not None:
+        candidates[1:1] = [mentioned_by.parent / recipe, mentioned_by.parent / f"{recipe}.yaml"]
     for path in candidates:
         if is_file(path):
             return path
-    where = f"{beside}: base: " if beside else ""
+    where = f"{mentioned_by}: base: " if mentioned_by else ""
     if recipe.endswith((".yaml", ".yml")):
         raise UserError(f"{where}no such file: {recipe}")
     raise UserError(
@@ -154,7 +154,9 @@ def _check(value: Any, source: str, at: str = "") -> None:
         for index, item in enumerate(value):
             _check(item, source, f"{at}[{index}]")
     elif value != value or (isinstance(value, int) and abs(value) >= 2**63):
-        raise UserError(f"{source}: {at} is {shown(value)}: no number that torch can compute with")
+        raise UserError(
+            f"{source}: {at} is {shown(value)}: not a number that torch can compute with"
+        )
     elif not isinstance(value, str | int | float | None):
         raise UserError(f"{source}: {at} is {shown(value)}: write it in quotes")
     if at in NOT_IN_A_FILE:
@@ -192,14 +194,16 @@ def read_chain(
     current: Path | None = path
     while current is not None:
         if current.resolve() in seen:
-            raise UserError(f"{path}: base: the recipes go round in a circle at {current}")
+            raise UserError(
+                f"{path}: base: the recipes inherit from each other in a circle at {current}"
+            )
         seen.add(current.resolve())
         content = (read_one or read)(current)
         links.insert(0, (current, content))
         base = content.get("base")
         if base is not None and not isinstance(base, str):
             raise UserError(f"{current}: base: expected the name of one recipe, got {base!r}")
-        current = find(base, beside=current) if base else None
+        current = find(base, mentioned_by=current) if base else None
     return links
 
 

@@ -18,7 +18,7 @@ from zoo.recipes import shipped_folder
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return Path(
-        shutil.copytree(shipped_folder("checkpoints") / "resnet_fmnist", tmp_path / "stranger")
+        shutil.copytree(shipped_folder("checkpoints") / "resnet_fmnist", tmp_path / "foreign")
     )
 
 
@@ -102,6 +102,6 @@ def test_numbers_that_no_network_has_are_refused(options: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "../../etc", ""])
-def test_a_name_of_nothing_is_told(name: str) -> None:
+def test_a_name_of_nothing_is_reported(name: str) -> None:
     with pytest.raises(UserError, match=r"no checkpoint named|it is not a checkpoint"):
         zoo.load(name)

@@ -34,7 +34,7 @@ data:
 
 @pytest.fixture
 def photos(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three classes of grey images, and a recipe that says nothing of them."""
+    """Three classes of grayscale images, and a recipe that says nothing of them."""
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     for index in range(30):

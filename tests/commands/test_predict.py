@@ -82,8 +82,8 @@ def test_predictions_are_those_of_torchvision_alone(zoo_cli, weights: str) -> No
     expected = by_torchvision(model, file)
     for probabilities in together:
         torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
-    grey = np.asarray(Image.open(file).convert("L"))
-    torch.testing.assert_close(model.predict([grey]), model.predict([grey[:, :, None]]))
+    gray = np.asarray(Image.open(file).convert("L"))
+    torch.testing.assert_close(model.predict([gray]), model.predict([gray[:, :, None]]))
     assert model.predict([]).shape == (0, 3)
     for wrong, message in (
         (tensor.float(), "give normalized images to the model itself"),

@@ -147,7 +147,7 @@ def test_text_becomes_tokens_and_text_again(text: Path) -> None:
 def test_bytes_that_are_no_text_are_named_with_their_offset(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes(b"fine until caf" + b"\xe9 and on")
-    with pytest.raises(UserError, match=r"latin\.txt is no UTF-8 text: byte 0xe9 at offset 14"):
+    with pytest.raises(UserError, match=r"latin\.txt is not UTF-8 text: byte 0xe9 at offset 14"):
         data(path)
     with pytest.raises(UserError, match="no such file"):
         data(tmp_path / "nowhere.txt")

@@ -610,7 +610,7 @@ def test_keyword_arguments_and_a_discriminator_by_name() -> None:
     assert [f.module for f in found["bn-in-discriminator"]] == ["norm"]
 
 
-def test_bad_input_is_told() -> None:
+def test_bad_input_is_reported() -> None:
     model = nn.Linear(8, 2)
     with pytest.raises(zoo.UserError, match="needs an example input"):
         audit(model)

@@ -273,7 +273,7 @@ _WRITERS: dict[str, Callable[[Served, Path, dict[str, Any], str | None], Run]] =
 
 
 def _compare(served: Served, run: Run, file: Path, quantize: str | None) -> Exported:
-    """Runs a file beside its network.
+    """Runs a file and its network on the same inputs.
 
     Raises:
         ExportError: it computes something else.
@@ -302,7 +302,7 @@ def _compare(served: Served, run: Run, file: Path, quantize: str | None) -> Expo
         if agreed < least * samples:
             raise ExportError(
                 f"{file} was not written: it gives the network's answer for {agreed:,} of "
-                f"{samples:,} ({served.data}); at least {least:.1%} is asked"
+                f"{samples:,} ({served.data}); at least {least:.1%} is required"
             )
     shapes = {}
     for name, example in served.inputs.items():

@@ -108,15 +108,15 @@ def _whole_numbers(value: Any) -> Iterator[int]:
 @contextmanager
 def _no_larger_than(state: Mapping[str, Tensor], source: str) -> Iterator[None]:
     """Stops a network that outgrows its weights, before what is too large is filled."""
-    room = 2 * sum(tensor.numel() for tensor in state.values()) + 2**20
+    budget = 2 * sum(tensor.numel() for tensor in state.values()) + 2**20
     tensors = 8 * len(state) + 1000  # spectral norm registers a weight twice
 
     def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal room, tensors
-        room -= tensor.numel() if tensor is not None else 0
+        nonlocal budget, tensors
+        budget -= tensor.numel() if tensor is not None else 0
         tensors -= 1
-        if min(room, tensors) < 0:
-            raise UserError("its arguments make a network much larger than the weights beside it")
+        if min(budget, tensors) < 0:
+            raise UserError("its arguments make a network much larger than its weights")
 
     hooks = (
         torch_module.register_module_parameter_registration_hook(count),

@@ -117,7 +117,7 @@ def _from_lightning(path: Path) -> Source:
     try:
         plain = merged_state(mine)
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: the matrices of LoRA are damaged: {first_line(error)}") from None
+        raise UserError(f"{path}: the LoRA matrices are damaged: {first_line(error)}") from None
     return Source(name, name, plain, network, task, data, content)
 
 
@@ -131,7 +131,7 @@ def _from_file(path: Path) -> Source:
         # Knows the keys under which training scripts nest weights, and DataParallel's prefix.
         state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # whatever an unknown pickle, or another format, raises
-        raise UserError(f"{path} is no file of weights: {first_line(error)[:200]}") from None
+        raise UserError(f"{path} is not a file of weights: {first_line(error)[:200]}") from None
     check_state(state, path)
     if state and all(name.startswith("network.") for name in state):
         state = {name.removeprefix("network."): tensor for name, tensor in state.items()}

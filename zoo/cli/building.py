@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from zoo.cli.following import follow_data, make_data
 from zoo.cli.messages import in_one_line
+from zoo.cli.options import OPTIONS, RECIPE_HELP
 from zoo.cli.parser import RecipeAction, RecipeParser
 from zoo.data.module import DataModule
 from zoo.errors import UserError
@@ -54,7 +55,7 @@ class RecipeReader(LightningCLI):
             "--recipe",
             "--config",
             action=RecipeAction,
-            help="a recipe's name (python -m zoo list) or a YAML file; repeatable, the last wins",
+            help=RECIPE_HELP,
         )
         return parser
 
@@ -68,89 +69,11 @@ class RecipeReader(LightningCLI):
         return self.parser.parse_args(self._arguments, defaults=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
-        parser.add_argument(
-            "--name", type=str | None, default=None, help="the run's folder, else the recipe's name"
-        )
-        # fit's own options: the other commands take them too, so that they take fit's recipes.
-        parser.add_argument(
-            "--test_after_fit",
-            type=bool,
-            default=True,
-            help="fit: measure the final weights on the test set once; false while you try things",
-        )
-        parser.add_argument(
-            "--save_every_n_steps",
-            type=int,
-            default=1000,
-            help="fit: steps within an epoch between two saves of checkpoints/last.ckpt",
-        )
-        parser.add_argument(
-            "--resume_changes",
-            type=Literal["refuse", "accept"],
-            default="refuse",
-            help="fit: whether --ckpt_path may go on with other settings than the run had",
-        )
-        parser.add_argument(
-            "--check_data",
-            type=bool,
-            nargs="?",
-            const=True,
-            default=False,
-            help="fit: check the data, print what they hold and what is left out, and stop",
-        )
-        parser.add_argument(
-            "--early_stop",
-            type=str | None,
-            default=None,
-            metavar="METRIC[,PATIENCE]",
-            help="fit: stop once this metric has not improved for PATIENCE validations (3)",
-        )
-        parser.add_argument(
-            "--wandb",
-            type=Literal["off", "online", "offline"],
-            default="off",
-            help="fit: log to Weights & Biases as well as to metrics.csv",
-        )
-
-        parser.add_argument(
-            "--init_from",
-            type=str | None,
-            default=None,
-            help="fit: weights to start from: a shipped name, a run's or checkpoint's folder, "
-            ".ckpt, .safetensors, .pth, timm:NAME or hf-hub:USER/NAME",
-        )
-        parser.add_argument(
-            "--freeze",
-            type=str,
-            default="none",
-            help="fit: backbone (all but the classifier), the stage up to which nothing is "
-            "trained, or none",
-        )
-        parser.add_argument(
-            "--unfreeze_epoch",
-            type=int | None,
-            default=None,
-            help="fit: the epoch, counted from 0, from which everything is trained",
-        )
-        parser.add_argument(
-            "--layer_decay",
-            type=float | None,
-            default=None,
-            help="fit: factor of the learning rate from each layer to the one before it, 0.75 say",
-        )
-        parser.add_argument(
-            "--lora_rank",
-            type=int | None,
-            default=None,
-            help="fit: trains matrices of this rank beside each linear layer, and the classifier",
-        )
-        parser.add_argument(
-            "--weights",
-            type=str | None,
-            default=None,
-            help="validate, test, predict: weights by any of --init_from's names",
-        )
+        for option in OPTIONS:
+            switch: dict[str, Any] = {"nargs": "?", "const": True} if option.is_switch else {}
+            parser.add_argument(
+                option.flag, type=option.type, default=option.default, help=option.help, **switch
+            )
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's hyper-parameters never beat the recipe and the command line."""

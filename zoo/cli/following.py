@@ -19,7 +19,7 @@ def make_data(settings: Any, given: Callable[[], Any]) -> DataModule | None:
     """Builds the data module, before the model that may follow from it.
 
     The number of channels goes the other way where the network has one and the data can be read
-    with either: ``in_channels: 1`` reads a folder of photographs as grey.
+    with either: ``in_channels: 1`` reads a folder of photographs as grayscale.
 
     Args:
         settings: model and data, with every default.

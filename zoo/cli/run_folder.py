@@ -111,8 +111,8 @@ def find_checkpoint(wanted: str | None, runs: Path, command: str) -> Path | None
     if wanted in store.names():
         if command == "fit":
             raise UserError(
-                f"--ckpt_path {wanted}: shipped weights are no run to go on with; to start "
-                f"from them, --init_from {wanted}"
+                f"--ckpt_path {wanted}: shipped weights are not a run to resume. To start "
+                f"from them, give --init_from {wanted}"
             )
         return None
     if wanted not in ("last", "best"):
@@ -124,13 +124,13 @@ def find_checkpoint(wanted: str | None, runs: Path, command: str) -> Path | None
         return Path(wanted)
     fits = fits_of(runs)
     if not fits:
-        raise UserError(f"--ckpt_path {wanted}: there is no run in {runs}")
+        raise UserError(f"--ckpt_path {wanted}: no run found in {runs}")
     if (file := _saved(fits[-1], wanted)).is_file():
         return file
     older = [_saved(run, wanted) for run in fits if _saved(run, wanted).is_file()]
     raise UserError(
         f"--ckpt_path {wanted}: the newest run, {fits[-1]}, ended before it saved {file.name}: "
-        "start anew without --ckpt_path"
+        "start a new run without --ckpt_path"
         + (f", or give an older run's, --ckpt_path {older[-1]}" if older else "")
     )
 

@@ -1,4 +1,4 @@
-"""What the zoo gives a Lightning Trainer beside what the recipe says."""
+"""What the zoo gives a Lightning Trainer in addition to the recipe."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def must_do_without_bf16(settings: Any, typed: Sequence[str]) -> bool:
         return False
     rank_zero_warn(
         "trainer.precision is 32-true in place of bf16-mixed: this machine has no bfloat16 "
-        "arithmetic, and imitating it would take several times as long "
-        "(--trainer.precision bf16-mixed does so all the same)"
+        "arithmetic, and emulating it would take several times as long "
+        "(--trainer.precision bf16-mixed uses it anyway)"
     )
     return True
 

@@ -10,10 +10,14 @@ from zoo.commands import Parser
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser("list", "Show every recipe.")
-    parser.add_argument("--json", action="store_true", help="for scripts: one JSON array")
+    parser = Parser(
+        "list", "Show every recipe, and what was measured of its shipped weights.", loads=False
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON array, for scripts")
     parser.add_argument(
-        "--markdown", action="store_true", help="the README's table, of recipes that ship weights"
+        "--markdown",
+        action="store_true",
+        help="print the README's table of recipes that ship weights",
     )
     options = parser.parse_args(arguments)
     if options.markdown:

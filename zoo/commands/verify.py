@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--metrics",
         action="store_true",
-        help="measure every figure that a card states anew, on its data; minutes a checkpoint",
+        help="measure every number of the cards again, on the data; takes minutes per checkpoint",
     )
     options = parser.parse_args(arguments)
 

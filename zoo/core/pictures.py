@@ -15,7 +15,7 @@ def save_grid(images: Tensor, columns: int, path: Path, scale: int = 2) -> None:
     """Images (B, C, H, W) in [0, 1], row by row, without words; whole or not at all.
 
     Args:
-        images: grey or color.
+        images: gray or color.
         columns: images in a row.
         path: a PNG.
         scale: pixels a pixel.
@@ -33,9 +33,7 @@ def save_grid(images: Tensor, columns: int, path: Path, scale: int = 2) -> None:
         picture.save(partial, format="png")
 
 
-def save_labelled(
-    images: Tensor, columns: int, rows: Sequence[str], path: Path, title: str
-) -> None:
+def save_labeled(images: Tensor, columns: int, rows: Sequence[str], path: Path, title: str) -> None:
     """The same with a word before each row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -79,7 +77,7 @@ def save_segmentation(
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, count, squeeze=False)
     colors = [colormaps["tab20"](index % 20) for index in range(len(classes))]
-    colors[0] = (0.0, 0.0, 0.0, 1.0)  # most often the ground
+    colors[0] = (0.0, 0.0, 0.0, 1.0)  # most often the background
     for row, (name, found) in enumerate(
         (("image", images.float().mean(1)), ("mask", masks), ("prediction", predicted))
     ):

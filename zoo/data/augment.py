@@ -70,7 +70,7 @@ def move(images: Tensor, offsets: Tensor, fill: float = 0.0) -> Tensor:
 def cutout(
     images: Tensor, size: int, probability: float = 1.0, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Blanks a ``size`` × ``size`` square of each image, with its centre anywhere in the image.
+    """Blanks a ``size`` × ``size`` square of each image, with its center anywhere in the image.
 
     DeVries & Taylor 2017, section 3.2: the square may reach over the border.
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from zoo.core.seeds import step_seed
 from zoo.data.augment import cutout, erase, shift_and_flip
 from zoo.data.batches import Batches
-from zoo.data.images import TRAINING_SAMPLE, LabelledImages, Split, check_folds, draws
+from zoo.data.images import TRAINING_SAMPLE, LabeledImages, Split, check_folds, draws
 from zoo.errors import UserError
 
 
-class ImageData(LabelledImages):
-    """Labelled images in memory as uint8, normalized and augmented on the device.
+class ImageData(LabeledImages):
+    """Labeled images in memory as uint8, normalized and augmented on the device.
 
     A subclass names itself, its classes and its statistics, and implements ``fetch`` and
     ``read``. A batch is ``(images, labels)``: uint8 (B, C, H, W) from the loader, float

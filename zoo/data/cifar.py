@@ -37,7 +37,7 @@ class CIFAR10(ImageData):
         fold: the part, from 0, that validates in place of ``validation_size`` images.
 
     Raises:
-        UserError: a file is truncated or altered, or the data are not to be had.
+        UserError: a file is truncated or altered, or the data are not available.
     """
 
     name = "CIFAR10"

@@ -17,7 +17,7 @@ from zoo.core.seeds import step_seed
 from zoo.core.text import shown
 from zoo.data.augment import shift_and_flip
 from zoo.data.batches import Batches
-from zoo.data.images import TRAINING_SAMPLE, LabelledImages, Split, draws
+from zoo.data.images import TRAINING_SAMPLE, LabeledImages, Split, draws
 from zoo.data.loaders import Resampled, Share
 from zoo.errors import UserError
 
@@ -25,7 +25,7 @@ from zoo.errors import UserError
 Source = Dataset[Any] | tuple[Tensor, Tensor]
 
 
-class Images(LabelledImages):
+class Images(LabeledImages):
     """Labeled images from any ``Dataset``, or from tensors in memory.
 
     Images are uint8 or floating-point tensors (C, H, W) of one size, or PIL images; labels are

@@ -15,7 +15,7 @@ TEST_SIZE = 360
 
 
 class Digits(ImageData):
-    """1,797 grey digits of 8 × 8 pixels (the test part of UCI's optical digits, Alpaydin 1998).
+    """1,797 grayscale digits of 8 × 8 pixels (test part of UCI's optical digits, Alpaydin 1998).
 
     Split once and for all: 360 test images, ``validation_size`` of the others for validation.
 
@@ -78,7 +78,7 @@ class Digits(ImageData):
         from sklearn.datasets import load_digits
 
         data = load_digits()
-        images = torch.from_numpy(data.images).float()[:, None] / 16  # sixteen grey levels
+        images = torch.from_numpy(data.images).float()[:, None] / 16  # sixteen gray levels
         if self.image_size != 8:
             images = F.interpolate(images, size=self.image_size, mode="bilinear")
         return (images * 255).round().to(torch.uint8), torch.from_numpy(data.target).long()

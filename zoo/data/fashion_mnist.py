@@ -1,4 +1,4 @@
-"""FashionMNIST (Xiao, Rasul and Vollgraf 2017): 70,000 grey 28 × 28 images of clothes."""
+"""FashionMNIST (Xiao, Rasul and Vollgraf 2017): 70,000 grayscale 28 × 28 images of clothes."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class FashionMNIST(ImageData):
             as many of each class.
         folds: for cross-validation, how many parts the training images are in.
         fold: the part, from 0, that validates in place of ``validation_size`` images.
-        fallback: ``digits`` trains on scikit-learn's digits where FashionMNIST is not to be had,
-            and says so; ``null`` makes that an error.
+        fallback: ``digits`` trains on scikit-learn's digits, with a warning, if FashionMNIST is
+            missing and cannot be downloaded; ``null`` makes that an error.
 
     Raises:
-        UserError: a file is truncated or altered; or the data are not to be had, without fallback.
+        UserError: a file is truncated or altered; or the data are not available, without fallback.
     """
 
     name = "FashionMNIST"

@@ -1,4 +1,4 @@
-"""What every data module of labelled images tells the rooms above it, in memory or on disk."""
+"""What every data module of labeled images offers the other packages, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def check_folds(folds: int | None, fold: int | None) -> None:
         raise UserError(f"data.fold is {fold}: give a number from 0 to {folds - 1}")
 
 
-class LabelledImages(DataModule):
+class LabeledImages(DataModule):
     """Images with a class each. A training batch is ``(images, labels)``, normalized and augmented.
 
     A subclass names itself, its classes and its statistics, and implements ``plain`` and
-    ``training_sample`` beside what every data module does.
+    ``training_sample``, as well as a data module's methods.
     """
 
     classes: Sequence[str]
@@ -117,3 +117,6 @@ def draws(given: Literal["balanced"] | list[float] | None, counts: Tensor) -> Te
             f"data.sampling_weights is {given}: numbers from 0 up, and not 0 for every class"
         )
     return torch.tensor(given)
+
+
+LabelledImages = LabeledImages  # its name in 0.1

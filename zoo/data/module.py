@@ -19,7 +19,7 @@ class DataModule(LightningDataModule):
     """Data that a run names and a checkpoint remembers.
 
     Args:
-        fallback: names what to train on where these data are not to be had; None for nothing.
+        fallback: names the data to train on if these are not available; None for an error.
     """
 
     name: str
@@ -28,7 +28,7 @@ class DataModule(LightningDataModule):
     def __init__(self, fallback: str | None = None) -> None:
         super().__init__()
         self.fallback = fallback
-        self.stand_in: Any = None  # what is really used, if the data are not to be had
+        self.stand_in: Any = None  # what is really used, if the data are not available
 
     @abstractmethod
     def fetch(self) -> None:
@@ -85,7 +85,7 @@ class DataModule(LightningDataModule):
         """Fetches the data, or decides on the fallback; any process may call it, at any time.
 
         Raises:
-            UserError: the data are altered, or not to be had and there is no fallback.
+            UserError: the data are altered, or not available and there is no fallback.
         """
         if self.stand_in is not None:
             return
@@ -96,7 +96,7 @@ class DataModule(LightningDataModule):
                 raise UserError(f"{missing}") from None
             self.stand_in = self.make_stand_in()
             rank_zero_warn(
-                f"\n{'!' * 88}\n!! {self.name} is neither on disk nor to be had. TRAINING ON "
+                f"\n{'!' * 88}\n!! {self.name} is missing and cannot be downloaded. TRAINING ON "
                 f"{self.stand_in.name.upper()} INSTEAD.\n!! Every number of this run is about "
                 f"{self.stand_in.name}, not {self.name}.\n!! {missing}\n{'!' * 88}"
             )

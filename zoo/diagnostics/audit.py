@@ -350,7 +350,7 @@ def _record(
                 record(model, inputs, kwargs, mode=mode, run=forward, seed=seed)
                 for seed in range(1, WAYS)
             ]
-    except Exception as error:  # whatever a stranger's forward raises
+    except Exception as error:  # whatever a user's forward raises
         failure: Exception = error
         if not traces:
             notes[

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.diagnostics.calibration import scores
 from zoo.diagnostics.forward import Forward
-from zoo.diagnostics.held_out import labelled_logits
+from zoo.diagnostics.held_out import labeled_logits
 from zoo.errors import UserError
 
 Scaling = Literal["temperature", "vector"]
@@ -58,7 +58,7 @@ class Calibration:
             lines.append(f"{'held-out':<14}{'before':>10}{'after':>10}")
             for name in ("accuracy", "nll", "brier", "ece"):
                 lines.append(f"{name:<14}{self.before[name]:>10.4f}{self.after[name]:>10.4f}")
-            lines.append("These images were fitted to: judge by others, which neither saw.")
+            lines.append("The calibration was fitted to these images: measure it on others.")
         return "\n".join(lines)
 
 
@@ -87,7 +87,7 @@ def calibrate(
     """
     if method not in get_args(Scaling):
         raise UserError(f"calibrate: method is {method!r}: choose {' or '.join(get_args(Scaling))}")
-    logits, labels = labelled_logits("calibrate", model, loader, forward)
+    logits, labels = labeled_logits("calibrate", model, loader, forward)
     return fit_scaling(logits, labels, method)
 
 

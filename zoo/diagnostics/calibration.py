@@ -121,7 +121,7 @@ def scores(
 ) -> dict[str, float | None]:
     """Scores predictions; ``auroc_errors`` says whether uncertainty finds the mistakes.
 
-    Beside it accuracy, nll (nats), brier, and the calibration error in bins of equal width
+    Also accuracy, nll (nats), brier, and the calibration error in bins of equal width
     (``ece``), of equal mass, and by class.
 
     Args:
@@ -130,7 +130,7 @@ def scores(
         uncertainty: (B,), the more the less certain; the entropy by default.
     """
     wrong = probabilities.argmax(1) != labels
-    doubt = entropy(probabilities) if uncertainty is None else uncertainty
+    uncertain = entropy(probabilities) if uncertainty is None else uncertainty
     return {
         "accuracy": float((~wrong).double().mean()),
         "nll": nll(probabilities, labels),
@@ -138,7 +138,7 @@ def scores(
         "ece": ece(probabilities, labels),
         "ece_equal_mass": ece(probabilities, labels, equal_mass=True),
         "classwise_ece": classwise_ece(probabilities, labels),
-        "auroc_errors": auroc(doubt, wrong),
+        "auroc_errors": auroc(uncertain, wrong),
     }
 
 
@@ -160,7 +160,7 @@ def draw_reliability(curves: Mapping[str, list[Bin]], picture: Path, title: str 
     figure = Figure(figsize=(5, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="calibrated")
+    axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="calibrated")
     for label, found in curves.items():
         drawn = [b for b in found if b.count >= FEWEST_IN_A_BIN]
         (line,) = axis.plot(

@@ -31,7 +31,7 @@ def labels_in(batch: Any, what: str) -> Tensor:
     raise UserError(f"{what} needs labels: (inputs, labels), or a mapping with 'labels'")
 
 
-def labelled_logits(
+def labeled_logits(
     tool: str, model: nn.Module, loader: Iterable[Any], forward: Forward | None = None
 ) -> tuple[Tensor, Tensor]:
     """Runs a classifier in evaluation mode over a loader; the model stays untouched.

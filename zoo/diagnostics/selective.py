@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.core.pictures import save_figure
 from zoo.diagnostics.forward import Forward
-from zoo.diagnostics.held_out import labelled_logits
+from zoo.diagnostics.held_out import labeled_logits
 
 POWERS = range(1, 11)
 
@@ -58,7 +58,7 @@ def confidence(
     Raises:
         UserError: the data are not a classifier's.
     """
-    return choose_confidence(*labelled_logits("confidence", model, loader, forward))
+    return choose_confidence(*labeled_logits("confidence", model, loader, forward))
 
 
 def choose_confidence(logits: Tensor, labels: Tensor) -> Confidence:

@@ -100,7 +100,7 @@ class VarianceShift:
         FigureCanvasAgg(figure)
         axis = figure.subplots()
         axis.axhspan(
-            math.exp(-NOTHING), math.exp(NOTHING), color="grey", alpha=0.25, label="nothing"
+            math.exp(-NOTHING), math.exp(NOTHING), color="gray", alpha=0.25, label="nothing"
         )
         places = range(len(names))
         axis.plot(places, [layer.ratio for layer in self.layers], "o-", label="dropout on / off")
@@ -230,7 +230,7 @@ def _shift(
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """Channel by channel; NaN where a channel hardly varies, beside the others."""
+    """Channel by channel; NaN where a channel hardly varies, compared with the others."""
     dead = below <= 1e-10 * below.max()
     return torch.where(dead, torch.nan, above / below)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.diagnostics import calibration as measures
 from zoo.diagnostics.calibrate import Calibration, fit_scaling
-from zoo.diagnostics.held_out import labelled_logits
+from zoo.diagnostics.held_out import labeled_logits
 from zoo.diagnostics.prediction_sets import PredictionSets, fit_sets
 from zoo.diagnostics.selective import (
     Confidence,
@@ -88,7 +88,7 @@ def fit(logits: Tensor, labels: Tensor) -> Fitted:
 
 def validation_fit(network: nn.Module, images: Iterable[Any]) -> Fitted:
     """Fits all three on a network's answers to validation images."""
-    return fit(*labelled_logits("calibration", network, images))
+    return fit(*labeled_logits("calibration", network, images))
 
 
 def before_and_after(logits: Tensor, labels: Tensor, fitted: Fitted) -> dict[str, Scores]:
@@ -194,7 +194,7 @@ def corrupted(
                 (images.data.normalize(corrupt(pixels, kind, strength, seed + number)), labels)
                 for number, (pixels, labels) in enumerate(images.plain())
             )
-            logits, labels = labelled_logits("uncertainty", network, batches)
+            logits, labels = labeled_logits("uncertainty", network, batches)
             sets = fitted.aps[STATED](logits)
             scores = before_and_after(logits, labels, fitted)
             yield {

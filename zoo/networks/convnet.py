@@ -72,7 +72,7 @@ class ConvNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns the last hidden features.
-        in_channels: 1 for grey images, 3 for color.
+        in_channels: 1 for grayscale images, 3 for color.
         size: ``small`` (2.7 thousand parameters at 10 classes), ``medium`` (0.24 M) or ``large``
             (1.1 M).
         batch_norm: after every convolution.
@@ -81,7 +81,7 @@ class ConvNet(ImageNetwork):
             ``connect``, which drops the layers' weights and not their inputs.
         spatial_drop_rate: of spatial dropout on feature maps.
         spatial: where spatial dropout stands: after the ``last`` convolution, or after ``every``
-            one, which with BatchNorm shifts the variance of the next (``zoo.audit`` says so).
+            one, which with BatchNorm shifts the variance of the next (``zoo.audit`` reports it).
         order: ``norm-first`` is convolution, BatchNorm, ReLU, dropout; ``drop-first`` puts dropout
             in front of BatchNorm, to be seen failing.
         activation: ``relu`` or ``tanh``.

@@ -85,7 +85,7 @@ class DenseNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for color.
+        in_channels: 1 for grayscale images, 3 for color.
         layers: in each block; between two blocks maps and resolution are halved.
         growth: maps that a layer adds.
         stem_channels: of the first convolution.

@@ -176,7 +176,7 @@ class EfficientNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for color.
+        in_channels: 1 for grayscale images, 3 for color.
         stages: of each: expansion, channels, blocks, kernel, stride; B0's by default.
         width: multiplies all channels.
         depth: multiplies the blocks of every stage, rounded up.

@@ -106,6 +106,6 @@ def _classifier(network: nn.Module) -> str:
     if (name := classifier_name(network)) is not None:
         return name
     raise ValueError(
-        f"cannot tell the classifier of {type(network).__name__}: name what stays trainable, "
+        f"cannot find the classifier of {type(network).__name__}: name what stays trainable, "
         "freeze(model, keep=('my_head',))"
     )

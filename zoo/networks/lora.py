@@ -28,7 +28,7 @@ def add_lora(network: nn.Module, rank: int) -> None:
         rank: of B A.
 
     Raises:
-        ValueError: no linear layer beside the classifier, or a rank below 1.
+        ValueError: no linear layer except the classifier, or a rank below 1.
         UserError: ``peft`` is not installed.
     """
     if rank < 1:
@@ -41,7 +41,7 @@ def add_lora(network: nn.Module, rank: int) -> None:
     ]
     if not targets:
         raise ValueError(
-            f"lora_rank: LoRA adapts linear layers, and {type(network).__name__} has none beside "
+            f"lora_rank: LoRA adapts linear layers, and {type(network).__name__} has none except "
             "its classifier"
         )
     try:

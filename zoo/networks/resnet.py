@@ -105,7 +105,7 @@ class ResNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for color.
+        in_channels: 1 for grayscale images, 3 for color.
         block: ``basic`` (18 and 34 layers) or ``bottleneck`` (50 and more).
         layers: blocks in each stage; every stage after the first halves height and width.
         width: channels of the first stage; every stage doubles them.

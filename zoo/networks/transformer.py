@@ -186,7 +186,7 @@ class Transformer(Network):
             many as ``num_heads`` where none are given.
         hidden_dim: of the feed-forward part; by default 4 · embed_dim for GELU, and for SwiGLU,
             which has three matrices, 8/3 · embed_dim, rounded up to a multiple of 8.
-        norm: ``rmsnorm``, or ``layernorm``, which also centres.
+        norm: ``rmsnorm``, or ``layernorm``, which also subtracts the mean.
         positions: ``rotary`` or ``learned``.
         mlp: ``swiglu``, ``gelu``, or ``gelu_tanh`` (the approximation that GPT-2 was trained with).
         qk_norm: RMSNorm on the queries and keys of each head.

@@ -123,7 +123,7 @@ class ViT(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for color.
+        in_channels: 1 for grayscale images, 3 for color.
         image_size: height and width that the positions are learned for; other sizes, multiples of
             the patch, have them interpolated.
         patch_size: pixels a side that become a token.
@@ -180,9 +180,11 @@ class ViT(ImageNetwork):
             num_heads=num_heads,
         )
         if image_size % patch_size:
-            raise ValueError(f"image_size {image_size} is no multiple of patch_size {patch_size}")
+            raise ValueError(
+                f"image_size {image_size} is not a multiple of patch_size {patch_size}"
+            )
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
+            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         if class_token is None:
             class_token = global_pool == "token"
         check_pool(global_pool, class_token)
@@ -254,7 +256,7 @@ class ViT(ImageNetwork):
         """(B, C, H, W) → the tokens (B, T, D) after each block.
 
         Raises:
-            ValueError: height or width is no multiple of the patch.
+            ValueError: height or width is not a multiple of the patch.
         """
         if x.shape[2] % self.patch_size or x.shape[3] % self.patch_size:
             raise ValueError(

@@ -57,18 +57,18 @@ def read_gap(metrics: Mapping[str, float], drop_rate: float = 0.0) -> str | None
     if name is None or (other := name.replace("train_eval", "val")) not in metrics:
         return None
     train, validation = metrics[name], metrics[other]
-    read = f"training {train:.2f}, validation {validation:.2f}: "
+    read = f"loss of training images {train:.2f}, of validation images {validation:.2f}: "
     if validation - train > max(OVERFITTING[0], OVERFITTING[1] * train):
-        return read + "overfitting; augmentation, dropout in the head or weight decay"
+        return read + "overfitting. Try augmentation, dropout in the head or weight decay."
     # Neither is smoothed, so that they compare; the first is under dropout.
     seen = metrics.get(name.replace("train_eval/loss", "train/accuracy"), 1.0)
     held_out = metrics.get(other.replace("loss", "accuracy"), 0.0)
     if drop_rate >= 0.3 and held_out - seen > UNDERFITTING:
         return (
-            f"training accuracy {seen:.1%}, validation {held_out:.1%}: training well below "
-            f"validation with dropout {drop_rate:g}: lower it"
+            f"accuracy in training {seen:.1%}, in validation {held_out:.1%}: dropout of "
+            f"{drop_rate:g} may be too much. Try a lower drop rate."
         )
-    return read + "no overfitting"
+    return read + "no overfitting."
 
 
 def drop_rate_of(run: Path) -> float:
@@ -88,8 +88,9 @@ def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
     lines = [f"{run_name(folder)}: {facts['parameters']:,} parameters"]
     if data:
         lines[0] += f", {data['name']}"
+    epochs = f"{facts['epochs']} epoch{'s' if facts['epochs'] != 1 else ''}"
     lines.append(
-        f"{facts['epochs']} epochs, {facts['steps']:,} steps in "
+        f"{epochs}, {facts['steps']:,} steps in "
         f"{duration(facts['wall_time_s'])}, seed {facts['seed']}"
     )
     lines += metric_lines(facts["metrics"])

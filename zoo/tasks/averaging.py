@@ -155,7 +155,7 @@ def tensors_of(module: torch.nn.Module) -> Iterator[Tensor]:
 
 
 def is_last_epoch(trainer: Trainer) -> bool:
-    """Whether a fit ends after this epoch, as far as can be told."""
+    """Whether a fit ends after this epoch, as far as is known."""
     epochs, steps = trainer.max_epochs, trainer.max_steps
     if epochs is not None and 0 <= epochs <= trainer.current_epoch + 1:
         return True

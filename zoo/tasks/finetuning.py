@@ -82,7 +82,7 @@ def prepare(
             is frozen, or ``none``; BatchNorm's running statistics with it.
         unfreeze_epoch: the epoch, counted from 0, from which everything is trained.
         layer_decay: factor of the learning rate from each layer to the one before it.
-        lora_rank: trains matrices of this rank beside each linear layer, and the classifier.
+        lora_rank: trains LoRA matrices of this rank in each linear layer, and the classifier.
 
     Returns:
         What a trainer needs for it.
@@ -203,7 +203,7 @@ def linear_probe(
     if int(labels.max()) >= head.out_features:
         raise UserError(
             f"label {int(labels.max())} of the data, and the classifier has {head.out_features} "
-            "outputs: renew it, zoo.load(..., num_classes=...)"
+            "outputs: replace it, zoo.load(..., num_classes=...)"
         )
     # In units of the features' own size, so that the same costs serve every network.
     scale = float(known.std()) or 1.0

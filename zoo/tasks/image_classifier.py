@@ -34,7 +34,7 @@ class ImageClassifier(Task):
     ``val/loss`` and ``test/loss`` (negative
     log-likelihood in nats, no smoothing and no weights), ``val/accuracy``, ``test/accuracy``,
     ``balanced_accuracy`` and ``macro_f1`` of both, and ``lr``. A run of the command line logs
-    ``train_eval/loss`` and ``train_eval/accuracy`` besides, of clean training images, which compare
+    ``train_eval/loss`` and ``train_eval/accuracy`` as well, of clean training images, which compare
     with validation's.
 
     Args:

@@ -105,6 +105,6 @@ def _rehearse(create: Callable[[nn.Module], torch.optim.Optimizer], extra: dict[
         with torch.random.fork_rng(devices=[]):  # some draw numbers, and a seed is a seed
             create(small).step()
     except RuntimeError:
-        pass  # of what a step asks for beside values: adahessian's second derivatives
+        pass  # of what a step asks for in addition to values: adahessian's second derivatives
     except (ValueError, KeyError, AssertionError, TypeError) as error:
         raise UserError(f"model.optimizer_args {extra}: {error}") from None

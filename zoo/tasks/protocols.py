@@ -1,4 +1,4 @@
-"""What a task may do besides learning, for ``python -m zoo sample`` and the run's folder."""
+"""What a task may do in addition to learning, for ``python -m zoo sample`` and the run's folder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class KeepsSamples(Protocol):
 
 @runtime_checkable
 class ScoresImages(Protocol):
-    """Scores labelled images one by one, as validation does."""
+    """Scores labeled images one by one, as validation does."""
 
     def scores(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Values (B,) by name: ``loss``, ``accuracy``."""

@@ -38,7 +38,7 @@ class Segmenter(Task):
         schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down to zero, or
             ``constant``.
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
-        dice_weight: of the Dice loss beside the cross-entropy.
+        dice_weight: of the Dice loss, relative to the cross-entropy.
         ema_decay: of the averaged weights, which are what is validated and saved; null for none.
         record: the training step as a CUDA graph; ``auto`` where it can be.
     """

@@ -274,7 +274,7 @@ def _subtracted(layer: Node, norm: Node) -> bool:
 @rule(
     "bn-in-discriminator",
     "warning",
-    "A discriminator with BatchNorm judges a batch, not a sample; gradient penalties and spectral "
+    "A discriminator with BatchNorm scores a batch, not a sample; gradient penalties and spectral "
     "norm assume a sample.",
     source="Gulrajani et al., NeurIPS 2017, section 4; Miyato et al., ICLR 2018, section 4",
     fix="spectral norm on every layer and no BatchNorm; LayerNorm where one is needed",

@@ -97,10 +97,10 @@ def dropout_before_bn(subject: Subject) -> Iterator[Finding]:
         straight = level == STRAIGHT
         # Alpha dropout keeps the variance of inputs that are standardized, and of no others. Noise
         # that multiplies is dropout by another name; other noise may be small, or augmentation.
-        doubtful = dropout.dropout.kind == "alpha" or (
+        uncertain = dropout.dropout.kind == "alpha" or (
             dropout.dropout.kind == "noise" and dropout.dropout.function != "mul"
         )
-        error = straight and not doubtful
+        error = straight and not uncertain
         between = " → ".join(steps) if steps else "nothing"
         also = f", and {more} more" if more else ""
         yield Finding(

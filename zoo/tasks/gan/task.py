@@ -339,7 +339,8 @@ class GAN(LatentSampler):
         if loss < SATURATED:
             rank_zero_warn(
                 f"epoch {self.current_epoch + 1}: the discriminator has won (its loss is "
-                f"{loss:.3g}) and teaches the generator nothing: lower the second number of "
+                f"{loss:.3g}) and the generator gets no useful gradient: lower the second "
+                "number of "
                 "model.lr, or give model.shift"
             )
 
