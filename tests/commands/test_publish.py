@@ -112,7 +112,7 @@ def test_a_checkpoint_is_calibrated_anew_and_its_weights_stay(zoo_cli) -> None:
     for arguments, message in (
         (("--calibrate", "nowhere", "--to", "out"), "there is no checkpoint out/nowhere"),
         (("--calibrate", "tiny", "--name", "tiny", "--to", "out"), "NAME and --to alone"),
-        (("--calibrate", "transformer_shakespeare"), "and no classifier"),
+        (("--calibrate", "transformer_shakespeare"), "not a classifier"),
         ((), "publish needs RUN --name NAME, or --calibrate NAME"),
     ):
         refused = zoo_cli("publish", *arguments)

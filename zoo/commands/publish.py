@@ -201,7 +201,7 @@ def calibrate(name: str, to: Path | None = None) -> Path:
         raise UserError(f"--calibrate {name}: there is no checkpoint {folder}")
     task = load(folder)
     if not isinstance(task, ImageClassifier):
-        raise UserError(f"--calibrate {name}: it is of {type(task).__name__}, and no classifier")
+        raise UserError(f"--calibrate {name}: it is a {type(task).__name__}, not a classifier")
     config = read_json(folder / store.CONFIG)
     check(config, {"recipe": RECIPE, "proof": dict[str, Any]}, str(folder / store.CONFIG))
     kept, measured = calibrate_and_measure(task.network, data_module(config["recipe"]))

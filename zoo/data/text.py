@@ -277,8 +277,8 @@ def encode(text: str, vocabulary: str, source: str = "the text") -> Tensor:
     except KeyError as error:
         unknown = error.args[0]
         raise UserError(
-            f"{source} holds {unknown!r} at character {text.index(unknown)}, which is none of the "
-            f"vocabulary's {len(vocabulary)}"
+            f"{source} holds {unknown!r} at character {text.index(unknown)}, which is not in the "
+            f"vocabulary of {len(vocabulary)} characters"
         ) from None
 
 
