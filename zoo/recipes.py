@@ -77,7 +77,7 @@ _Loader.add_implicit_resolver(
 
 
 def shipped_folder(name: str) -> Path:
-    """``recipes`` or ``checkpoints``: the checkout's own folder, else the installed copy."""
+    """Finds ``recipes`` or ``checkpoints``: the checkout's own folder, else the installed copy."""
     package = Path(__file__).resolve().parent
     if (package.parent / "pyproject.toml").is_file() and (package.parent / name).is_dir():
         return package.parent / name
@@ -85,13 +85,13 @@ def shipped_folder(name: str) -> Path:
 
 
 def names() -> list[str]:
-    """Every shipped recipe's name, sorted; one in a sub-folder is named ``folder/recipe``."""
+    """Lists every shipped recipe's name, sorted; one in a sub-folder is named ``folder/recipe``."""
     folder = shipped_folder("recipes")
     return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
 
 
 def find(recipe: str, mentioned_by: Path | None = None) -> Path:
-    """The file of a recipe given by name or by path.
+    """Finds the file of a recipe given by name or by path.
 
     Args:
         recipe: a shipped recipe's name, or a path to a YAML file.
@@ -117,7 +117,7 @@ def find(recipe: str, mentioned_by: Path | None = None) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """One recipe file as it stands, without its base.
+    """Reads one recipe file, without its base.
 
     Raises:
         UserError: the file is not YAML, or not a mapping.
@@ -166,7 +166,7 @@ def _check(value: Any, source: str, at: str = "") -> None:
 
 
 def chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The recipe's files and their contents, base first, without the zoo's own keys.
+    """Reads the recipe's files, base first, without the zoo's own keys.
 
     Raises:
         UserError: as of ``read_chain``.
@@ -180,7 +180,7 @@ def chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
 def read_chain(
     path: Path, read_one: Callable[[Path], dict[str, Any]] | None = None
 ) -> list[tuple[Path, dict[str, Any]]]:
-    """The recipe's files and their contents as they stand, base first.
+    """Reads the recipe's files as they are, base first.
 
     Args:
         path: the recipe.
@@ -208,7 +208,7 @@ def read_chain(
 
 
 def merge(base: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
-    """``child`` over ``base``, key by key; a key ending in ``+`` appends to the base's list."""
+    """Merges ``child`` over ``base``, key by key; a key ending in ``+`` appends to a list."""
     merged = dict(base)
     for key, value in child.items():
         if key.endswith("+"):
@@ -222,7 +222,7 @@ def merge(base: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve(recipe: str) -> dict[str, Any]:
-    """The whole recipe with its bases merged in, by name or by path."""
+    """Reads the whole recipe with its bases merged in, by name or by path."""
     merged: dict[str, Any] = {}
     for _, content in chain(find(recipe)):
         merged = merge(merged, content)
@@ -251,7 +251,7 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """Every shipped recipe, with what is measured of the shipped weights that it trained."""
+    """Lists every shipped recipe, with what was measured of the weights that it trained."""
     configs = checkpoint_configs()
     measured = {trained_by(config): config for config in configs.values()}
     listed = []
@@ -279,7 +279,7 @@ def entries() -> list[Entry]:
 
 
 def checkpoint_configs() -> dict[str, dict[str, Any]]:
-    """``config.json`` of every shipped checkpoint, by its name.
+    """Reads ``config.json`` of every shipped checkpoint, by its name.
 
     One that is damaged is left out with a warning: the others, and recipes, have no part in it.
     """
@@ -293,13 +293,13 @@ def checkpoint_configs() -> dict[str, dict[str, Any]]:
 
 
 def trained_by(config: dict[str, Any]) -> str | None:
-    """The recipe that trained a checkpoint, as its ``config.json`` records it."""
+    """Returns the recipe that trained a checkpoint, as its ``config.json`` records it."""
     name: str | None = config.get("run", {}).get("recipe")
     return name
 
 
 def weights_of(name: str) -> str | None:
-    """The shipped checkpoint of a recipe: of its name, or that it trained for another's."""
+    """Finds the shipped checkpoint of a recipe: of its name, or trained by it."""
     configs = checkpoint_configs()
     if name in configs:
         return name
@@ -307,7 +307,7 @@ def weights_of(name: str) -> str | None:
 
 
 def shipped_weights(name: str) -> str:
-    """``weights_of`` for a command that cannot do without.
+    """Finds the shipped checkpoint of a recipe, which must have one.
 
     Raises:
         UserError: the recipe ships none.

@@ -148,13 +148,13 @@ COMMANDS: dict[str, CommandEntry] = {
 
 
 def load(name: str) -> Any:
-    """The object that ``package.module:attribute`` names."""
+    """Imports the object that ``package.module:attribute`` names."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 
 
 def find(entries: Mapping[str, Entry], name: Any, kind: str, where: str = "") -> Entry:
-    """An entry by its name.
+    """Finds an entry by its name.
 
     Args:
         entries: ``TASKS``, ``DATA`` or ``COMMANDS``.

@@ -95,12 +95,12 @@ Share = Annotated[float, lambda value: 0 <= value <= 1, "a share, from 0 to 1"]
 
 
 def card(config: dict[str, Any]) -> str:
-    """The text of a shipped checkpoint's card."""
+    """Writes the text of a checkpoint's card from its config.json."""
     return _card(config).text()
 
 
 def headline(config: dict[str, Any]) -> str:
-    """What was measured, in a cell of the README's table."""
+    """Formats what was measured for a cell of the README's table."""
     return _card(config).headline()
 
 
@@ -114,17 +114,17 @@ def _card(config: dict[str, Any]) -> Card:
 
 
 def form_of(metric: str) -> str:
-    """How a metric is written: shares in per cent."""
+    """Gives the format of a metric: shares in per cent."""
     return ".2%" if metric.endswith("accuracy") or metric == "agreement" else ".4f"
 
 
 def standard_error(accuracy: float, samples: int) -> float:
-    """Of an accuracy measured on so many samples (binomial)."""
+    """Computes the binomial standard error of an accuracy over so many samples."""
     return math.sqrt(accuracy * (1 - accuracy) / samples)
 
 
 class Card:
-    """What the cards of all tasks share; a task's own says what it measures, takes and gives.
+    """Writes what the cards of all tasks share; a subclass adds measurements, inputs and outputs.
 
     ``needs`` says what forms it counts on, by the key of config.json.
     """
@@ -140,7 +140,7 @@ class Card:
     # -- what a task says ------------------------------------------------------------------------
 
     def usage(self) -> list[str]:
-        """Lines of Python after ``import zoo``."""
+        """Lists the lines of Python that follow ``import zoo``."""
         raise NotImplementedError
 
     def measured(self) -> list[str]:
@@ -156,17 +156,17 @@ class Card:
         raise NotImplementedError
 
     def amount(self) -> str:
-        """How much it was trained on."""
+        """States the amount of training data."""
         raise NotImplementedError
 
     def results(self) -> dict[str, float]:
-        """What the header states, by Hugging Face's names of metrics; nothing by default."""
+        """Gives the header's metrics by Hugging Face's names; nothing by default."""
         return {}
 
     # -- what all share --------------------------------------------------------------------------
 
     def header(self) -> str:
-        """The card's YAML, by which the hub lists and searches models."""
+        """Writes the card's YAML, by which the hub lists and searches models."""
         from huggingface_hub import EvalResult, ModelCardData  # `zoo list` need not wait for it
 
         dataset = self.data["name"]
@@ -255,7 +255,7 @@ class Card:
         return [f"- `python -m zoo audit --recipe {self.name}`: {found}."]
 
     def origin(self) -> str:
-        """Under which license the weights are."""
+        """States the license of the weights."""
         if network := self._pretrained():
             return (
                 f"Training began from timm's weights of {network['name']}: their license applies."
@@ -665,7 +665,7 @@ def _temperature(judged: dict[str, Any]) -> str:
 
 
 def cell(column: str, value: float | None) -> str:
-    """A score in a table; those that do not apply are ``-``."""
+    """Formats a score for a table; one that does not apply is ``-``."""
     if value is None:
         return "-"
     return f"{value:.2%}" if column == "accuracy" else f"{value:.4f}"

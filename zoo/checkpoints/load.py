@@ -1,4 +1,4 @@
-"""Trained tasks from a name, a folder or a file, and weights for a task that is there."""
+"""Loads trained tasks from a name, a folder or a file, and weights into an existing task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks and networks from what a file says of them: checked, bounded, and refused in one line."""
+"""Builds tasks and networks from a file's description, which is checked first."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def rebuild_network(description: Part, state: Mapping[str, Tensor], source: str)
 
 
 def task_class(name: Any, source: str) -> type[Task]:
-    """The class of a task that a file names.
+    """Finds the class of a task that a file names.
 
     Raises:
         UserError: there is none of this name.
@@ -84,7 +84,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 
 
 def form(tensor: Tensor) -> str:
-    """A tensor's type and shape, for messages."""
+    """Formats a tensor's type and shape, for messages."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {shown(list(tensor.shape))}"
 
 

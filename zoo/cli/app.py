@@ -51,7 +51,7 @@ class _Checked(Exception):
 
 
 class ZooCLI(RecipeReader):
-    """Runs what a recipe describes: a folder a run, shipped weights, data that may stand in.
+    """Runs what a recipe describes, each run in a folder of its own.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
@@ -354,7 +354,7 @@ class ZooCLI(RecipeReader):
 
 
 def run(command: str, arguments: list[str]) -> int:
-    """``python -m zoo fit|validate|test|predict …``."""
+    """Runs ``python -m zoo fit|validate|test|predict …``."""
     keep_freed_memory()
     try:
         with without_notices():

@@ -1,4 +1,4 @@
-"""Task and data module of a recipe, for whoever trains, measures or audits them."""
+"""Builds the task and the data module of a recipe."""
 
 from __future__ import annotations
 
@@ -92,16 +92,16 @@ class RecipeReader(LightningCLI):
             self.model = self._get(self.config_init, "model")
 
     def look_at(self, data: DataModule) -> None:
-        """What is to be done with the data before the model follows from them."""
+        """Is called with the data before the model's arguments are filled in from them."""
 
     def describe_data(self) -> dict[str, Any]:
-        """What the data module says of its data; nothing where it is not one of the zoo's."""
+        """Describes the data; nothing for a data module that is not one of the zoo's."""
         describe = getattr(self.datamodule, "describe", None)
         return describe() if describe is not None else {}
 
 
 def from_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[LightningModule, Any]:
-    """Task and data module of a recipe, with fresh weights.
+    """Builds the task and the data module of a recipe, with fresh weights.
 
     Args:
         recipe: its name or file.
@@ -116,7 +116,7 @@ def from_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[LightningMo
 
 @contextmanager
 def refused_in_one_line(parser: LightningArgumentParser) -> Iterator[None]:
-    """A constructor that refuses its arguments was given them by the user: one line tells.
+    """Turns a constructor's refusal of its arguments into an error of one line.
 
     Unless it is a bug of ours, which the environment variable ZOO_DEBUG shows whole.
     """
@@ -129,5 +129,5 @@ def refused_in_one_line(parser: LightningArgumentParser) -> Iterator[None]:
 
 
 def debugging() -> bool:
-    """Whether the environment asks for tracebacks."""
+    """Returns whether the environment asks for tracebacks (ZOO_DEBUG)."""
     return bool(os.environ.get("ZOO_DEBUG"))

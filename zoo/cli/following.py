@@ -1,4 +1,4 @@
-"""What of a network follows from the data, where neither a recipe nor the command line gives it."""
+"""Fills in a network's arguments from the data, where no recipe and no option gives them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_data(settings: Any, given: Callable[[], Any]) -> DataModule | None:
 
 
 def follow_data(settings: Any, given: Callable[[], Any], data: DataModule) -> None:
-    """Fills in what of a network's arguments follows from the data, in place.
+    """Fills in a network's arguments that follow from the data, in place.
 
     Args:
         settings, given: as ``make_data`` has them.

@@ -1,4 +1,4 @@
-"""Where a run lies, what it is called, and which checkpoint is meant."""
+"""Names the folder of a run, and finds checkpoints in it."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ NEVER = ("model.class_path", "model.init_args.network", "model.init_args.optimiz
 
 
 def recipe_name(given: Sequence[str]) -> str:
-    """The name of the last of the recipes that were given."""
+    """Returns the name of the last recipe that was given."""
     path = Path(given[-1] if given else "custom")
     # A run's own config.yaml, runs/RECIPE/VERSION/config.yaml, is the recipe it came from.
     return path.parts[-3] if path.name == CONFIG_FILE and path.parts[2:] else path.stem
 
 
 def run_name(name: str, data: dict[str, Any]) -> str:
-    """A run's name; with stand-in data, theirs too.
+    """Names a run; the name of stand-in data is added.
 
     Args:
         name: what was typed, or the recipe's name.
@@ -140,7 +140,7 @@ def _saved(run: Path, name: str) -> Path:
 
 
 def fits_of(runs: Path) -> list[Path]:
-    """The folders of fits, oldest first; commands that only measure leave folders, too."""
+    """Lists the folders of fits, oldest first; other commands' folders are left out."""
     versions = [path for path in runs.glob("version_*") if path.name[8:].isdigit()]
     return sorted(
         (path for path in versions if read_record(path) or _saved(path, "last").is_file()),
@@ -152,7 +152,7 @@ def fits_of(runs: Path) -> list[Path]:
 
 
 def make_logger(runs: Path, resumed: Path | None) -> RunLogger:
-    """The logger of a run, whose folder is a new one, or that of the run that goes on.
+    """Makes the logger of a run, in a new folder or in that of the resumed run.
 
     Args:
         runs: the folder of all runs of this name.
@@ -166,7 +166,7 @@ def make_logger(runs: Path, resumed: Path | None) -> RunLogger:
 
 
 def goes_on_in_place(runs: Path, checkpoint: Path) -> bool:
-    """Whether a checkpoint is that of one of these runs, which then goes on where it stopped."""
+    """Returns whether a checkpoint belongs to one of these runs, which is resumed in its folder."""
     return checkpoint.resolve().parent.parent.parent == runs.resolve()
 
 
@@ -189,7 +189,7 @@ def claim(runs: Path) -> str:
 
 
 def remove_unbegun_run(folder: Path) -> None:
-    """What is refused as late as in the fit, an optimizer's argument say, leaves no folder."""
+    """Removes the folder of a run that was refused before its first step."""
     if not folder.is_dir() or {file.name for file in folder.iterdir()} - {CONFIG_FILE}:
         return
     (folder / CONFIG_FILE).unlink(missing_ok=True)
@@ -203,7 +203,7 @@ def remove_unbegun_run(folder: Path) -> None:
 
 
 def changes(run: Path, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What a resumed run would do otherwise than it did before: option → (before, now).
+    """Finds the settings that a resumed run would change: option → (before, now).
 
     Args:
         run: its folder.
@@ -222,7 +222,7 @@ def changes(run: Path, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def check_changes(changed: dict[str, tuple[Any, Any]], run: Path, accepted: bool) -> None:
-    """Refuses to go on with what would make it another run.
+    """Refuses to resume a run with changed settings, unless they are accepted.
 
     Raises:
         UserError: the message names each option, what it was and what it would be.
@@ -248,7 +248,7 @@ def _is_free(key: str) -> bool:
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by keys with dots."""
+    """Flattens nested mappings, by keys with dots."""
     found: dict[str, Any] = {}
     for key, value in (content or {}).items():
         if isinstance(value, dict) and value:
@@ -259,7 +259,7 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def how_to_go_on(run: Path, command: Sequence[str]) -> str:
-    """The command that continues a stopped fit.
+    """Writes the command that resumes a stopped fit.
 
     Args:
         run: its folder.

@@ -27,7 +27,7 @@ def _whole(text: str) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with the nearest option where one is misspelt.
+    """Parses options; errors are one line, with the nearest option where one is misspelled.
 
     Args:
         command: its name.
@@ -76,7 +76,7 @@ def add_weights_options(parser: argparse.ArgumentParser, of_recipe: str) -> None
 
 
 def chosen_weights(options: Any, command: str) -> str | Path:
-    """The weights that --weights, --ckpt_path, or --recipe alone stand for.
+    """Finds the weights that --weights, --ckpt_path or --recipe alone name.
 
     Raises:
         UserError: none of them was given, two contradict each other, or there is no such run.

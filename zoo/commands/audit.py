@@ -1,4 +1,4 @@
-"""``python -m zoo audit``: where normalization and dropout stand, in any model."""
+"""``python -m zoo audit``: checks normalization and dropout of any model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m zoo info X``: what a network is made of, and what it costs."""
+"""``python -m zoo info X``: parameters, multiply-adds, memory and throughput of a network."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _network(source: str) -> tuple[Any, Any]:
 
 
 def describe(network: Any, inputs: Any, batch_size: int) -> dict[str, Any]:
-    """JSON values about a network in evaluation mode.
+    """Describes a network in evaluation mode, as JSON values.
 
     Args:
         network: any module.

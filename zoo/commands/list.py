@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
 
 
 def lines() -> Iterable[str]:
-    """The recipes in columns, for a terminal."""
+    """Lists the recipes in columns, for a terminal."""
     from zoo.checkpoints.card import form_of
 
     rows = [("RECIPE", "TRAINS", "DATA", "PARAMETERS", "MEASURED", "WEIGHTS")]
@@ -54,14 +54,14 @@ def lines() -> Iterable[str]:
 
 
 def shipped(entry: recipes.Entry) -> str:
-    """Whether weights of a recipe's name ship, and which recipe trained them if not this one."""
+    """States whether weights of a recipe's name ship, and which other recipe trained them."""
     if not entry.weights:
         return "-"
     return "shipped" if entry.trained_by == entry.name else f"of {entry.trained_by}"
 
 
 def table() -> str:
-    """The README's table, from the shipped checkpoints' config.json alone."""
+    """Writes the README's table from the shipped checkpoints' config.json."""
     from zoo.checkpoints.card import form_of, headline
 
     rows = [

@@ -110,7 +110,7 @@ def _sets(task: Any, coverage: float, weights: str) -> Any:
 
 
 def predict_files(task: Any, files: list[Any], options: Any, sets: Any = None) -> list[Row]:
-    """A row for each file, in order."""
+    """Predicts each file, in order."""
     import torch
 
     from zoo.diagnostics.mc_dropout import mc_dropout
@@ -157,7 +157,7 @@ def predict_files(task: Any, files: list[Any], options: Any, sets: Any = None) -
 
 
 def read(task: Any, files: list[Any], options: Any) -> Iterator[tuple[Any, Any]]:
-    """Image files in batches, with a progress bar on a terminal.
+    """Reads image files in batches, with a progress bar on a terminal.
 
     Yields:
         The batch as it was decoded, and its images normalized (B, C, h, w) on the task's device,
@@ -180,7 +180,7 @@ def read(task: Any, files: list[Any], options: Any) -> Iterator[tuple[Any, Any]]
 
 
 def write_csv(rows: list[Row], file: Path) -> None:
-    """A line for each file; the likeliest class first."""
+    """Writes a line for each file, the most probable class first."""
     most = max((len(row.get("classes", ())) for row in rows), default=0)
     extra = [
         name

@@ -174,7 +174,7 @@ def publish(
 
 
 def calibrate(name: str, to: Path | None = None) -> Path:
-    """Calibrates a checkpoint's classifier on its validation images; all but that stays as it is.
+    """Calibrates a checkpoint's classifier on its validation images; its weights are unchanged.
 
     Args:
         name: of the checkpoint.
@@ -307,7 +307,7 @@ def _choose_temperatures(task: Any, data: Any, recipe: dict[str, Any]) -> None:
 
 
 def check_repository(name: str) -> None:
-    """Refuses what names no repository of the hub, before anything is measured."""
+    """Refuses a name that is not a repository of the hub, before anything is measured."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:

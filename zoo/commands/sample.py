@@ -1,4 +1,4 @@
-"""``python -m zoo sample --recipe X``: what a generative model makes, as text or as pictures."""
+"""``python -m zoo sample --recipe X``: generated text, or pictures of generated images."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
 
 
 def draw(task: Any, stem: str, options: Any, folder: Path) -> list[Path]:
-    """Writes the grid that the options ask for."""
+    """Draws the grid that the options ask for."""
     import torch
 
     from zoo.core import pictures
@@ -111,7 +111,7 @@ def draw_samples(
     seed: int = 0,
     temperature: float | None = None,
 ) -> None:
-    """A row of samples of each class, with its name before it."""
+    """Draws a row of samples of each class, with its name before it."""
     from zoo.core import pictures
 
     words = words or [str(label) for label in task.data_info["classes"]]

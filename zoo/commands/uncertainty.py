@@ -282,7 +282,7 @@ def _corrupted_table(result: dict[str, Any]) -> list[str]:
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns: the first to the left, the others to the right."""
+    """Aligns rows in columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     return [
         f"{row[0]:<{widths[0]}}"

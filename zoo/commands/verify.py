@@ -54,7 +54,7 @@ def compare_figures(name: str) -> bool:
 
 
 def golden_difference(name: str) -> float:
-    """The largest difference between a checkpoint's outputs now and the stored ones.
+    """Computes the largest difference between a checkpoint's outputs now and the stored ones.
 
     Raises:
         UserError: a file is altered, or the difference is more than rounding explains.

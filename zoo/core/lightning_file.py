@@ -90,7 +90,7 @@ def check_state(state: Any, path: Path) -> None:
 
 
 def checksum_file(path: Path) -> Path:
-    """The file next to a checkpoint that holds its sha256, in the form of ``sha256sum``."""
+    """Names the file next to a checkpoint that holds its sha256, in the form of ``sha256sum``."""
     return path.with_name(path.name + ".sha256")
 
 

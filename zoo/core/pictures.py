@@ -12,7 +12,7 @@ from zoo.core.files import written_whole
 
 
 def save_grid(images: Tensor, columns: int, path: Path, scale: int = 2) -> None:
-    """Images (B, C, H, W) in [0, 1], row by row, without words; whole or not at all.
+    """Saves images (B, C, H, W) in [0, 1] as a grid, row by row, without labels.
 
     Args:
         images: gray or color.
@@ -34,7 +34,7 @@ def save_grid(images: Tensor, columns: int, path: Path, scale: int = 2) -> None:
 
 
 def save_labeled(images: Tensor, columns: int, rows: Sequence[str], path: Path, title: str) -> None:
-    """The same with a word before each row."""
+    """Saves images as a grid with a label before each row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -58,7 +58,7 @@ def save_labeled(images: Tensor, columns: int, rows: Sequence[str], path: Path, 
 def save_segmentation(
     images: Tensor, masks: Tensor, predicted: Tensor, classes: Sequence[str], path: Path, title: str
 ) -> None:
-    """Images with their masks and the predicted masks under them, a color for each class.
+    """Saves images with their masks and the predicted masks under them, a color for each class.
 
     Args:
         images: (B, C, H, W), of any range.
@@ -96,13 +96,13 @@ def save_segmentation(
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 120) -> None:
-    """A matplotlib figure as PNG, whole or not at all."""
+    """Saves a matplotlib figure as PNG."""
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=dpi)
 
 
 def animate(frames: Sequence[Path], path: Path, milliseconds: int = 400) -> None:
-    """An animated GIF of PNG files, the last of which stays longer."""
+    """Joins PNG files into an animated GIF, the last of which stays longer."""
     from PIL import Image
 
     pictures = [Image.open(frame).convert("L") for frame in frames]

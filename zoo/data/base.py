@@ -71,7 +71,7 @@ class ImageData(LabeledImages):
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Images uint8 (N, C, H, W) and labels int64 (N,) of the training or the test set."""
+        """Reads images uint8 (N, C, H, W) and labels int64 (N,) of the training or the test set."""
 
     # -- what all share --------------------------------------------------------------------------
 
@@ -176,14 +176,14 @@ class ImageData(LabeledImages):
         return self._batches(self._test)
 
     def augment(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The training augmentation of uint8 images (B, C, H, W)."""
+        """Augments uint8 training images (B, C, H, W)."""
         used = self.used
         images = shift_and_flip(images, used.shift, used.flip, generator)
         images = cutout(images, used.cutout_size, used.cutout_probability, generator)
         return erase(images, used.erase_probability, generator)
 
     def augmented(self, batch: Any, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """A training batch with its bytes augmented and normalized, on their device."""
+        """Augments and normalizes a training batch, on its device."""
         images, labels = batch
         return self.normalize(self.augment(images, generator)), labels
 

@@ -108,7 +108,7 @@ class Batches:
         self._resume = self.position < len(self)
 
     def fresh(self) -> Self:
-        """An independent pass over the same epoch, which leaves this one's position alone."""
+        """Makes an independent pass over the same epoch."""
         twin = copy.copy(self)
         twin.position, twin._resume = 0, False
         return twin

@@ -101,7 +101,7 @@ class Images(LabeledImages):
         self._given = classes, mean, std
 
     def fetch(self) -> None:
-        """Nothing to do: the images are there."""
+        """Does nothing: the images are there."""
 
     @cached_property
     def classes(self) -> list[str]:  # type: ignore[override]

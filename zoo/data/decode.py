@@ -81,7 +81,7 @@ def _pixels(opened: Image.Image, channels: int, color: tuple[int, ...]) -> Tenso
 
 
 def rgb(color: Color) -> tuple[int, int, int]:
-    """Red, green and blue of a color, from 0 to 255.
+    """Converts a color to red, green and blue, from 0 to 255.
 
     Raises:
         UserError: it is no color.
@@ -109,7 +109,7 @@ def open_image(path: Path | bytes) -> Image.Image:
 
 
 def why_unreadable(error: Exception) -> str:
-    """What is wrong with a file that could not be decoded, to follow its name in a sentence."""
+    """Describes why a file could not be decoded, to follow its name in a sentence."""
     if isinstance(error, EOFError) and not str(error):
         return "is empty (0 bytes)"
     reason = first_line(error)
@@ -121,7 +121,7 @@ def why_unreadable(error: Exception) -> str:
 
 
 def is_gray(image: Image.Image) -> bool:
-    """Whether a file stores gray values, or indices into a palette of nothing but grays."""
+    """Returns whether a file stores gray values, or indices into a palette of nothing but grays."""
     if image.mode in ("P", "PA"):
         palette = np.array(image.getpalette("RGB")).reshape(-1, 3)
         return bool((palette == palette[:, :1]).all())

@@ -51,7 +51,7 @@ class DigitMasks(Digits):
         )
 
     def plain(self, split: Split, batch: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        """A split in order, not augmented: images uint8 (B, 1, H, W), masks (B, H, W)."""
+        """Iterates over a split, not augmented: images uint8 (B, 1, H, W), masks (B, H, W)."""
         for images, labels in super().plain(split, batch):
             yield images, masks_of(images, labels)
 

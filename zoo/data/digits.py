@@ -72,7 +72,7 @@ class Digits(ImageData):
         self.input_shape = (1, image_size, image_size)
 
     def fetch(self) -> None:
-        """Nothing to do: the digits come with scikit-learn."""
+        """Does nothing: the digits come with scikit-learn."""
 
     def _all(self) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits

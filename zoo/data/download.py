@@ -15,14 +15,14 @@ from zoo.errors import UserError
 
 
 def data_folder() -> Path:
-    """``ZOO_DATA`` if set, else the user's cache."""
+    """Returns the folder of downloaded data: ``ZOO_DATA`` if set, else the user's cache."""
     if folder := os.environ.get("ZOO_DATA"):
         return Path(folder)
     return cache_folder()
 
 
 def cache_folder() -> Path:
-    """The zoo's folder in the user's cache (``XDG_CACHE_HOME`` or ``~/.cache``)."""
+    """Returns the zoo's folder in the user's cache (``XDG_CACHE_HOME`` or ``~/.cache``)."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "zoo"
 

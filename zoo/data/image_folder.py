@@ -388,7 +388,7 @@ class ImageFolder(LabeledImages):
         return bool(self.contents().parts["test"])
 
     def checksums(self) -> dict[str, str]:
-        """One digest of the files' names and sizes."""
+        """Computes one digest of the files' names and sizes."""
         contents = self.contents()
         listing = [
             f"{self._relative(path)} {contents.checked[path].size}"
@@ -402,7 +402,7 @@ class ImageFolder(LabeledImages):
         return Path(os.path.relpath(path, self.folder)).as_posix()
 
     def files(self, split: Split) -> list[str]:
-        """Where each image of a split lies, relative to the folder, in the order of ``plain``."""
+        """Lists each image file of a split, relative to the folder, in the order of ``plain``."""
         self.prepare_data()
         return [self._relative(path) for path, _ in self.contents().parts[PARTS[split]]]
 

@@ -47,7 +47,7 @@ class LabeledImages(DataModule):
 
     @abstractmethod
     def plain(self, split: Split, batch: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        """A split in order, not augmented: images uint8 (B, C, H, W), labels (B,)."""
+        """Iterates over a split, not augmented: images uint8 (B, C, H, W), labels (B,)."""
 
     @abstractmethod
     def training_sample(self) -> Iterable[Any]:
@@ -55,7 +55,7 @@ class LabeledImages(DataModule):
 
     @abstractmethod
     def class_counts(self) -> Tensor:
-        """How many training images each class has, int64 (K,)."""
+        """Counts the training images of each class, int64 (K,)."""
 
     def network_arguments(self) -> dict[str, int]:
         self.prepare_data()
@@ -75,12 +75,12 @@ class LabeledImages(DataModule):
         }
 
     def example_input(self, batch: int = 2) -> Tensor:
-        """Noise (B, C, H, W) of the images' shape and scale; needs no data."""
+        """Draws noise (B, C, H, W) of the images' shape and scale; needs no data."""
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch, *self.used.input_shape, generator=generator)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) → float32 with zero mean and unit variance a channel."""
+        """Normalizes uint8 (B, C, H, W) to float32 with zero mean and unit variance a channel."""
         return self._normalization(images)
 
     @cached_property
@@ -89,7 +89,7 @@ class LabeledImages(DataModule):
 
 
 def draws(given: Literal["balanced"] | list[float] | None, counts: Tensor) -> Tensor | None:
-    """How often a training image of each class is drawn, relative to those of the others.
+    """Computes how often a training image of each class is drawn, relative to the others.
 
     Args:
         given: a number a class, or ``balanced``, by which each class is drawn as often.

@@ -41,28 +41,28 @@ class DataModule(LightningDataModule):
 
     @abstractmethod
     def checksums(self) -> dict[str, str]:
-        """sha256 by file name, of the data that a checkpoint was trained on."""
+        """Returns the sha256 of the data's files, by name."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """JSON values that a network trained on these data needs to be used."""
+        """Returns what using a network trained on these data takes, as JSON values."""
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """How much each split holds."""
+        """Counts the samples of each split."""
 
     def network_arguments(self) -> dict[str, int]:
-        """Arguments of a network's constructor that follow from these data, by their names."""
+        """Returns a network's constructor arguments that follow from these data, by name."""
         return {}
 
     def report(self) -> str:
-        """What the data hold, in a line or more."""
+        """Describes the data, in a line or more."""
         self.prepare_data()
         sizes = ", ".join(f"{split} {size:,}" for split, size in self.sizes().items())
         return f"{self.used.name}: {sizes}"
 
     def make_stand_in(self) -> Any:
-        """What ``fallback`` names.
+        """Makes the data module that ``fallback`` names.
 
         Raises:
             UserError: it names nothing.
@@ -75,7 +75,7 @@ class DataModule(LightningDataModule):
         return self.stand_in or self
 
     def describe(self) -> dict[str, Any]:
-        """JSON values that a checkpoint keeps: the name, the facts, the checksums."""
+        """Describes the data for a checkpoint, as JSON values: name, facts and checksums."""
         self.prepare_data()
         used = self.used
         described = {"name": used.name, **used.facts(), "sha256": used.checksums()}

@@ -115,7 +115,7 @@ class PythonTopics(Text):
         )
 
     def fetch(self) -> None:
-        """Nothing to do: it comes with Python."""
+        """Does nothing: the text comes with Python."""
 
     def read(self) -> str:
         from pydoc_data.topics import topics

@@ -122,7 +122,7 @@ class Text(DataModule):
 
     @abstractmethod
     def read(self) -> str:
-        """The whole text."""
+        """Reads the whole text."""
 
     # -- what all share --------------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ class Text(DataModule):
         return Batches(starts, starts, max(64, self.batch_size), rank=rank, world=world)
 
     def random_windows(self, count: int, part: str = "val") -> Batches:
-        """So many random windows of a part, always the same: how nanoGPT estimates its loss."""
+        """Draws random windows of a part, always the same, as nanoGPT does to estimate its loss."""
         generator = torch.Generator().manual_seed(1337)
         starts = torch.randint(
             len(self._tokens[part]) - self.context_length, (count,), generator=generator
@@ -283,7 +283,7 @@ def encode(text: str, vocabulary: str, source: str = "the text") -> Tensor:
 
 
 def decode(tokens: list[int], vocabulary: str) -> str:
-    """The text of tokens."""
+    """Converts tokens to text."""
     return "".join(vocabulary[token] for token in tokens)
 
 

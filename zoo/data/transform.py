@@ -67,7 +67,7 @@ class Transform:
 def evaluation_crop(
     size: int | list[int], crop_pct: float, interpolation: str = "bilinear"
 ) -> v2.Transform:
-    """The center of an image of any size, uint8 (C, H, W) in and out.
+    """Crops the center of an image of any size, uint8 (C, H, W) in and out.
 
     Args:
         size: height and width that are seen, or one number for both.

@@ -37,7 +37,7 @@ class Calibration:
         return 1 / self.scale[0] if len(self.scale) == 1 else None
 
     def logits(self, logits: Tensor) -> Tensor:
-        """Scaled logits (B, K): their softmax is calibrated."""
+        """Scales logits (B, K); their softmax is calibrated."""
         scaled = logits * torch.tensor(self.scale, dtype=logits.dtype, device=logits.device)
         if self.bias:
             scaled = scaled + torch.tensor(self.bias, dtype=logits.dtype, device=logits.device)

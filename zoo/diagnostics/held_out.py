@@ -16,7 +16,7 @@ from zoo.errors import UserError
 
 
 def labels_in(batch: Any, what: str) -> Tensor:
-    """The labels of a batch: the last of a tuple or list, or ``labels`` or ``label`` of a mapping.
+    """Finds a batch's labels: the last of a tuple or list, or ``labels`` or ``label`` of a mapping.
 
     Args:
         batch: of a loader.

@@ -69,7 +69,7 @@ def choose_confidence(logits: Tensor, labels: Tensor) -> Confidence:
 
 
 def risk_coverage(confidence: Tensor, right: Tensor) -> Tensor:
-    """The error rate among the 1, 2, … N most confident answers.
+    """Computes the error rate among the 1, 2, … N most confident predictions.
 
     Answers of equal confidence count as one after the other in random order, on average.
 

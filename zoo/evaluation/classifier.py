@@ -68,7 +68,7 @@ class Images:
 
 
 def ood_images(name: str, data: LabeledImages, limit: int | None = None) -> Tensor:
-    """Out-of-distribution images (N, C, H, W), as a network trained on ``data`` would see them.
+    """Loads OOD images (N, C, H, W), as a network trained on ``data`` would see them.
 
     Args:
         name: of the data set, ``digits`` or ``FashionMNIST``; case and underscores do not count.
@@ -105,7 +105,7 @@ def _plain(name: str) -> str:
 
 
 def find_ood_images(name: str, data: LabeledImages, limit: int | None) -> tuple[str, Tensor] | None:
-    """``ood_images`` by name; ``auto`` takes the partner of the data, ``none`` nothing."""
+    """Loads OOD images by name; ``auto`` takes the partner of the data, ``none`` nothing."""
     if name == "none":
         return None
     if name != "auto":
@@ -126,7 +126,7 @@ Predictor = Callable[[Tensor], Uncertainty]
 def predictors(
     model: nn.Module, samples: int, drop_path: bool, others: list[nn.Module], seed: int
 ) -> dict[str, Predictor]:
-    """The ways of predicting that a model allows, by name."""
+    """Lists the ways of predicting that a model allows, by name."""
     found: dict[str, Predictor] = {"one forward": lambda x: single(model, x)}
     if samples:
         found[f"MC dropout, {samples} samples"] = lambda x: mc_dropout(
@@ -148,7 +148,7 @@ class Predictions:
 
 
 def predict(predictor: Predictor, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
-    """One pass over batches of (normalized images, labels)."""
+    """Predicts batches of (normalized images, labels)."""
     parts, labels = [], []
     for images, truth in batches:
         parts.append(predictor(images))
@@ -180,13 +180,13 @@ def uncertainty(
 
 
 def has_dropout(model: nn.Module, example: Tensor) -> bool:
-    """Whether training would drop anything but whole branches."""
+    """Returns whether training would drop anything but whole branches."""
     trace = record(model, (example,), mode="training")
     return any(is_sampled(node.dropout) for node in trace.dropouts if node.dropout)
 
 
 def prove(task: Any, data: LabeledImages, limit: int | None = None) -> dict[str, Any]:
-    """Audit, variance shift and uncertainty of a trained classifier, as JSON values.
+    """Measures audit, variance shift and uncertainty of a trained classifier, as JSON values.
 
     Args:
         task: with ``network``.

@@ -33,7 +33,7 @@ class _Features(nn.Identity):
 def measure_samples(
     task: Any, data: LabeledImages, classifier: str, count: int = 10_000, seed: int = 0
 ) -> dict[str, Any]:
-    """Agreement, Fréchet distance and recall of a class-conditional generator's samples.
+    """Measures agreement, Fréchet distance and recall of a class-conditional generator's samples.
 
     The Fréchet distance (Heusel et al. 2017, section 2) is that of the classifier's penultimate
     features, not of an Inception network's: compare it only with the floor, that of real test
@@ -88,7 +88,7 @@ def temperatures(
     count: int = 1000,
     seed: int = 1,
 ) -> list[float]:
-    """A temperature for each class, by which all samples together come nearest to training images.
+    """Chooses a temperature for each class that brings samples nearest to the training images.
 
     A generator misses the rarer images of some classes more than those of others; where it does,
     latents that vary more than in training make up for some of it. Test images have no part in it.
@@ -137,7 +137,7 @@ def temperatures(
 
 
 def frechet(real: Tensor, other: Tensor) -> float:
-    """Between two sets of features (N, F): squared, as usual."""
+    """Computes the squared Fréchet distance between two sets of features (N, F)."""
     return _distance_to(real)(other)
 
 
@@ -157,7 +157,7 @@ def _distance_to(real: Tensor) -> Callable[[Tensor], float]:
 
 
 def recall(real: Tensor, made: Tensor) -> float:
-    """The share of real features (N, F) within a sample's distance to its third nearest sample."""
+    """Computes the share of real features (N, F) within a sample's third neighbor's distance."""
     radius = torch.cat(
         [
             torch.cdist(part, made).kthvalue(NEIGHBORS + 1).values  # the nearest is itself
@@ -212,7 +212,7 @@ def _seen(reference: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reference_classifier(data: Any) -> str:
-    """The shipped classifier that measures generated images of a data set.
+    """Finds the shipped classifier that measures generated images of a data set.
 
     Raises:
         UserError: none does.

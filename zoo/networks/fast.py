@@ -206,7 +206,7 @@ def attend(
     causal: bool = False,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Attention over values, with dropout on its weights (Vaswani et al. 2017, section 3.2.1).
+    """Computes attention, with dropout on its weights (Vaswani et al. 2017, section 3.2.1).
 
     ``F.scaled_dot_product_attention``; on a CPU that trains in half precision or with dropout the
     plain product. Its reason is bfloat16: there torch's call took 2.4 to 6.2 times as long (Zen 4,

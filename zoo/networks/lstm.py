@@ -70,7 +70,7 @@ class LSTM(Network):
         return {"embed.weight", "head.weight"}
 
     def make_cache(self) -> Memory:
-        """An empty state for ``forward``."""
+        """Makes an empty state for ``forward``."""
         return Memory()
 
     def forward(self, tokens: Tensor, cache: Memory | None = None) -> Tensor:

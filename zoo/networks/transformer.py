@@ -307,7 +307,7 @@ class Transformer(Network):
         return {"embed.weight", "positions.weight", "head.weight"}
 
     def make_cache(self) -> Cache:
-        """An empty cache for ``forward``."""
+        """Makes an empty cache for ``forward``."""
         return Cache(self.depth, self.context_length)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:

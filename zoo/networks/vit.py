@@ -239,7 +239,7 @@ class ViT(ImageNetwork):
                 nn.init.normal_(parameter, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that no optimizer should decay, as timm's factory asks."""
+        """Lists the parameters that no optimizer should decay, for timm's factory."""
         return {"pos_embed", "cls_token"}
 
     def _positions(self, height: int, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a classifier confuses: a table and two pictures after every fit, validation and test."""
+"""Confusion matrix, most certain errors and a table by class, after fit, validation and test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a finished fit says of itself: ``run.json`` for programs, ``summary.txt`` for people."""
+"""Summarizes a finished fit: ``run.json`` for programs, ``summary.txt`` for people."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNDERFITTING = 0.1
 
 
 def final_metrics(path: Path) -> dict[str, float]:
-    """The last value of each metric of a run."""
+    """Reads the last value of each metric of a run."""
     metrics: dict[str, float] = {}
     for row in read_metrics(path):
         metrics.update(
@@ -35,7 +35,7 @@ def final_metrics(path: Path) -> dict[str, float]:
 
 
 def metric_lines(metrics: Mapping[str, float]) -> list[str]:
-    """A line for each metric, by name; shares are in per cent."""
+    """Formats a line for each metric, by name; shares are in per cent."""
     width = max((len(name) for name in metrics), default=0)
     return [
         f"  {name:<{width}}  {value:{form_of(name)}}" for name, value in sorted(metrics.items())
@@ -72,7 +72,7 @@ def read_gap(metrics: Mapping[str, float], drop_rate: float = 0.0) -> str | None
 
 
 def drop_rate_of(run: Path) -> float:
-    """The largest drop rate that a run's ``config.yaml`` gives its network; 0 where it has none."""
+    """Finds the largest drop rate of the network of a run; 0 where it has none."""
     file = run / "config.yaml"
     if not file.is_file():
         return 0.0
@@ -83,7 +83,7 @@ def drop_rate_of(run: Path) -> float:
 
 
 def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
-    """What a finished run says of itself; the last lines are the Python that loads the result."""
+    """Writes the summary of a finished run; the last lines are the Python that loads the result."""
     data = facts["data"]
     lines = [f"{run_name(folder)}: {facts['parameters']:,} parameters"]
     if data:
@@ -115,7 +115,7 @@ def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
 
 
 def hardware(trainer: Trainer) -> str:
-    """What a run ran on, in words."""
+    """Describes the hardware of a run."""
     text = processor()
     if trainer.strategy.root_device.type == "cuda":
         text += f"; {trainer.world_size} × {torch.cuda.get_device_name()}"
@@ -123,7 +123,7 @@ def hardware(trainer: Trainer) -> str:
 
 
 def processor() -> str:
-    """This machine's processor, in words."""
+    """Describes this machine's processor."""
     cpuinfo = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
     cpu = models[0].strip() if models else platform.processor() or platform.machine()
@@ -131,6 +131,6 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers depend on."""
+    """Returns the versions of Python and of the packages that numbers depend on."""
     packages = ("torch", "lightning", "torchvision", "timm", "torchmetrics")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}

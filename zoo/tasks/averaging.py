@@ -150,12 +150,12 @@ class EMA(WeightAveraging):
 
 
 def tensors_of(module: torch.nn.Module) -> Iterator[Tensor]:
-    """Parameters, then buffers, each once."""
+    """Lists parameters, then buffers, each once."""
     return chain(module.parameters(), module.buffers())
 
 
 def is_last_epoch(trainer: Trainer) -> bool:
-    """Whether a fit ends after this epoch, as far as is known."""
+    """Returns whether a fit ends after this epoch, as far as is known."""
     epochs, steps = trainer.max_epochs, trainer.max_steps
     if epochs is not None and 0 <= epochs <= trainer.current_epoch + 1:
         return True

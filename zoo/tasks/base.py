@@ -164,7 +164,7 @@ class Task(LightningModule):
         return type(self).test_step is not LightningModule.test_step
 
     def golden(self) -> Tensor:
-        """Outputs (2, …) for an input that is always the same: a checkpoint keeps them."""
+        """Computes outputs (2, …) for an input that is always the same: a checkpoint keeps them."""
         raise NotImplementedError
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
@@ -300,7 +300,7 @@ class Task(LightningModule):
         )
 
     def check_finite(self, loss: Tensor) -> Tensor:
-        """Stops the run before a loss that is no number reaches the weights.
+        """Stops the run before a loss that is not finite reaches the weights.
 
         Where that would wait for the device, ``watch`` finds it some steps later.
         """
@@ -309,7 +309,7 @@ class Task(LightningModule):
         return loss
 
     def watch(self, step: int, loss: Tensor) -> None:
-        """Stops the run within some steps of a loss that is no number, and waits for none."""
+        """Stops the run within some steps of a loss that is not finite; it waits for none."""
         if self._late_losses is not None and (found := self._late_losses.add(step, loss)):
             raise self._no_number(*found, "have taken it")
 
@@ -369,7 +369,7 @@ class Task(LightningModule):
         return [EMA(self.ema_decay)] if fitting and self.ema_decay is not None else []
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer alone, without a trainer."""
+        """Makes the optimizer, without a trainer."""
         return make_optimizer(
             self.network,
             self.optimizer,
@@ -522,5 +522,5 @@ def _overruns(network: nn.Module) -> bool:
 
 
 def metric_prefix(data: dict[str, Any]) -> str:
-    """What metrics of stand-in data begin with; ``data`` is what a data module's describe says."""
+    """Returns the prefix of metrics of stand-in data; ``data`` is a data module's description."""
     return f"{data['name'].lower()}/" if "instead_of" in data else ""

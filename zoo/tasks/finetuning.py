@@ -1,4 +1,4 @@
-"""Fine-tuning: what of a trained network goes on learning, when, and how fast."""
+"""Fine-tuning: which parts of a trained network are trained, when, and how fast."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def finetune(
     lora_rank: int | None = None,
     trainer: dict[str, Any] | None = None,
 ) -> Task:
-    """Fine-tunes a trained network, one of anybody's too.
+    """Fine-tunes a trained network, ours or any other.
 
     Args:
         model: a task, as ``zoo.load`` gives it, which learns as it says itself; or any network of
@@ -225,7 +225,7 @@ def linear_probe(
 
 
 def features_of(network: nn.Module, batches: Iterable[Any]) -> tuple[Any, Any]:
-    """Pooled features (N, D) and labels (N,) of batches, as NumPy arrays."""
+    """Computes pooled features (N, D) and labels (N,) of batches, as NumPy arrays."""
     device = next(network.parameters()).device
     features: list[Tensor] = []
     labels: list[Tensor] = []

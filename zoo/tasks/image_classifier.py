@@ -194,7 +194,7 @@ class ImageClassifier(Task):
         self._log_by_class("test", "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Class probabilities (B, K) of a batch (images, labels), or of images alone.
+        """Predicts class probabilities (B, K) of a batch (images, labels), or of images alone.
 
         At the calibrated temperature, where the weights were published with one.
         """
@@ -233,7 +233,7 @@ class ImageClassifier(Task):
         return torch.cat(probabilities[1:] or probabilities).clone()
 
     def scores(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Loss (nats, no smoothing) and accuracy (B,) of each image."""
+        """Computes loss (nats, no smoothing) and accuracy (B,) of each image."""
         return _scores(self(images).float(), labels)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, prefix: str) -> Tensor | None:

@@ -23,7 +23,7 @@ def make_optimizer(
     extra: dict[str, Any] | None = None,
     layer_decay: float | None = None,
 ) -> torch.optim.Optimizer:
-    """Any optimizer of timm's factory, never decaying norms' weights or biases.
+    """Makes any optimizer of timm's factory; it never decays norms' weights or biases.
 
     Frozen parameters are left out. ``muon`` orthogonalizes the update of every matrix and filter
     and steps the rest by AdamW: vectors, what the network would not have decayed

@@ -129,11 +129,11 @@ class Segmenter(Task):
         self._evaluate(batch, "test", "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Class probabilities of pixels (B, K, H, W)."""
+        """Predicts class probabilities of pixels (B, K, H, W)."""
         return torch.softmax(self(self.inputs_of(batch)).float(), dim=1)
 
     def scores(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy (nats) and accuracy (B,), means over each image's pixels."""
+        """Computes cross-entropy (nats) and accuracy (B,), means over each image's pixels."""
         logits = self(images).float()
         return _scores(logits, labels)
 
@@ -172,7 +172,7 @@ def _scores(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """One less the soft Dice coefficient, averaged over the classes that the batch has.
+    """Computes 1 - the soft Dice coefficient, averaged over the classes of the batch.
 
     Args:
         logits: (B, K, H, W).
