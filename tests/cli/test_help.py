@@ -87,3 +87,17 @@ def test_every_key_of_the_help_is_taken_by_the_command_line(zoo_cli) -> None:
     config = yaml.safe_load(result.out)
     assert config["model"]["init_args"]["network"]["init_args"]["layers"] == [1, 1, 1]
     assert config["model"]["init_args"]["optimizer"] == "muon"
+
+
+def test_a_class_is_described_by_its_own_arguments(zoo_cli) -> None:
+    result = zoo_cli("fit", "--model.network.help", "UNet")
+    assert result.code == 0
+    assert result.out.startswith("usage: python -m zoo fit --model.network zoo.networks.UNet ")
+    assert "  --model.network.drop_rate 0.5 " in result.out
+    assert "  --model.network (required) " in zoo_cli("test", "--model.help=GAN").out
+    names = zoo_cli("fit", "--model.network.help").out
+    assert "EfficientNet" in names
+    assert "freeze" not in names
+    wrong = zoo_cli("fit", "--data.help", "Digit")
+    assert wrong.code == 2
+    assert "no class named 'Digit' in zoo.data; did you mean 'Digits'?" in wrong.err

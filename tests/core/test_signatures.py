@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 
 from zoo import networks, registry
-from zoo.core.signatures import arguments_of
+from zoo.core.signatures import arguments_of, exported
 
 PATHS = [
     "lightning.pytorch.Trainer",
@@ -45,3 +45,8 @@ def test_descriptions_are_those_of_the_docstring() -> None:
 def test_what_is_not_found_has_no_arguments() -> None:
     assert arguments_of("no_such_package.Thing") == []
     assert arguments_of("zoo.networks.NoSuchNetwork") == []
+
+
+def test_what_a_package_exports_is_read() -> None:
+    assert exported("zoo.networks") == networks.__all__
+    assert exported("no_such_package") == []

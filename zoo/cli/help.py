@@ -6,15 +6,25 @@ import argparse
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard, get_args
 
 from zoo import recipes, registry
 from zoo.cli.options import OPTIONS, RECIPE_HELP, Option
-from zoo.core.signatures import Argument, arguments_of
+from zoo.core.signatures import Argument, arguments_of, exported
+from zoo.core.text import nearest
+from zoo.errors import UserError
 
 TRAINER = "lightning.pytorch.Trainer"
+REQUIRED = "(required)"
+OUTPUTS = {"num_classes", "vocab_size"}  # an argument of every network
+# jsonargparse's own would list every subclass of nn.Module that was ever imported.
+CLASS_HELP = {
+    "--model.help": "zoo.tasks",
+    "--model.network.help": "zoo.networks",
+    "--data.help": "zoo.data",
+}
 ABOUT = {
     "fit": "Train the network of a recipe and measure it on the test set once. The run's folder "
     "holds settings, metrics, curves and checkpoints.",
@@ -73,12 +83,63 @@ def help_of(command: str, typed: list[str]) -> str:
     return parser.format_help()
 
 
+def class_help(command: str, typed: Sequence[str]) -> str | None:
+    """Writes the help of ``--model.help CLASS`` and its like, where one is typed.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        typed: the command line after it.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    for number, word in enumerate(typed):
+        option, _, name = word.partition("=")
+        if (package := CLASS_HELP.get(option)) is None:
+            continue
+        flag, name = option.removesuffix(".help"), name or "".join(typed[number + 1 : number + 2])
+        known = _names_in(package)
+        if name in ("", *known):
+            path = f"{package}.{name}"
+        elif arguments_of(name):
+            path = name
+        else:
+            raise UserError(
+                f"{option}: no class named {name!r} in {package}{nearest(name, known)} (there are "
+                f"{', '.join(known)})"
+            )
+        if not name:
+            return f"{flag} takes one of {package}: {', '.join(known)}\n"
+        parser = argparse.ArgumentParser(
+            usage=f"python -m zoo {command} {flag} {path} [{flag}.KEY VALUE ...]",
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
+            add_help=False,
+        )
+        _add_keys(parser, f"arguments of {path}, with their defaults", _arguments(flag, path))
+        return parser.format_help()
+    return None
+
+
+def _names_in(package: str) -> list[str]:
+    """The classes that ``--model``, ``--model.network`` or ``--data`` may name without a path."""
+    if package == "zoo.networks":  # what has an output; the package exports tools as well
+        return [
+            name
+            for name in exported(package)
+            if OUTPUTS & {argument.name for argument in arguments_of(f"{package}.{name}")}
+        ]
+    return list(registry.TASKS if package == "zoo.tasks" else registry.DATA)
+
+
 def _epilog(command: str, given: list[str]) -> str:
     if given:
-        return "--model.help CLASS and --data.help CLASS describe other tasks and data sets."
+        return (
+            "--model.help CLASS, --model.network.help CLASS and --data.help CLASS describe others."
+        )
     return (
         f"python -m zoo {command} --recipe NAME --help shows the keys of that recipe with their "
-        "values. --model.help CLASS and --data.help CLASS describe a task and a data set."
+        "values. --model.help CLASS, --model.network.help CLASS and --data.help CLASS describe a "
+        "task, a network and a data set."
     )
 
 
@@ -167,14 +228,17 @@ def _further_keys(recipe: Mapping[str, Any]) -> Iterator[tuple[str, list[_Key]]]
 
 
 def _defaults(flag: str, path: str) -> list[_Key]:
+    return [key for key in _arguments(flag, path) if key.value != REQUIRED]
+
+
+def _arguments(flag: str, path: str) -> list[_Key]:
     return [
         _Key(
             f"{flag}.{argument.name}",
-            _as_typed(argument.default),
+            REQUIRED if argument.default is None else _as_typed(argument.default),
             f"{_described(argument)} {_typed(argument)}".strip(),
         )
         for argument in arguments_of(path)
-        if argument.default is not None
     ]
 
 

@@ -68,7 +68,9 @@ def add_weights_options(parser: argparse.ArgumentParser, of_recipe: str) -> None
         parser: of a command.
         of_recipe: what the command takes from the recipe.
     """
-    parser.add_argument("--recipe", help=f"{of_recipe}; by default with its shipped weights")
+    parser.add_argument(
+        "--recipe", help=f"{of_recipe}, and its shipped weights unless others are given"
+    )
     parser.add_argument("--weights", help=WEIGHTS_HELP)
     parser.add_argument(
         "--ckpt_path", help="last or best of the recipe's newest run, or any of --weights' names"

@@ -69,6 +69,15 @@ def arguments_of(path: str) -> list[Argument]:
     ]
 
 
+def exported(package: str) -> list[str]:
+    """Reads ``__all__`` of a package; nothing where the source is not found."""
+    tree = _tree(package)
+    for node in tree.body if tree is not None else ():
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
+
+
 def _definition(module: str, name: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
     """Where a name is defined, through the packages that import it from elsewhere."""
     tree = _tree(module)
