@@ -1,4 +1,4 @@
-"""The command line, in-process, on the digits: what a run leaves behind and how it refuses."""
+"""The command line, in-process, on the digits: what a run writes and how it refuses."""
 
 from __future__ import annotations
 

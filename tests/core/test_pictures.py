@@ -19,7 +19,7 @@ def test_a_grid_shows_every_image_in_its_place(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["grid.png"]
 
 
-def test_a_labelled_grid_of_color_images(tmp_path: Path) -> None:
+def test_a_labeled_grid_of_color_images(tmp_path: Path) -> None:
     save_labeled(torch.rand(5, 3, 8, 8), 3, ["one", "two"], tmp_path / "grid.png", "title")
     assert Image.open(tmp_path / "grid.png").size[0] > 200
 

@@ -58,7 +58,7 @@ def test_half_of_the_images_are_mirrored() -> None:
     assert 0.45 < mirrored.float().mean().item() < 0.55
 
 
-def test_cutout_blanks_one_square_with_its_centre_in_the_image() -> None:
+def test_cutout_blanks_one_square_with_its_center_in_the_image() -> None:
     before = images(500, 2, 9)
     after = cutout(before, 4, 1.0, generator())
     blank = after == 0

@@ -488,8 +488,8 @@ def test_the_table_counts_every_image_and_names_what_is_left_out(odd: Path) -> N
         "1 a link to a folder:\n    train/brick/link",
     ):
         assert f"  {reason}" in left
-    beside = left.index("  2 beside the folders train, val and test:")
-    assert {"    extra", "    loose.png"} <= set(left[beside:].splitlines())
+    start = left.index("  2 next to the folders train, val and test:")
+    assert {"    extra", "    loose.png"} <= set(left[start:].splitlines())
     # Of two equal files the one that is measured on stays.
     names = {part: set(module.files(part)) for part in ("train", "validation", "test")}
     assert {"test/grass/0.png", "test/brick/1.png"} <= names["test"]

@@ -350,7 +350,7 @@ def test_levels(forward, severities) -> None:
     )
     found = findings(model, torch.randn(6, 8))["dropout-before-bn"]
     assert [finding.severity for finding in found] == severities
-    if forward is renormalized:  # the second BatchNorm stands behind the first
+    if forward is renormalized:  # the second BatchNorm stands after the first
         assert [finding.module for finding in found] == ["first"]
 
 

@@ -36,7 +36,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except BaseException as error:
-        full = is_full(error, path.parent)  # before what was written makes room
+        full = is_full(error, path.parent)  # before what was written frees space
         partial.unlink(missing_ok=True)
         if full:
             raise UserError(f"{path} was not written: {full_disk(path)}") from error

@@ -1,4 +1,4 @@
-"""The 8 × 8 handwritten digits that come with scikit-learn: real data without a network."""
+"""The 8 × 8 handwritten digits that come with scikit-learn: real data without a download."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def download(peer: Callable[..., Any], name: str, folder: Path, holding: str) ->
         holding: what ``ZOO_DATA`` must hold to do without, for the error's advice.
 
     Raises:
-        DataMissing: there is no network, or it does not have them.
+        DataMissing: there is no internet connection, or the files are not there.
     """
     root = data_folder()
     try:
@@ -62,5 +62,5 @@ def download(peer: Callable[..., Any], name: str, folder: Path, holding: str) ->
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise DataMissing(
             f"{name} is not in {folder} and could not be downloaded ({error}). Set ZOO_DATA to a "
-            f"folder that holds {holding}, or train where there is a network"
+            f"folder that holds {holding}, or train with an internet connection"
         ) from None

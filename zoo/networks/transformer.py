@@ -72,7 +72,7 @@ class Cache:
         stop = self.seen + added
         for store, new in ((self.keys, keys), (self.values, values)):
             whole = store[layer]
-            if whole is None:  # room for a whole context, made once
+            if whole is None:  # space for a whole context, made once
                 whole = new.new_empty(*new.shape[:2], self.length, new.shape[3])
                 store[layer] = whole
             whole.narrow(2, self.seen, added).copy_(new)
