@@ -105,7 +105,7 @@ def test_check_data_stops_after_the_check(zoo_cli, photos: Path) -> None:
     result = zoo_cli(*check)
     assert result.code == 2
     assert "1 empty:\n    a/zero.png is empty (0 bytes)" in result.out
-    assert "zero.png is empty (0 bytes): mend or remove it" in result.err
+    assert "zero.png is empty (0 bytes). Repair or remove it, " in result.err
     assert zoo_cli(*check, "--data.corrupt", "skip").code == 0
     result = zoo_cli("fit", "--recipe", "mine.yaml", "--check_data")
     assert result.code == 2

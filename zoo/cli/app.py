@@ -170,7 +170,7 @@ class ZooCLI(RecipeReader):
             raise
 
     def _changes(self, runs: Path) -> dict[str, Any]:
-        """What a run that goes on in its folder does otherwise than before; refused or accepted."""
+        """Finds the settings that a resumed run changes; they are refused or accepted."""
         assert self.checkpoint is not None
         if not run_folder.goes_on_in_place(runs, self.checkpoint):
             return {}
@@ -270,7 +270,7 @@ class ZooCLI(RecipeReader):
         return kwargs | ({"verbose": False} if subcommand in TABLED else {})
 
     def _load_weights(self, subcommand: str) -> None:
-        """Checks what a fit goes on from; loads what the other commands measure.
+        """Checks the weights that a fit resumes; loads those that the other commands measure.
 
         Raises:
             UserError: there are no such weights, or they are of another network or other classes.

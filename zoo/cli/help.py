@@ -103,6 +103,8 @@ def class_help(command: str, typed: Sequence[str]) -> str | None:
             path = f"{package}.{name}"
         elif arguments_of(name):
             path = name
+        elif name in exported(package):
+            return None  # its source does not show its arguments; jsonargparse imports it
         else:
             raise UserError(
                 f"{option}: no class named {name!r} in {package}{nearest(name, known)} (there are "

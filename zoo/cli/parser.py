@@ -84,7 +84,7 @@ class RecipeParser(LightningArgumentParser):
             if isinstance(cause, UserError):
                 raise cause
             cause = cause.__cause__ or cause.__context__
-        if not self.exit_on_error:  # of a class within another: whoever asked for it tells
+        if not self.exit_on_error:  # of a class within another: whoever asked for it reports it
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         raise UserError(in_one_line(message, parser))

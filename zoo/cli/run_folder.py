@@ -19,7 +19,7 @@ from zoo.runs.record import read_record
 from zoo.tasks.base import read_checkpoint
 
 CONFIG_FILE = "config.yaml"
-# What a resumed run may change: how long it runs, on what, and what it tells; the rest makes it
+# What a resumed run may change: how long it runs, on what, and what it logs; the rest makes it
 # another run.
 FREE = {
     "check_data",
@@ -66,7 +66,7 @@ FREE_OF_TRAINER = {
     "sync_batchnorm",
     "val_check_interval",
 }
-# What no checkpoint can go on with: its state belongs to another network or another optimizer.
+# What a checkpoint cannot be resumed with: its state is of another network or optimizer.
 NEVER = ("model.class_path", "model.init_args.network", "model.init_args.optimizer")
 
 
@@ -101,7 +101,7 @@ def find_checkpoint(wanted: str | None, runs: Path, command: str) -> Path | None
     Args:
         wanted: what was typed.
         runs: the folder of all runs of this name.
-        command: ``fit`` cannot go on from shipped weights.
+        command: ``fit`` cannot resume shipped weights.
 
     Raises:
         UserError: there is no such file or run, or the newest run saved none.
@@ -156,7 +156,7 @@ def make_logger(runs: Path, resumed: Path | None) -> RunLogger:
 
     Args:
         runs: the folder of all runs of this name.
-        resumed: the checkpoint that a fit goes on from; None for all else.
+        resumed: the checkpoint that a fit resumes; None otherwise.
     """
     if resumed is not None and goes_on_in_place(runs, resumed):
         step = int(read_checkpoint(resumed).get("global_step", 0))
@@ -199,7 +199,7 @@ def remove_unbegun_run(folder: Path) -> None:
         empty.rmdir()
 
 
-# -- going on --------------------------------------------------------------------------------------
+# -- resuming -------------------------------------------------------------------------------------
 
 
 def changes(run: Path, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -276,4 +276,4 @@ def how_to_go_on(run: Path, command: Sequence[str]) -> str:
             kept.append(word)
     step = read_checkpoint(file).get("global_step")
     line = shlex.join(["python", "-m", "zoo", "fit", *kept, "--ckpt_path", file.as_posix()])
-    return f"saved at step {step}; go on with\n  {line}"
+    return f"saved at step {step}; resume with\n  {line}"

@@ -335,7 +335,7 @@ class ImageFolder(LabeledImages):
 
     def _unreadable(self, those: Sequence[LeftOut], advice: str) -> UserError:
         more = f", and {len(those) - 1} more cannot be read" if those[1:] else ""
-        return UserError(f"{those[0].path} {those[0].detail}{more}: repair or remove it, {advice}")
+        return UserError(f"{those[0].path} {those[0].detail}{more}. Repair or remove it, {advice}")
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:

@@ -33,7 +33,7 @@ SHOWN_A_RULE = 5  # findings of one rule in the text; JSON and SARIF hold all
 
 @dataclass
 class Report:
-    """What an audit found, gravest first.
+    """What an audit found, the most severe first.
 
     ``ok`` is true where there is no error and all of the model was audited; ``unseen`` names the
     modules that were not (scripted, traced or exported ones), ``unaudited`` says in sentences what
@@ -60,7 +60,7 @@ class Report:
         return not self.unseen and not self.unaudited
 
     def at_least(self, severity: str) -> list[Finding]:
-        """Findings as grave as ``severity``, or graver."""
+        """Lists the findings of at least this severity."""
         floor = SEVERITIES.index(severity)
         return [f for f in self.findings if SEVERITIES.index(f.severity) >= floor]
 

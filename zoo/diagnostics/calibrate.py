@@ -71,7 +71,7 @@ def calibrate(
 ) -> Calibration:
     """Fits a temperature to a classifier's logits by maximum likelihood on held-out data.
 
-    A temperature changes no prediction; vector scaling may. The model stays untouched and goes on
+    A temperature changes no prediction; vector scaling may. The model stays untouched and continues
     giving logits: ``zoo.calibrate(model, loader)(model(x))`` are probabilities.
 
     Args:

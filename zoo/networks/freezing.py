@@ -22,7 +22,7 @@ def freeze(
     """Freezes a backbone, in place: its parameters, and BatchNorm's running statistics with them.
 
     A frozen normalization stays in evaluation mode whatever ``train()`` is called on, so that a
-    fit leaves its buffers bit-identical. Dropout of the backbone goes on as the mode says.
+    fit leaves its buffers bit-identical. Dropout of the backbone follows the module's mode.
 
     Args:
         model: a network, or a task that has one.

@@ -24,7 +24,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 class RunLogger(CSVLogger):
-    """Metrics in ``metrics.csv``; a resumed run goes on in the folder, and the file, it began.
+    """Writes ``metrics.csv``; a resumed run appends to the file of its folder.
 
     Args:
         save_dir, name, version: the folder, ``save_dir/name/version``.

@@ -50,7 +50,7 @@ def make_optimizer(
         raise UserError(f"layer_decay is {layer_decay}: it must be above 0 and at most 1")
     if layer_decay is not None and not hasattr(network, "group_matcher"):
         raise UserError(
-            f"layer_decay: {type(network).__name__} has no group_matcher(), which tells the order "
+            f"layer_decay: {type(network).__name__} has no group_matcher(), which gives the order "
             "of its layers"
         )
 
