@@ -49,7 +49,7 @@ class RecipeReader(LightningCLI):
         return self.config
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = RecipeParser(**kwargs)
+        parser = RecipeParser(**{"prog": "python -m zoo", **kwargs})
         parser.typed = self.typed
         parser.add_argument(
             "--recipe",

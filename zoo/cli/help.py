@@ -60,8 +60,8 @@ def help_of(command: str, typed: list[str]) -> str:
         UserError: there is no such recipe, or a fault in it.
     """
     named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    named.add_argument("--recipe", "--config", action="append", default=[])
-    given: list[str] = named.parse_known_args(typed)[0].recipe
+    named.add_argument("--recipe", "--config", action="append", nargs="?", default=[])
+    given = [name for name in named.parse_known_args(typed)[0].recipe if name is not None]
     recipe: dict[str, Any] = {}
     for name in given:
         recipe = recipes.merge(recipe, recipes.resolve(name))

@@ -46,9 +46,10 @@ def arguments_of(path: str) -> list[Argument]:
         documented.append(called)
     assert isinstance(called, ast.FunctionDef)
     descriptions = {
-        param.arg_name: " ".join((param.description or "").replace("``", "").split())
+        name: " ".join((param.description or "").replace("``", "").split())
         for one in documented
         for param in parse(ast.get_docstring(one) or "", DocstringStyle.GOOGLE).params
+        for name in param.arg_name.split(", ")  # which may be described together
     }
     positional, given = [*called.args.posonlyargs, *called.args.args], called.args.defaults
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(given))

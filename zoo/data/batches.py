@@ -24,7 +24,7 @@ class Batches:
         targets: (N,).
         batch_size: samples a batch and process.
         shuffle: a new order every epoch.
-        drop_last: leave out what does not fill a batch; with ``shuffle`` and several processes
+        drop_last: leaves out what does not fill a batch; with ``shuffle`` and several processes
             the last, incomplete global batch is always left out.
         seed: of the order.
         rank, world: this process and how many there are.

@@ -46,7 +46,7 @@ class Images(LabeledImages):
         batch_size: images a batch and process.
         validation: the fraction of ``train`` that is held out, without ``val``.
         shift: pixels of random shift, at most.
-        flip: mirror half of the training images.
+        flip: mirrors half of the training images.
         sampling_weights: how often training images of each class are drawn, relative to one
             another, or ``balanced``, which draws as many of each class.
         workers: processes that read a ``Dataset``.

@@ -24,9 +24,9 @@ class Digits(ImageData):
         validation_size: training images held out for validation.
         shift: pixels of random shift, at most.
         cutout_size: side of the square blanked in training, in pixels.
-        cutout_probability: that an image gets one.
-        erase_probability: that a random rectangle of a training image becomes noise.
-        drop_last: leave out the last, incomplete training batch.
+        cutout_probability: probability that an image gets one.
+        erase_probability: probability that a random rectangle of a training image becomes noise.
+        drop_last: leaves out the last, incomplete training batch.
         image_size: pixels; other than 8, images are resized bilinearly.
         sampling_weights: how often training images of each class are drawn, relative to one
             another (1 for all of them draws each image once an epoch), or ``balanced``, which draws

@@ -102,13 +102,13 @@ class ImageFolder(LabeledImages):
     order anew.
 
     Args:
-        folder: where the images lie.
+        folder: folder of the images.
         labels: a CSV or TSV file with the columns path (relative to the folder), label and, where
             it parts the images, split; None for a sub-folder a class.
         image_size: pixels a side that the network sees.
         channels: 1 or 3, to which every image is converted; by default 3, or 1 where every image
             is grayscale.
-        background: what transparent images are laid on: a color's name, or #rrggbb.
+        background: background of transparent images: a color's name, or #rrggbb.
         batch_size: images a batch and process.
         validation: the fraction of each class held out for validation, where nothing says which.
         test: the fraction held out for testing, where nothing parts the images; may be 0.
@@ -119,7 +119,7 @@ class ImageFolder(LabeledImages):
             none.
         mixup: α of mixup (Zhang et al. 2018); 0 for none.
         cutmix: α of CutMix (Yun et al. 2019); 0 for none. With both, each batch gets one of them.
-        flip: mirror half of the training images.
+        flip: mirrors half of the training images.
         scale: the least part of an image's area that a training crop shows.
         corrupt: ``error`` stops at an image that cannot be read, before the first step; ``skip``
             leaves it out; either way it is named.

@@ -215,7 +215,7 @@ def attend(
     Args:
         q: queries (B, H, T, d).
         k, v: keys and values (B, G, S, d), of which each serves H / G heads.
-        drop_rate: of the weights; 0 in evaluation.
+        drop_rate: rate of the weights; 0 in evaluation.
         causal: no query sees a key after its own place.
         mask: (T, S), true where a query sees a key.
 

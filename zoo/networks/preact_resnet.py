@@ -59,7 +59,7 @@ class PreActResNet(ImageNetwork):
         width: channels of the stem; the first stage has ``width · widen``, each later one twice
             as many.
         widen: k of a WRN-n-k.
-        drop_rate: of spatial dropout between a block's convolutions; see the head of this file.
+        drop_rate: rate of spatial dropout between a block's convolutions; see this file's head.
 
     Raises:
         ValueError: no stage, a size below one, or a rate outside [0, 1).

@@ -61,7 +61,7 @@ class UNet(ImageNetwork):
         width: channels at full resolution; every halving doubles them.
         depth: how often the resolution is halved.
         norm: ``group`` or ``batch``.
-        drop_rate: of spatial dropout at the end of the contracting path.
+        drop_rate: rate of spatial dropout at the end of the contracting path.
 
     Raises:
         ValueError: a width that is not a multiple of 8, a size below one, or a rate outside [0, 1).

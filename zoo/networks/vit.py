@@ -128,18 +128,18 @@ class ViT(ImageNetwork):
             the patch, have them interpolated.
         patch_size: pixels a side that become a token.
         embed_dim, depth, num_heads, mlp_ratio: size of the transformer.
-        norm: ``layernorm``, or ``rmsnorm``, which drops the centring (Zhang & Sennrich 2019).
+        norm: ``layernorm``, or ``rmsnorm``, without the mean (Zhang & Sennrich 2019).
         global_pool: ``token``, the class token, or ``avg``, the mean over all patches.
-        class_token: stands before the patches; None has one where ``global_pool`` is ``token``.
+        class_token: prepends a class token; None does so where ``global_pool`` is ``token``.
         stem: ``patch`` or ``conv``.
-        stem_stages: of a ``conv`` stem: channels, residual pairs and stride of each; by default
+        stem_stages: channels, residual pairs and stride of each stage of a ``conv`` stem; by default
             channels double up to ``embed_dim``, with one pair and a stride of 2.
-        drop_rate: of dropout before the head.
-        pos_drop_rate: of dropout on the embeddings.
-        attn_drop_rate: of dropout on the attention weights.
-        proj_drop_rate: of dropout after the attention's projection.
-        mlp_drop_rate: of dropout in the MLP.
-        drop_path_rate: of stochastic depth at the last block; it grows linearly from 0.
+        drop_rate: rate of dropout before the head.
+        pos_drop_rate: rate of dropout on the embeddings.
+        attn_drop_rate: rate of dropout on the attention weights.
+        proj_drop_rate: rate of dropout after the attention's projection.
+        mlp_drop_rate: rate of dropout in the MLP.
+        drop_path_rate: rate of stochastic depth at the last block; it grows linearly from 0.
 
     Raises:
         ValueError: sizes that do not divide, an unknown choice, or a rate outside [0, 1).

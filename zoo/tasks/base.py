@@ -54,7 +54,7 @@ class Task(LightningModule):
         network: what is trained.
         optimizer: its name, as ``make_optimizer`` takes it.
         lr: peak learning rate.
-        weight_decay: of matrices and filters; norms and biases are never decayed.
+        weight_decay: weight decay of matrices and filters; norms and biases are never decayed.
         momentum: where the optimizer has one.
         optimizer_args: further arguments of the optimizer.
         schedule: of the learning rate after the warm-up, as ``make_schedule`` takes it.
@@ -62,7 +62,7 @@ class Task(LightningModule):
         final_lr: what the schedule ends at, as a share of the peak.
         ema_decay: of the averaged weights; None for no average.
         channels_last: memory format of images and filters.
-        compile: the network, by torch.compile.
+        compile: compiles the network by torch.compile.
         record: whether a training step is recorded as a CUDA graph: ``auto`` where it can be, with
             one line that says why not on a CUDA device; true raises where it cannot; false never.
 

@@ -41,20 +41,20 @@ class ImageClassifier(Task):
         network: any module with logits out.
         optimizer: ``sgd`` (Nesterov), ``adamw``, ``muon``, or another of timm's optimizers.
         lr: peak learning rate.
-        weight_decay: of matrices and filters; norms and biases are never decayed.
-        momentum: of ``sgd`` and ``muon``.
+        weight_decay: weight decay of matrices and filters; norms and biases are never decayed.
+        momentum: momentum of ``sgd`` and ``muon``.
         optimizer_args: further arguments of the optimizer.
         schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down to zero, or
             ``constant``.
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
         label_smoothing: part of the target spread over all classes (Szegedy et al. 2016,
             section 7).
-        class_weights: what each class counts for in the training loss: a number a class, or
-            ``balanced``, by which each counts for as much as the others; null for one an image.
-        ema_decay: of the averaged weights, which are what is validated and saved; null for none.
+        class_weights: weight of each class in the training loss: a number a class, or ``balanced``,
+            by which all classes count the same; null weights all images the same.
+        ema_decay: decay of the averaged weights, which are validated and saved; null for none.
         channels_last: memory format of images and filters; faster for convolutions.
-        compile: the network, by torch.compile.
-        record: the training step as a CUDA graph; ``auto`` where it can be.
+        compile: compiles the network by torch.compile.
+        record: records the training step as a CUDA graph; ``auto`` where that is possible.
     """
 
     monitor = "val/accuracy"

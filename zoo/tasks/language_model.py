@@ -32,15 +32,15 @@ class LanguageModel(Task):
         network: any module with logits out.
         optimizer: ``adamw``, ``muon``, or another of timm's optimizers.
         lr: peak learning rate.
-        weight_decay: of matrices; norms and biases are never decayed.
-        momentum: of ``sgd`` and ``muon``.
+        weight_decay: weight decay of matrices; norms and biases are never decayed.
+        momentum: momentum of ``sgd`` and ``muon``.
         optimizer_args: further arguments of the optimizer.
         schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down, or ``constant``.
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
         final_lr: what the schedule ends at, as a share of the peak.
-        ema_decay: of the averaged weights, which are what is validated and saved; null for none.
-        compile: the network, by torch.compile.
-        record: the training step as a CUDA graph; ``auto`` where it can be.
+        ema_decay: decay of the averaged weights, which are validated and saved; null for none.
+        compile: compiles the network by torch.compile.
+        record: records the training step as a CUDA graph; ``auto`` where that is possible.
     """
 
     def __init__(

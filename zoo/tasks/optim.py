@@ -33,7 +33,7 @@ def make_optimizer(
         network: its trainable parameters are optimized.
         name: ``sgd`` (Nesterov), ``adamw``, ``muon``, or another of timm's.
         lr: peak learning rate.
-        weight_decay: of matrices and filters only.
+        weight_decay: weight decay of matrices and filters only.
         momentum: where the optimizer has one.
         extra: further arguments of the optimizer.
         layer_decay: factor of the learning rate from each layer to the one before it, by the

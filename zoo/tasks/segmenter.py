@@ -32,15 +32,15 @@ class Segmenter(Task):
         network: any module with logits of pixels out.
         optimizer: ``sgd`` (Nesterov), ``adamw``, ``muon``, or another of timm's optimizers.
         lr: peak learning rate.
-        weight_decay: of matrices and filters; norms and biases are never decayed.
-        momentum: of ``sgd`` and ``muon``.
+        weight_decay: weight decay of matrices and filters; norms and biases are never decayed.
+        momentum: momentum of ``sgd`` and ``muon``.
         optimizer_args: further arguments of the optimizer.
         schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down to zero, or
             ``constant``.
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
-        dice_weight: of the Dice loss, relative to the cross-entropy.
-        ema_decay: of the averaged weights, which are what is validated and saved; null for none.
-        record: the training step as a CUDA graph; ``auto`` where it can be.
+        dice_weight: weight of the Dice loss, relative to the cross-entropy.
+        ema_decay: decay of the averaged weights, which are validated and saved; null for none.
+        record: records the training step as a CUDA graph; ``auto`` where that is possible.
     """
 
     monitor = "val/iou"
