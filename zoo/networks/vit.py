@@ -132,7 +132,7 @@ class ViT(ImageNetwork):
         global_pool: ``token``, the class token, or ``avg``, the mean over all patches.
         class_token: prepends a class token; None does so where ``global_pool`` is ``token``.
         stem: ``patch`` or ``conv``.
-        stem_stages: channels, residual pairs and stride of each stage of a ``conv`` stem; by default
+        stem_stages: channels, residual pairs and stride of a ``conv`` stem's stages; by default
             channels double up to ``embed_dim``, with one pair and a stride of 2.
         drop_rate: rate of dropout before the head.
         pos_drop_rate: rate of dropout on the embeddings.

@@ -62,8 +62,8 @@ class GAN(LatentSampler):
         ema_decay: decay of the averaged generator, which generates the samples (Yazıcı et al., "The
             Unusual Effectiveness of Averaging in GAN Training", ICLR 2019); null for none.
         channels_last: memory format of the filters; faster for convolutions.
-        temperature: default temperature of ``sample`` and ``interpolate``: the standard deviation of
-            their latents, one number or one for each class. Below the 1 of
+        temperature: default temperature of ``sample`` and ``interpolate``, the standard deviation
+            of their latents, one number or one for each class. Below the 1 of
             training, samples are more typical and less varied (Brock et al., ICLR 2019, section
             3.1, cut the tails for the same). ``zoo.evaluation.temperatures`` chooses a list.
         one_stage: both networks learn from one forward and one backward of the discriminator, on
