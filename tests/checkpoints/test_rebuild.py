@@ -39,7 +39,7 @@ def change(folder: Path, path: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("network.args", {}, "much larger than the weights"),
+        ("network.args", {}, "much larger than its weights"),
         ("network.args.num_classes", ..., "weights do not fit the network: fc.weight is float32"),
         ("network.args", [], "network.args is .., expected an object"),
         ("network", None, "network is None, expected an object"),
@@ -57,8 +57,8 @@ def change(folder: Path, path: str, value: Any) -> None:
         ("network.args.width", None, r"ResNet\(width\) is None, expected a whole number"),
         ("network.args.width", 31, "cannot be built|do not fit"),
         ("network.args.widht", 32, "no argument 'widht'; did you mean 'width'"),
-        ("network.args.layers", [1, 2, 500], "much larger than the weights"),
-        ("network.args.width", 2**19, "much larger than the weights"),
+        ("network.args.layers", [1, 2, 500], "much larger than its weights"),
+        ("network.args.width", 2**19, "much larger than its weights"),
         ("network.args.num_classes", 2**40, "is more than 1048576"),
     ],
 )

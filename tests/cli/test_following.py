@@ -1,4 +1,4 @@
-"""What of a network follows from the data."""
+"""A network's arguments that follow from the data."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_predictions_are_those_of_torchvision_alone(zoo_cli, weights: str) -> No
     for wrong, message in (
         (tensor.float(), "give normalized images to the model itself"),
         (array.astype(float), "an array is taken for uint8"),
-        (3, "3 is no image"),
+        (3, "3 is not an image"),
         ("nowhere.png", "nowhere.png"),
     ):
         with pytest.raises(UserError, match=message):

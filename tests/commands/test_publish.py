@@ -111,7 +111,7 @@ def test_a_checkpoint_is_calibrated_anew_and_its_weights_stay(zoo_cli) -> None:
     assert listed["tiny/config.json"] == sha256(folder / "config.json")
     for arguments, message in (
         (("--calibrate", "nowhere", "--to", "out"), "there is no checkpoint out/nowhere"),
-        (("--calibrate", "tiny", "--name", "tiny", "--to", "out"), "NAME and --to alone"),
+        (("--calibrate", "tiny", "--name", "tiny", "--to", "out"), "NAME and --to only"),
         (("--calibrate", "transformer_shakespeare"), "not a classifier"),
         ((), "publish needs RUN --name NAME, or --calibrate NAME"),
     ):
@@ -144,7 +144,7 @@ def test_a_gans_temperatures_are_chosen_before_it_is_measured(zoo_cli, monkeypat
     assert config["recipe"]["model"]["init_args"]["temperature"] == own
     assert zoo.load("out/gan_fmnist").temperature == own
     card = Path("out/gan_fmnist/README.md").read_text()
-    stated = "order 1, 1.1, 1, 1.1, 1, 1.1, 1, 1.1, 1, 1.1, chosen by training images in the same"
+    stated = "order, 1, 1.1, 1, 1.1, 1, 1.1, 1, 1.1, 1, 1.1, chosen on training images by the same"
     assert stated in card
 
 
