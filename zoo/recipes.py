@@ -142,8 +142,8 @@ def _check(value: Any, source: str, at: str = "") -> None:
     """Refuses what YAML can say and a recipe cannot.
 
     Raises:
-        UserError: a key that is no text, a value that is not JSON's, or a section that is a file's
-            name: it would be read, and shown where it is no recipe.
+        UserError: a key that is not text, a value that is not JSON's, or a section that is a file's
+            name: it would be read, and shown where it is not a recipe.
     """
     if isinstance(value, dict):
         for key, item in value.items():

@@ -55,7 +55,7 @@ class RecipeParser(LightningArgumentParser):
 
     def add_class_arguments(self, *args: Any, **options: Any) -> Any:
         # A class is described in place. jsonargparse would read it from any file that a recipe
-        # names, and quote the file where it is no description.
+        # names, and quote the file where it is not a description.
         return super().add_class_arguments(*args, **{**options, "sub_configs": False})
 
     def add_subclass_arguments(self, *args: Any, **options: Any) -> Any:

@@ -221,7 +221,7 @@ def _report(rows: list[Row], others: int, file: Path | None, stream: Any) -> Non
             f"accuracy: {right / len(known):.2%} of the {len(known)} whose folder names their class"
         )
     if others:
-        lines.append(f"left out: {others} files of folders that are no images by their suffix")
+        lines.append(f"left out: {others} files in folders without an image suffix")
     if file is not None:
         lines.append(f"predictions: {file}")
     print("\n".join(lines), file=stream)

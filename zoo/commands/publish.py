@@ -184,7 +184,7 @@ def calibrate(name: str, to: Path | None = None) -> Path:
         The checkpoint's folder.
 
     Raises:
-        UserError: it is no classifier, or its validation images allow no calibration.
+        UserError: it is not a classifier, or its validation images allow no calibration.
     """
     from zoo.checkpoints import store
     from zoo.checkpoints.card import card

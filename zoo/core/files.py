@@ -96,7 +96,7 @@ def read_text(path: Path) -> str:
     """Reads a UTF-8 text of somebody else's.
 
     Raises:
-        UserError: there is no such file, it is no text, or too large to be what it should be.
+        UserError: there is no such file, it is not text, or too large to be what it should be.
     """
     if not is_file(path):
         raise UserError(f"no such file: {path}")

@@ -53,7 +53,7 @@ class Images(LabeledImages):
         name: what a checkpoint calls the data.
 
     Raises:
-        UserError: what is given is no data set, or its images or labels are of another form.
+        UserError: what is given is not a data set, or its images or labels are of another form.
     """
 
     def __init__(

@@ -84,7 +84,7 @@ def rgb(color: Color) -> tuple[int, int, int]:
     """Converts a color to red, green and blue, from 0 to 255.
 
     Raises:
-        UserError: it is no color.
+        UserError: it is not a color.
     """
     try:
         red, green, blue, *_ = ImageColor.getrgb(color)

@@ -119,4 +119,4 @@ def draws(given: Literal["balanced"] | list[float] | None, counts: Tensor) -> Te
     return torch.tensor(given)
 
 
-LabelledImages = LabeledImages  # its name in 0.1
+LabelledImages = LabeledImages  # the name in 0.1

@@ -2,7 +2,7 @@
 
 Dropout stays on at prediction, and the spread of the predictions tells the uncertainty (Gal &
 Ghahramani, ICML 2016, section 4). Three things go wrong elsewhere and are taken care of here:
-dropout that is no module (functional, attention, recurrent) is reached too; BatchNorm goes on
+dropout without a module (functional, attention, recurrent) is reached too; BatchNorm goes on
 using its running statistics and moves none of them; and what comes before the first active dropout
 is computed once, not once a sample. What comes after it is computed for many samples at once.
 """

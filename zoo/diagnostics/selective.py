@@ -23,7 +23,7 @@ class Confidence:
 
     With a number ``p`` it is MaxLogit-pNorm (Cattelan & Silva, UAI 2024): the largest of the
     centered logits, divided by their p-norm. Without one it is the maximum probability. The values
-    rank answers; they are no probabilities.
+    rank answers; they are not probabilities.
     """
 
     p: int | None = None

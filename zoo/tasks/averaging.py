@@ -18,7 +18,7 @@ from zoo.diagnostics.recalibrate import estimate_running_statistics
 class EMA(WeightAveraging):
     """Averages the weights during training; validates, saves and ends with the average.
 
-    Running statistics are no parameters: those of the trained weights do not belong to the
+    Running statistics are not parameters: those of the trained weights do not belong to the
     averaged ones (Izmailov et al. 2018, section 3.2, for weight averaging in general). Before
     every validation and at the end of the fit they are estimated anew for the average, over
     batches augmented as in training (which validates better than clean ones: the weights know

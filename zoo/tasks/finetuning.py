@@ -131,7 +131,7 @@ def finetune(
             images with logits out, which learns by the next three arguments.
         data: a data module, or batches (images, labels), normalized.
         max_epochs: how long.
-        lr, optimizer, weight_decay: of a network that is no task.
+        lr, optimizer, weight_decay: of a network that is not a task.
         freeze, unfreeze_epoch, layer_decay, lora_rank: as ``prepare`` takes them.
         trainer: further arguments of Lightning's Trainer.
 
