@@ -1,4 +1,4 @@
-# `make help` prints every target with the words beside it.
+# `make help` prints every target with its description.
 .DEFAULT_GOAL := help
 .PHONY: help install fit test quick check lint types slow benchmarks clean
 

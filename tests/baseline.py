@@ -3,7 +3,7 @@
     python tests/baseline.py --against v0.1.0
     python tests/baseline.py --against HEAD --only training speed --recipes vit_digits gan_digits
 
-The other commit is checked out beside this one, into a temporary worktree, and the same probes run
+The other commit is checked out next to this one, into a temporary worktree, and the same probes run
 in both, each in processes of its own:
 
 - ``training``: 20 steps of every recipe at seed 0: what is logged of each step and of a validation
@@ -12,7 +12,7 @@ in both, each in processes of its own:
 - ``audit``: findings on the recipes' networks and on other people's, and ``mc_dropout`` of three.
 - ``speed``: a training step of every recipe, and start-up with what it imports.
 
-One line a comparison: ``equal``, or the first place where the two differ. Times are told as a
+One line a comparison: ``equal``, or the first place where the two differ. Times are reported as a
 ratio, this checkout over the other commit; on a busy machine those of equal trees differ by several
 per cent. Exit code 1 where anything but a time differs.
 
@@ -341,7 +341,7 @@ def probe_speed(recipes: list[str]) -> None:
         sys.stdin.readline()
         turns = Turns()
         try:
-            # The average is taken behind the step, and its statistics at the end.
+            # The average is taken after the step, and its statistics at the end.
             task, data = _build(name, TIMED_BATCH, "--model.ema_decay", "null")
             trainer = _trainer(
                 _recipe(name), max_steps=10**6, limit_val_batches=0, callbacks=[turns]

@@ -69,7 +69,7 @@ def zoo_cli(
 
 @pytest.fixture
 def no_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty data folder, and a network that is down."""
+    """An empty data folder, and no internet connection."""
     from torchvision.datasets import FashionMNIST
 
     def down(self: FashionMNIST) -> None:

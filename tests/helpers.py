@@ -25,7 +25,7 @@ class KillAt(Callback):
 
 
 class SaveEachRank(Callback):
-    """Writes every process's final weights, and the validation accuracy it was told."""
+    """Writes every process's final weights, and the validation accuracy it logged."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)

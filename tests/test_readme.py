@@ -124,7 +124,7 @@ def test_mc_dropout_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
 def test_fine_tuning_beats_training_from_scratch_by_fifteen_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FashionMNIST weights, ten labelled digits a class, the README's own lines."""
+    """FashionMNIST weights, ten labeled digits a class, the README's own lines."""
     monkeypatch.chdir(tmp_path)
     scope: dict = {}
     (code,) = [block for block in blocks("python") if "fine_tuned" in block]

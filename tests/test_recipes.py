@@ -153,6 +153,8 @@ def test_every_recipe_begins_with_a_comment_and_says_what_it_trains(name: str) -
     head = [line for line in path.read_text().splitlines() if line.startswith("# ")]
     assert len(head) >= 3
     assert any(f"python -m zoo fit --recipe {name}" in line for line in head)
+    if not name.startswith("study/"):  # what it trains, what it reaches, time and hardware, command
+        assert head[3].startswith(f"#   python -m zoo fit --recipe {name}")
     entry = next(entry for entry in recipes.entries() if entry.name == name)
     assert entry.trains
     assert entry.data

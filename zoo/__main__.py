@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zoo import registry
 from zoo.core.files import FULL, full_disk
+from zoo.core.terminal import plain_warnings
 from zoo.core.text import nearest
 from zoo.core.version import __version__
 from zoo.errors import UserError
@@ -42,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
                 "(python -m zoo --help shows them all)"
             )
         run = registry.load(registry.COMMANDS[command].run)
-        return int(run(arguments[1:]))
+        with plain_warnings():
+            return int(run(arguments[1:]))
     except UserError as error:
         message = str(error)
     except BrokenPipeError:  # `zoo list | head`

@@ -77,7 +77,7 @@ _Loader.add_implicit_resolver(
 
 
 def shipped_folder(name: str) -> Path:
-    """``recipes`` or ``checkpoints``: the checkout's own folder, else the installed copy."""
+    """Finds ``recipes`` or ``checkpoints``: the checkout's own folder, else the installed copy."""
     package = Path(__file__).resolve().parent
     if (package.parent / "pyproject.toml").is_file() and (package.parent / name).is_dir():
         return package.parent / name
@@ -85,29 +85,29 @@ def shipped_folder(name: str) -> Path:
 
 
 def names() -> list[str]:
-    """Every shipped recipe's name, sorted; one in a sub-folder is named ``folder/recipe``."""
+    """Lists every shipped recipe's name, sorted; one in a sub-folder is named ``folder/recipe``."""
     folder = shipped_folder("recipes")
     return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
 
 
-def find(recipe: str, beside: Path | None = None) -> Path:
-    """The file of a recipe given by name or by path.
+def find(recipe: str, mentioned_by: Path | None = None) -> Path:
+    """Finds the file of a recipe given by name or by path.
 
     Args:
         recipe: a shipped recipe's name, or a path to a YAML file.
-        beside: the file that mentions it; a relative path is tried from its folder first.
+        mentioned_by: the file that mentions it; a relative path is tried from its folder first.
 
     Raises:
         UserError: there is no such recipe.
     """
     named = shipped_folder("recipes") / f"{recipe}.yaml"
     candidates = [named, Path(recipe)]
-    if beside is not None:
-        candidates[1:1] = [beside.parent / recipe, beside.parent / f"{recipe}.yaml"]
+    if mentioned_by is not None:
+        candidates[1:1] = [mentioned_by.parent / recipe, mentioned_by.parent / f"{recipe}.yaml"]
     for path in candidates:
         if is_file(path):
             return path
-    where = f"{beside}: base: " if beside else ""
+    where = f"{mentioned_by}: base: " if mentioned_by else ""
     if recipe.endswith((".yaml", ".yml")):
         raise UserError(f"{where}no such file: {recipe}")
     raise UserError(
@@ -117,7 +117,7 @@ def find(recipe: str, beside: Path | None = None) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """One recipe file as it stands, without its base.
+    """Reads one recipe file, without its base.
 
     Raises:
         UserError: the file is not YAML, or not a mapping.
@@ -142,8 +142,8 @@ def _check(value: Any, source: str, at: str = "") -> None:
     """Refuses what YAML can say and a recipe cannot.
 
     Raises:
-        UserError: a key that is no text, a value that is not JSON's, or a section that is a file's
-            name: it would be read, and shown where it is no recipe.
+        UserError: a key that is not text, a value that is not JSON's, or a section that is a file's
+            name: it would be read, and shown where it is not a recipe.
     """
     if isinstance(value, dict):
         for key, item in value.items():
@@ -154,7 +154,9 @@ def _check(value: Any, source: str, at: str = "") -> None:
         for index, item in enumerate(value):
             _check(item, source, f"{at}[{index}]")
     elif value != value or (isinstance(value, int) and abs(value) >= 2**63):
-        raise UserError(f"{source}: {at} is {shown(value)}: no number that torch can compute with")
+        raise UserError(
+            f"{source}: {at} is {shown(value)}: not a number that torch can compute with"
+        )
     elif not isinstance(value, str | int | float | None):
         raise UserError(f"{source}: {at} is {shown(value)}: write it in quotes")
     if at in NOT_IN_A_FILE:
@@ -164,7 +166,7 @@ def _check(value: Any, source: str, at: str = "") -> None:
 
 
 def chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The recipe's files and their contents, base first, without the zoo's own keys.
+    """Reads the recipe's files, base first, without the zoo's own keys.
 
     Raises:
         UserError: as of ``read_chain``.
@@ -178,7 +180,7 @@ def chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
 def read_chain(
     path: Path, read_one: Callable[[Path], dict[str, Any]] | None = None
 ) -> list[tuple[Path, dict[str, Any]]]:
-    """The recipe's files and their contents as they stand, base first.
+    """Reads the recipe's files as they are, base first.
 
     Args:
         path: the recipe.
@@ -192,19 +194,21 @@ def read_chain(
     current: Path | None = path
     while current is not None:
         if current.resolve() in seen:
-            raise UserError(f"{path}: base: the recipes go round in a circle at {current}")
+            raise UserError(
+                f"{path}: base: the recipes inherit from each other in a circle at {current}"
+            )
         seen.add(current.resolve())
         content = (read_one or read)(current)
         links.insert(0, (current, content))
         base = content.get("base")
         if base is not None and not isinstance(base, str):
             raise UserError(f"{current}: base: expected the name of one recipe, got {base!r}")
-        current = find(base, beside=current) if base else None
+        current = find(base, mentioned_by=current) if base else None
     return links
 
 
 def merge(base: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
-    """``child`` over ``base``, key by key; a key ending in ``+`` appends to the base's list."""
+    """Merges ``child`` over ``base``, key by key; a key ending in ``+`` appends to a list."""
     merged = dict(base)
     for key, value in child.items():
         if key.endswith("+"):
@@ -218,7 +222,7 @@ def merge(base: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve(recipe: str) -> dict[str, Any]:
-    """The whole recipe with its bases merged in, by name or by path."""
+    """Reads the whole recipe with its bases merged in, by name or by path."""
     merged: dict[str, Any] = {}
     for _, content in chain(find(recipe)):
         merged = merge(merged, content)
@@ -247,7 +251,7 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """Every shipped recipe, with what is measured of the shipped weights that it trained."""
+    """Lists every shipped recipe, with what was measured of the weights that it trained."""
     configs = checkpoint_configs()
     measured = {trained_by(config): config for config in configs.values()}
     listed = []
@@ -275,7 +279,7 @@ def entries() -> list[Entry]:
 
 
 def checkpoint_configs() -> dict[str, dict[str, Any]]:
-    """``config.json`` of every shipped checkpoint, by its name.
+    """Reads ``config.json`` of every shipped checkpoint, by its name.
 
     One that is damaged is left out with a warning: the others, and recipes, have no part in it.
     """
@@ -289,13 +293,13 @@ def checkpoint_configs() -> dict[str, dict[str, Any]]:
 
 
 def trained_by(config: dict[str, Any]) -> str | None:
-    """The recipe that trained a checkpoint, as its ``config.json`` records it."""
+    """Returns the recipe that trained a checkpoint, as its ``config.json`` records it."""
     name: str | None = config.get("run", {}).get("recipe")
     return name
 
 
 def weights_of(name: str) -> str | None:
-    """The shipped checkpoint of a recipe: of its name, or that it trained for another's."""
+    """Finds the shipped checkpoint of a recipe: of its name, or trained by it."""
     configs = checkpoint_configs()
     if name in configs:
         return name
@@ -303,7 +307,7 @@ def weights_of(name: str) -> str | None:
 
 
 def shipped_weights(name: str) -> str:
-    """``weights_of`` for a command that cannot do without.
+    """Finds the shipped checkpoint of a recipe, which must have one.
 
     Raises:
         UserError: the recipe ships none.

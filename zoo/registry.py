@@ -38,7 +38,7 @@ class DataEntry:
     """What the zoo needs to know of a data set."""
 
     data: str  # the LightningDataModule, package.module:attribute
-    out_of_distribution: str | None = None  # the data set whose images its networks never saw
+    out_of_distribution: str | None = None  # the data set of its OOD images
     reference: str | None = None  # the shipped classifier that measures generated images of it
     hub: str | None = None  # its name on Hugging Face's hub
 
@@ -104,18 +104,18 @@ DATA: dict[str, DataEntry] = {
 }
 
 COMMANDS: dict[str, CommandEntry] = {
-    "fit": CommandEntry("zoo.cli.app:fit", "train a recipe: python -m zoo fit --recipe NAME"),
-    "validate": CommandEntry("zoo.cli.app:validate", "measure on the validation data"),
-    "test": CommandEntry("zoo.cli.app:test", "measure on the test data"),
+    "fit": CommandEntry("zoo.cli.start:fit", "train a recipe: python -m zoo fit --recipe NAME"),
+    "validate": CommandEntry("zoo.cli.start:validate", "measure on the validation data"),
+    "test": CommandEntry("zoo.cli.start:test", "measure on the test data"),
     "predict": CommandEntry(
         "zoo.commands.predict:main", "predict the classes of image files, or of the test images"
     ),
     "embed": CommandEntry("zoo.commands.embed:main", "write the pooled features of image files"),
     "info": CommandEntry(
-        "zoo.commands.info:main", "parameters, multiply-adds, memory and speed of a network"
+        "zoo.commands.info:main", "parameters, multiply-adds, memory and throughput of a network"
     ),
     "audit": CommandEntry(
-        "zoo.commands.audit:main", "check where normalization and dropout stand, in any model"
+        "zoo.commands.audit:main", "check normalization and dropout of any model"
     ),
     "uncertainty": CommandEntry(
         "zoo.commands.uncertainty:main",
@@ -131,12 +131,15 @@ COMMANDS: dict[str, CommandEntry] = {
     "sample": CommandEntry(
         "zoo.commands.sample:main", "generated text or images of trained weights"
     ),
-    "list": CommandEntry("zoo.commands.list:main", "show the recipes, and which ship weights"),
+    "list": CommandEntry(
+        "zoo.commands.list:main", "recipes, and what was measured of their shipped weights"
+    ),
     "publish": CommandEntry(
         "zoo.commands.publish:main", "turn a finished run into a shipped checkpoint"
     ),
     "export": CommandEntry(
-        "zoo.commands.export:main", "write a network as ONNX, torch.export, AOTInductor, checked"
+        "zoo.commands.export:main",
+        "write a network as ONNX, torch.export or AOTInductor, and check it",
     ),
     "verify": CommandEntry(
         "zoo.commands.verify:main", "check shipped checkpoints: checksums, golden outputs"
@@ -145,13 +148,13 @@ COMMANDS: dict[str, CommandEntry] = {
 
 
 def load(name: str) -> Any:
-    """The object that ``package.module:attribute`` names."""
+    """Imports the object that ``package.module:attribute`` names."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 
 
 def find(entries: Mapping[str, Entry], name: Any, kind: str, where: str = "") -> Entry:
-    """An entry by its name.
+    """Finds an entry by its name.
 
     Args:
         entries: ``TASKS``, ``DATA`` or ``COMMANDS``.

@@ -1,6 +1,6 @@
 """A training step of a recipe's network with and without what the command line tells glibc.
 
-Each arm is a process of its own, because the allocator is told once; the two take turns. The ratio
+Each arm is a process of its own, because the allocator is set once; the two take turns. The ratio
 is the time without over the time with.
 """
 

@@ -1,7 +1,7 @@
 """Exported files against eager, images/s at batches of 1 and 64; loading, cold and warm.
 
 Every shipped classifier as an ONNX file (ONNX Runtime) and compiled ahead of time (AOTInductor), in
-turns with the network itself in evaluation mode. Loading is ``zoo.load`` beside
+turns with the network itself in evaluation mode. Loading is ``zoo.load`` and
 ``timm.create_model(…, checkpoint_path=…)`` of a network of about the same size from a local file:
 cold is a process of its own, imports included; warm is the second load within a process.
 """

@@ -21,7 +21,7 @@ BATCH = SETTINGS["batch_size"]
 
 
 class Cutout(torch.nn.Module):
-    """One square with its centre anywhere in the image, as the recipe has it."""
+    """One square with its center anywhere in the image, as the recipe has it."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         if torch.rand(()) >= SETTINGS["cutout_probability"]:

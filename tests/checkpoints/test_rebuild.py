@@ -18,7 +18,7 @@ from zoo.recipes import shipped_folder
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return Path(
-        shutil.copytree(shipped_folder("checkpoints") / "resnet_fmnist", tmp_path / "stranger")
+        shutil.copytree(shipped_folder("checkpoints") / "resnet_fmnist", tmp_path / "foreign")
     )
 
 
@@ -39,7 +39,7 @@ def change(folder: Path, path: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("network.args", {}, "much larger than the weights"),
+        ("network.args", {}, "much larger than its weights"),
         ("network.args.num_classes", ..., "weights do not fit the network: fc.weight is float32"),
         ("network.args", [], "network.args is .., expected an object"),
         ("network", None, "network is None, expected an object"),
@@ -57,8 +57,8 @@ def change(folder: Path, path: str, value: Any) -> None:
         ("network.args.width", None, r"ResNet\(width\) is None, expected a whole number"),
         ("network.args.width", 31, "cannot be built|do not fit"),
         ("network.args.widht", 32, "no argument 'widht'; did you mean 'width'"),
-        ("network.args.layers", [1, 2, 500], "much larger than the weights"),
-        ("network.args.width", 2**19, "much larger than the weights"),
+        ("network.args.layers", [1, 2, 500], "much larger than its weights"),
+        ("network.args.width", 2**19, "much larger than its weights"),
         ("network.args.num_classes", 2**40, "is more than 1048576"),
     ],
 )
@@ -102,6 +102,6 @@ def test_numbers_that_no_network_has_are_refused(options: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "../../etc", ""])
-def test_a_name_of_nothing_is_told(name: str) -> None:
+def test_a_name_of_nothing_is_reported(name: str) -> None:
     with pytest.raises(UserError, match=r"no checkpoint named|it is not a checkpoint"):
         zoo.load(name)

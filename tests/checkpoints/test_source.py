@@ -57,7 +57,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": Hostile()}, tmp_path / "hostile.pth")
     (tmp_path / "no.safetensors").write_bytes(b"nothing")
     for name in ("hostile.pth", "no.safetensors"):
-        with pytest.raises(UserError, match="is no file of weights"):
+        with pytest.raises(UserError, match="is not a file of weights"):
             read_source(tmp_path / name)
     assert not (tmp_path / "touched").exists()
     with pytest.raises(UserError, match="no such file"):

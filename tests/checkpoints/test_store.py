@@ -168,7 +168,7 @@ def test_the_manifest_guards_shipped_checkpoints(monkeypatch, tmp_path: Path) ->
         (".", "it is not a checkpoint"),
     ],
 )
-def test_a_wrong_name_is_told(monkeypatch, tmp_path: Path, source: str, message: str) -> None:
+def test_a_wrong_name_is_reported(monkeypatch, tmp_path: Path, source: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         zoo.load(source)
@@ -182,17 +182,17 @@ def test_a_configuration_names_no_import_path(copied: Path) -> None:
         zoo.load(copied)
 
 
-def test_a_new_head_and_more_channels_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_new_head_and_more_channels_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         model = zoo.load("resnet_fmnist", num_classes=3, in_channels=3)
     table = [" ".join(line.split()) for line in caplog.text.splitlines()]
     assert "fc.weight, fc.bias new 3 classes, where there were 10" in table
     assert "conv1.weight adapted from 1 to 3 input channels" in table
     original = zoo.load("resnet_fmnist")
-    grey = torch.randn(2, 1, 28, 28)
-    features = model.network.forward_features(grey.repeat(1, 3, 1, 1))
+    gray = torch.randn(2, 1, 28, 28)
+    features = model.network.forward_features(gray.repeat(1, 3, 1, 1))
     torch.testing.assert_close(
-        features, original.network.forward_features(grey), rtol=1e-4, atol=1e-4
+        features, original.network.forward_features(gray), rtol=1e-4, atol=1e-4
     )
     assert model(torch.randn(2, 3, 28, 28)).shape == (2, 3)
     assert model.network.config["num_classes"] == 3

@@ -1,4 +1,4 @@
-"""The command line, in-process, on the digits: what a run leaves behind and how it refuses."""
+"""The command line, in-process, on the digits: what a run writes and how it refuses."""
 
 from __future__ import annotations
 
@@ -152,8 +152,8 @@ def test_fit_goes_on_in_the_same_folder(zoo_cli) -> None:
         ([*DIGITS, "--model.network.in_channels", "3"], "does not take images of 1 × 8 × 8"),
         ([*DIGITS, "--model.network.num_classes", "9"], "give --model.network.num_classes 10"),
         ([*DIGITS, "--ckpt_path", "lst"], "no such file: lst"),
-        ([*DIGITS, "--ckpt_path", "last"], "there is no run in runs/resnet_digits"),
-        ([*DIGITS, "--ckpt_path", "resnet_fmnist"], "shipped weights are no run to go on with"),
+        ([*DIGITS, "--ckpt_path", "last"], "no run found in runs/resnet_digits"),
+        ([*DIGITS, "--ckpt_path", "resnet_fmnist"], "shipped weights are not a run to resume"),
         ([*DIGITS, "--trainer.accelerator", "gpu"], "gpu"),
         ([*DIGITS, "--trainer.max_time", "soon"], "duration='soon'"),
         ([], "give --recipe NAME"),

@@ -79,10 +79,10 @@ def test_lora_is_resumed_tested_and_loaded_as_plain_weights(zoo_cli) -> None:
             "weights do not fit the network: 'conv1.weight' is missing",
         ),
         (("--freeze", "layer7"), "freeze layer7: no module of the network is named 'layer7'"),
-        (("--lora_rank", "4"), "ResNet has none beside its classifier"),
+        (("--lora_rank", "4"), "ResNet has none except its classifier"),
         (("--layer_decay", "2"), "layer_decay is 2.0: it must be above 0 and at most 1"),
         (("--unfreeze_epoch", "1"), "say what is frozen before it"),
-        (("--weights", "resnet_fmnist"), "to start a fit from them, --init_from resnet_fmnist"),
+        (("--weights", "resnet_fmnist"), "give --init_from resnet_fmnist to start from them"),
         (("--ckpt_path", "resnet_fmnist"), "to start from them, --init_from resnet_fmnist"),
     ],
 )

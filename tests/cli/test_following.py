@@ -1,4 +1,4 @@
-"""What of a network follows from the data."""
+"""A network's arguments that follow from the data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ data:
 
 @pytest.fixture
 def photos(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three classes of grey images, and a recipe that says nothing of them."""
+    """Three classes of grayscale images, and a recipe that says nothing of them."""
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     for index in range(30):
@@ -105,7 +105,7 @@ def test_check_data_stops_after_the_check(zoo_cli, photos: Path) -> None:
     result = zoo_cli(*check)
     assert result.code == 2
     assert "1 empty:\n    a/zero.png is empty (0 bytes)" in result.out
-    assert "zero.png is empty (0 bytes): mend or remove it" in result.err
+    assert "zero.png is empty (0 bytes). Repair or remove it, " in result.err
     assert zoo_cli(*check, "--data.corrupt", "skip").code == 0
     result = zoo_cli("fit", "--recipe", "mine.yaml", "--check_data")
     assert result.code == 2

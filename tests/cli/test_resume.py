@@ -86,7 +86,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert not different
 
 
-def test_a_fit_that_is_told_to_end_saves_and_says_how_to_go_on(
+def test_a_fit_that_is_asked_to_end_saves_and_says_how_to_go_on(
     uninterrupted: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     stop = ("--trainer.callbacks+=tests.helpers.KillAt", "--trainer.callbacks.step=14")

@@ -40,7 +40,7 @@ def test_a_run_that_died_before_it_saved_is_named_and_no_older_one_goes_on(tmp_p
     with pytest.raises(UserError, match="version_1, ended before it saved") as error:
         run_folder.find_checkpoint("last", tmp_path, "fit")
     assert str(older / "checkpoints/last.ckpt") in str(error.value)
-    with pytest.raises(UserError, match="there is no run in"):
+    with pytest.raises(UserError, match="no run found in"):
         run_folder.find_checkpoint("best", tmp_path / "other", "test")
 
 

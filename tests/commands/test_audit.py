@@ -84,7 +84,7 @@ def test_explain(zoo_cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "audit what? give --recipe NAME, or --model timm:resnet50"),
+        ([], "audit needs a model: give --recipe NAME, or --model timm:resnet50"),
         (["--recipe", "resnet_fmnits"], "did you mean 'resnet_fmnist'"),
         (["--model", "resnet18"], "expected timm:NAME, torchvision:NAME or module:function"),
         (["--model", "timm:resnet19"], "timm has no model named 'resnet19'; did you mean"),

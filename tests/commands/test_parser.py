@@ -18,7 +18,7 @@ from zoo.errors import UserError
         ("--sed=1", "did you mean '--seed'"),
     ],
 )
-def test_a_wrong_number_is_told(argument: str, message: str) -> None:
+def test_a_wrong_number_is_reported(argument: str, message: str) -> None:
     parser = Parser("sample", "Draws.")
     parser.add_argument("--rate", type=float)
     parser.add_argument("--seed", type=int)

@@ -82,13 +82,13 @@ def test_predictions_are_those_of_torchvision_alone(zoo_cli, weights: str) -> No
     expected = by_torchvision(model, file)
     for probabilities in together:
         torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
-    grey = np.asarray(Image.open(file).convert("L"))
-    torch.testing.assert_close(model.predict([grey]), model.predict([grey[:, :, None]]))
+    gray = np.asarray(Image.open(file).convert("L"))
+    torch.testing.assert_close(model.predict([gray]), model.predict([gray[:, :, None]]))
     assert model.predict([]).shape == (0, 3)
     for wrong, message in (
         (tensor.float(), "give normalized images to the model itself"),
         (array.astype(float), "an array is taken for uint8"),
-        (3, "3 is no image"),
+        (3, "3 is not an image"),
         ("nowhere.png", "nowhere.png"),
     ):
         with pytest.raises(UserError, match=message):
@@ -117,7 +117,7 @@ def test_odd_files_are_rows_and_a_table_says_the_rest(zoo_cli, weights: str) -> 
     assert {"clear.png", "deep.tif"} <= names
     assert not {"notes.txt", ".hidden.png"} & names
     assert "images: 14 of 16 files" in result.out
-    assert "left out: 1 files of folders" in result.out
+    assert "left out: 1 files in folders" in result.out
     assert "of the 7 whose folder names their class" in result.out
     # A transparent image is the background's color.
     model = zoo.load(weights)

@@ -111,8 +111,8 @@ def test_a_checkpoint_is_calibrated_anew_and_its_weights_stay(zoo_cli) -> None:
     assert listed["tiny/config.json"] == sha256(folder / "config.json")
     for arguments, message in (
         (("--calibrate", "nowhere", "--to", "out"), "there is no checkpoint out/nowhere"),
-        (("--calibrate", "tiny", "--name", "tiny", "--to", "out"), "NAME and --to alone"),
-        (("--calibrate", "transformer_shakespeare"), "and no classifier"),
+        (("--calibrate", "tiny", "--name", "tiny", "--to", "out"), "NAME and --to only"),
+        (("--calibrate", "transformer_shakespeare"), "not a classifier"),
         ((), "publish needs RUN --name NAME, or --calibrate NAME"),
     ):
         refused = zoo_cli("publish", *arguments)
@@ -122,7 +122,7 @@ def test_a_checkpoint_is_calibrated_anew_and_its_weights_stay(zoo_cli) -> None:
 
 @pytest.mark.slow
 @needs_fashion_mnist
-def test_a_gans_temperatures_are_chosen_before_it_is_judged(zoo_cli, monkeypatch) -> None:
+def test_a_gans_temperatures_are_chosen_before_it_is_measured(zoo_cli, monkeypatch) -> None:
     done = zoo_cli(
         *("fit", "--recipe", "gan_fmnist", "--data.fallback", "null", "--trainer.max_epochs", "1"),
         *("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
@@ -132,9 +132,9 @@ def test_a_gans_temperatures_are_chosen_before_it_is_judged(zoo_cli, monkeypatch
     own = [1.0, 1.1] * 5
     # All images and ten thousand samples at seven temperatures take minutes: here are a few, and
     # tests/evaluation/test_generator.py has the choice itself.
-    judge, plain = generator.judge, FashionMNIST.plain
+    measure, plain = generator.measure_samples, FashionMNIST.plain
     monkeypatch.setattr(generator, "temperatures", lambda task, data, classifier: list(own))
-    monkeypatch.setattr(generator, "judge", lambda *given: judge(*given, count=500))
+    monkeypatch.setattr(generator, "measure_samples", lambda *given: measure(*given, count=500))
     monkeypatch.setattr(FashionMNIST, "plain", lambda *given: islice(plain(*given), 2))
     run = "runs/gan_fmnist/version_0"
     result = zoo_cli("publish", run, "--name", "gan_fmnist", "--to", "out", "--temperatures")
@@ -144,11 +144,11 @@ def test_a_gans_temperatures_are_chosen_before_it_is_judged(zoo_cli, monkeypatch
     assert config["recipe"]["model"]["init_args"]["temperature"] == own
     assert zoo.load("out/gan_fmnist").temperature == own
     card = Path("out/gan_fmnist/README.md").read_text()
-    stated = "order 1, 1.1, 1, 1.1, 1, 1.1, 1, 1.1, 1, 1.1, chosen by training images in the same"
+    stated = "order, 1, 1.1, 1, 1.1, 1, 1.1, 1, 1.1, 1, 1.1, chosen on training images by the same"
     assert stated in card
 
 
-def test_temperatures_are_a_gans_and_need_a_judge(zoo_cli) -> None:
+def test_temperatures_are_a_gans_and_need_a_reference_classifier(zoo_cli) -> None:
     assert zoo_cli(*SHORT).code == 0
     run = ("publish", "runs/resnet_digits/version_0", "--name", "x", "--to", "out")
     result = zoo_cli(*run, "--temperatures")
@@ -261,7 +261,7 @@ def test_a_name_is_that_of_a_folder(zoo_cli, name: str) -> None:
         ("config.yaml", "[", "config.yaml:1: not YAML"),
     ],
 )
-def test_a_damaged_run_is_told(zoo_cli, file: str, text: str, message: str) -> None:
+def test_a_damaged_run_is_reported(zoo_cli, file: str, text: str, message: str) -> None:
     Path("runs/checkpoints").mkdir(parents=True)
     facts = {"data": {}, "metrics": {}, "seed": 0, "wall_time_s": 1.0}
     Path("runs/run.json").write_text(json.dumps(facts))

@@ -12,7 +12,7 @@ def test_shipped_weights_go_on_with_a_prompt_by_either_recipes_name(zoo_cli) -> 
         assert result.out.rstrip("\n") == text["made"][: len(text["prompt"]) + 60].rstrip("\n")
 
 
-def test_what_makes_nothing_or_has_no_weights_is_told(zoo_cli) -> None:
+def test_what_makes_nothing_or_has_no_weights_is_reported(zoo_cli) -> None:
     for recipe, message in (
         ("resnet_fmnist", "resnet_fmnist: ImageClassifier cannot generate samples"),
         ("gan_digits", "recipe 'gan_digits' ships no weights: give --ckpt_path FILE"),

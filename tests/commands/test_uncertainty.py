@@ -74,9 +74,12 @@ def test_an_ensemble_in_one_table(zoo_cli, tmp_path: Path, digits_weights, no_fa
         (["--recipe", "resnet_digits", "--ckpt_path", "WEIGHTS", "--ood", "digits"], "trained on"),
         (["--recipe", "resnet_digits", "--ckpt_path", "WEIGHTS", "--ood", "cats"], "--ood cats"),
         (["--recipe", "resnet_digits", "--ckpt_path", "nowhere.ckpt"], "no such checkpoint"),
-        ([], "uncertainty what? give --weights X, or --recipe NAME"),
+        ([], "uncertainty needs weights: give --weights X or --recipe NAME"),
         (["--weights", "resnet_fmnits"], "did you mean"),
-        (["--weights", "transformer_shakespeare"], "is of LanguageModel, and no classifier"),
+        (
+            ["--weights", "transformer_shakespeare"],
+            "is a LanguageModel: uncertainty needs an image classifier",
+        ),
     ],
 )
 def test_bad_input_is_one_line(zoo_cli, digits_weights, arguments, message) -> None:

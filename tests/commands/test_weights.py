@@ -41,10 +41,10 @@ def test_weights_are_found_by_every_option(run: Path) -> None:
     long = options(recipe="transformer_shakespeare_long")
     assert chosen_weights(long, "sample") == "transformer_shakespeare"
     for given, message in (
-        (options(), "audit what\\? give --weights X, or --recipe NAME"),
+        (options(), "audit needs weights: give --weights X or --recipe NAME"),
         (options(weights="a", ckpt_path="last"), "give one of them"),
         (options(recipe="resnet_digits"), "ships no weights"),
-        (options(recipe="vit_digits", ckpt_path="best"), "there is no run in runs/vit_digits"),
+        (options(recipe="vit_digits", ckpt_path="best"), "no run found in runs/vit_digits"),
     ):
         with pytest.raises(UserError, match=message):
             chosen_weights(given, "audit")

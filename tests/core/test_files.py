@@ -100,7 +100,7 @@ def test_another_failure_stays_what_it_is(tmp_path: Path) -> None:
         (b"1" * 10_000, "not JSON"),
     ],
 )
-def test_what_is_no_json_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+def test_what_is_no_json_is_reported(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "f.json").write_bytes(content)
     with pytest.raises(UserError, match=message):
         files.read_json(tmp_path / "f.json")

@@ -112,7 +112,7 @@ def test_another_form_is_refused(tmp_path: Path, change: dict[str, Any], message
         read_checkpoint(tmp_path / "x.ckpt")
 
 
-def test_a_file_beside_it_that_is_of_another_is_told(saved: Path) -> None:
+def test_a_file_beside_it_that_is_of_another_is_reported(saved: Path) -> None:
     write_checksum(saved, "0" * 64)
     with pytest.raises(UserError, match=r"last\.ckpt\.sha256 says '000000000000'"):
         read_checkpoint(saved)

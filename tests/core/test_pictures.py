@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from zoo.core.pictures import animate, save_grid, save_labelled
+from zoo.core.pictures import animate, save_grid, save_labeled
 
 
 def test_a_grid_shows_every_image_in_its_place(tmp_path: Path) -> None:
@@ -19,8 +19,8 @@ def test_a_grid_shows_every_image_in_its_place(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["grid.png"]
 
 
-def test_a_labelled_grid_of_color_images(tmp_path: Path) -> None:
-    save_labelled(torch.rand(5, 3, 8, 8), 3, ["one", "two"], tmp_path / "grid.png", "title")
+def test_a_labeled_grid_of_color_images(tmp_path: Path) -> None:
+    save_labeled(torch.rand(5, 3, 8, 8), 3, ["one", "two"], tmp_path / "grid.png", "title")
     assert Image.open(tmp_path / "grid.png").size[0] > 200
 
 

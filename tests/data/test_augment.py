@@ -58,7 +58,7 @@ def test_half_of_the_images_are_mirrored() -> None:
     assert 0.45 < mirrored.float().mean().item() < 0.55
 
 
-def test_cutout_blanks_one_square_with_its_centre_in_the_image() -> None:
+def test_cutout_blanks_one_square_with_its_center_in_the_image() -> None:
     before = images(500, 2, 9)
     after = cutout(before, 4, 1.0, generator())
     blank = after == 0
@@ -67,7 +67,7 @@ def test_cutout_blanks_one_square_with_its_centre_in_the_image() -> None:
     rows, columns = blank[:, 0].any(2).sum(1), blank[:, 0].any(1).sum(1)
     assert torch.equal(blank[:, 0].sum((1, 2)), rows * columns)  # a rectangle, up to the border
     assert rows.max() == columns.max() == 4
-    assert rows.min() >= 2  # the centre is inside, so that at most half is not
+    assert rows.min() >= 2  # the center is inside, so that at most half is not
     assert blank[:, 0].float().mean(0).min() > 0  # no pixel is safe
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.data.decode import decode, is_grey
+from zoo.data.decode import decode, is_gray
 from zoo.errors import UserError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -99,8 +99,8 @@ def test_transparency_is_laid_on_the_background(tmp_path: Path) -> None:
 
 
 def test_transparent_grey_and_half_transparency(tmp_path: Path) -> None:
-    grey = Image.fromarray(np.array([[9, 100]], dtype=np.uint8))
-    file = saved(grey, tmp_path / "grey.png", transparency=9)
+    gray = Image.fromarray(np.array([[9, 100]], dtype=np.uint8))
+    file = saved(gray, tmp_path / "gray.png", transparency=9)
     assert decode(file, 1).flatten().tolist() == [255, 100]
     deep = Image.fromarray(np.array([[0, 500, 1000]], dtype=np.uint16))
     file = saved(deep, tmp_path / "deep.png", transparency=500)
@@ -138,16 +138,16 @@ def test_what_cannot_be_read_is_named_in_one_line(tmp_path: Path) -> None:
         decode(b"", 3)
     with pytest.raises(UserError, match="2 channels: give 1 or 3"):
         decode(whole.getvalue(), 2)
-    with pytest.raises(UserError, match="'whit', which is no color"):
+    with pytest.raises(UserError, match="'whit', which is not a color"):
         decode(whole.getvalue(), 3, "whit")
 
 
 @pytest.mark.parametrize(
-    ("mode", "grey"),
+    ("mode", "gray"),
     [("1", True), ("L", True), ("LA", True), ("I;16", True), ("F", True), ("RGB", False)],
 )
-def test_grey_is_told_from_color_by_what_the_file_stores(mode: str, grey: bool) -> None:
-    assert is_grey(Image.new(mode, (2, 2))) is grey
+def test_gray_is_distinguished_from_color_by_what_the_file_stores(mode: str, gray: bool) -> None:
+    assert is_gray(Image.new(mode, (2, 2))) is gray
     if mode == "L":
-        assert is_grey(Image.fromarray(NOISE[..., 0]).convert("P"))
-        assert not is_grey(Image.fromarray(NOISE).quantize(8))
+        assert is_gray(Image.fromarray(NOISE[..., 0]).convert("P"))
+        assert not is_gray(Image.fromarray(NOISE).quantize(8))

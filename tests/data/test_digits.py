@@ -104,6 +104,6 @@ def test_a_stand_in_has_no_sampling_weights_of_another_sets_classes() -> None:
         ([0.0] * 10, "not 0 for every class"),
     ],
 )
-def test_sampling_weights_that_cannot_be_are_told(weights: list[float], said: str) -> None:
+def test_sampling_weights_that_cannot_be_are_reported(weights: list[float], said: str) -> None:
     with pytest.raises(UserError, match=said):
         Digits(sampling_weights=weights)

@@ -404,7 +404,7 @@ def test_several_processes_see_each_image_exactly_once(split: Path) -> None:
         ({"mean": [0.5], "std": [0.2] * 3}, "a number for each of data.channels"),
         ({"mean": [0.5], "channels": 3}, "a number for each of data.channels"),
         ({"channels": 2}, "data.channels is 2"),
-        ({"background": "whit"}, "'whit', which is no color"),
+        ({"background": "whit"}, "'whit', which is not a color"),
         ({"sampling_weights": [1.0]}, "has 1 numbers for 2 classes"),
         ({"corrupt": "ignore"}, "choose error or skip"),
         ({"validation": 0.9, "test": 0.1}, "none is left to train on"),
@@ -475,7 +475,7 @@ def test_the_table_counts_every_image_and_names_what_is_left_out(odd: Path) -> N
         "  brick      6      2      2",
         "  grass      6      2      2",
         "  total     12      4      4",
-        "grey: 2 images, read as three equal channels",
+        "gray: 2 images, read as three equal channels",
     ]
     left = "\n".join(report[6:])
     assert left.startswith("left out: 9\n")
@@ -488,8 +488,8 @@ def test_the_table_counts_every_image_and_names_what_is_left_out(odd: Path) -> N
         "1 a link to a folder:\n    train/brick/link",
     ):
         assert f"  {reason}" in left
-    beside = left.index("  2 beside the folders train, val and test:")
-    assert {"    extra", "    loose.png"} <= set(left[beside:].splitlines())
+    start = left.index("  2 next to the folders train, val and test:")
+    assert {"    extra", "    loose.png"} <= set(left[start:].splitlines())
     # Of two equal files the one that is measured on stays.
     names = {part: set(module.files(part)) for part in ("train", "validation", "test")}
     assert {"test/grass/0.png", "test/brick/1.png"} <= names["test"]
@@ -569,7 +569,7 @@ def test_a_table_may_name_its_columns_and_the_splits(loose: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["sub/0.png,a", "sub/1.png"], r"labels.csv:2: 'sub/1.png' is no path and label"),
+        (["sub/0.png,a", "sub/1.png"], r"labels.csv:2: 'sub/1.png' is not a path and a label"),
         (["sub/0.png,a", "sub/0.png,b"], r"labels.csv:2: sub/0.png has a label already, in line 1"),
         (["sub/0.png,a", "sub/1.png,a"], "1 classes of training images, and there must be two"),
         (
@@ -593,7 +593,7 @@ def test_a_bad_table_is_named_with_its_line(loose: Path, rows: list[str], messag
 
 
 def test_channels_follow_the_images_and_can_be_chosen(tmp_path: Path) -> None:
-    root = tmp_path / "grey"
+    root = tmp_path / "gray"
     for index in range(20):
         gradient(root / "ab"[index % 2] / f"{index}.png", index, "L")
     module = data(root)
@@ -605,10 +605,10 @@ def test_channels_follow_the_images_and_can_be_chosen(tmp_path: Path) -> None:
     color = data(root, channels=3)
     images = next(iter(color.val_dataloader()))[0]
     assert torch.equal(images[:, 0], images[:, 2])
-    assert "grey: 20 images, read as three equal channels" in color.report()
+    assert "gray: 20 images, read as three equal channels" in color.report()
     gradient(root / "a" / "color.png", 99)
     assert data(root).channels == 3
-    assert "color: 1 images, read as grey" in data(root, channels=1).report()
+    assert "color: 1 images, read as grayscale" in data(root, channels=1).report()
 
 
 def test_balanced_sampling_draws_each_class_as_often(tmp_path: Path) -> None:

@@ -350,7 +350,7 @@ def test_levels(forward, severities) -> None:
     )
     found = findings(model, torch.randn(6, 8))["dropout-before-bn"]
     assert [finding.severity for finding in found] == severities
-    if forward is renormalized:  # the second BatchNorm stands behind the first
+    if forward is renormalized:  # the second BatchNorm stands after the first
         assert [finding.module for finding in found] == ["first"]
 
 
@@ -610,7 +610,7 @@ def test_keyword_arguments_and_a_discriminator_by_name() -> None:
     assert [f.module for f in found["bn-in-discriminator"]] == ["norm"]
 
 
-def test_bad_input_is_told() -> None:
+def test_bad_input_is_reported() -> None:
     model = nn.Linear(8, 2)
     with pytest.raises(zoo.UserError, match="needs an example input"):
         audit(model)

@@ -47,7 +47,7 @@ def test_a_clean_model_is_trained() -> None:
 def test_a_fault_stops_the_fit_before_its_first_step() -> None:
     model = network(0.3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(zoo.UserError, match="the fit was not begun"):
+    with pytest.raises(zoo.UserError, match="the fit was not started"):
         fit(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     fit(model, fail_on="never")

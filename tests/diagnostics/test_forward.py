@@ -27,7 +27,7 @@ def test_logits_are_found(output: object) -> None:
     assert logits_in(output) is LOGITS
 
 
-def test_an_output_without_a_tensor_is_told() -> None:
+def test_an_output_without_a_tensor_is_reported() -> None:
     with pytest.raises(UserError, match="the model gives str, in which there are no logits"):
         logits_in("cat")
 

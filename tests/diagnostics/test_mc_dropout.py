@@ -325,7 +325,7 @@ def test_an_ensemble_is_the_mean_of_its_members() -> None:
 
 
 class Wrapped(nn.Module):
-    """Runs a backbone that drops in a given way, with a BatchNorm beside the dropout."""
+    """Runs a backbone that drops in a given way, with a BatchNorm as well as the dropout."""
 
     def __init__(self, run: Any) -> None:
         super().__init__()

@@ -108,7 +108,7 @@ def test_positions_keep_their_place(x, task, shape, classes) -> None:
         zoo.mc_dropout(model, x, 25)
 
 
-def test_what_does_not_fit_is_told(x) -> None:
+def test_what_does_not_fit_is_reported(x) -> None:
     model = Head(3)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"task": "classes"}, "task is 'classes': choose multiclass"),

@@ -242,7 +242,7 @@ def test_norms_that_never_run_are_no_success() -> None:
             return self.linear(self.norm(x) if self.training else x)
 
     model = Unused()
-    with pytest.raises(zoo.UserError, match="nothing was renewed"):
+    with pytest.raises(zoo.UserError, match="nothing was re-estimated"):
         zoo.recalibrate(model, batches())
     assert torch.equal(model.norm.running_var, torch.ones(6))
 

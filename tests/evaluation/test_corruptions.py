@@ -35,12 +35,12 @@ def test_each_step_takes_images_farther_from_what_they_were(kind: str, side: int
 
 
 def test_what_each_kind_does() -> None:
-    grey = torch.full((200, 1, 28, 28), 128, dtype=torch.uint8)
-    noisy = corrupt(grey, "noise", 2).float() / 255
+    gray = torch.full((200, 1, 28, 28), 128, dtype=torch.uint8)
+    noisy = corrupt(gray, "noise", 2).float() / 255
     assert float(noisy.std()) == pytest.approx(0.08, rel=0.03)
-    assert not torch.equal(corrupt(grey, "noise", 2, seed=1), corrupt(grey, "noise", 2))
-    assert torch.equal(corrupt(grey, "blur", 5), grey)
-    assert torch.equal(corrupt(grey, "contrast", 5), grey)
+    assert not torch.equal(corrupt(gray, "noise", 2, seed=1), corrupt(gray, "noise", 2))
+    assert torch.equal(corrupt(gray, "blur", 5), gray)
+    assert torch.equal(corrupt(gray, "contrast", 5), gray)
     flat = corrupt(pictures(), "contrast", 5).float()
     assert float(flat.std()) == pytest.approx(0.25 * float(pictures().float().std()), rel=0.05)
     dot = torch.zeros(400, 1, 28, 28, dtype=torch.uint8)

@@ -6,7 +6,7 @@ import torch
 from tests.conftest import needs_fashion_mnist
 from zoo.data import FashionMNIST
 from zoo.errors import UserError
-from zoo.evaluation.generator import frechet, judge, recall, temperatures
+from zoo.evaluation.generator import frechet, measure_samples, recall, temperatures
 
 
 def test_the_frechet_distance_of_normal_features_is_that_of_the_formula() -> None:
@@ -51,7 +51,7 @@ class RealImages:
 def test_real_images_pass_for_real() -> None:
     data = FashionMNIST(fallback=None)
     data.plain = lambda split: _few(data, split)  # a few thousand are enough here
-    judged = judge(RealImages(data), data, "resnet_fmnist", count=1000)
+    judged = measure_samples(RealImages(data), data, "resnet_fmnist", count=1000)
     assert judged["agreement"] > 0.95
     assert set(judged["agreement_by_class"]) == set(data.classes)
     assert judged["frechet"] < 4 * judged["frechet_floor"]
@@ -91,9 +91,9 @@ def _few(data: FashionMNIST, split: str):
 
 
 @needs_fashion_mnist
-def test_a_judge_of_other_classes_is_refused() -> None:
+def test_a_reference_classifier_of_other_classes_is_refused() -> None:
     data = FashionMNIST(fallback=None)
     generator = RealImages(data)
     generator.data_info = {**generator.data_info, "classes": ["cat", "dog"]}
     with pytest.raises(UserError, match="resnet_fmnist tells"):
-        judge(generator, data, "resnet_fmnist", count=10)
+        measure_samples(generator, data, "resnet_fmnist", count=10)

@@ -1,4 +1,4 @@
-"""What reads strangers' files, each fed with mutations, and what counts as a fault of it."""
+"""What reads other people's files, each fed with mutations, and what counts as a fault of it."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ STATED = "headline metrics samples proof calibration text seeds run recipe globa
 
 
 def shipped(folder: Path) -> list[Path]:
-    """Small checkpoints of every kind of network that a stranger may send."""
+    """Small checkpoints of every kind of network that somebody else may send."""
     torch.manual_seed(0)
     images = {
         "name": "Digits",
@@ -194,7 +194,7 @@ def configs(work: Path, random: Random, count: int) -> Iterator[Case]:
     """Folders whose config.json says something else."""
     for number in range(count):
         origin = random.choice(shipped_in(work))
-        folder = work / "stranger"
+        folder = work / "foreign"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(origin, folder)
         config = json.loads((origin / "config.json").read_text())
@@ -233,7 +233,7 @@ def arguments(work: Path, random: Random, count: int) -> Iterator[Case]:
     sizes = (10**5, 10**6, 10**9, 2**31, 2**63, 10**30)
     for _ in range(count):
         origin = random.choice(shipped_in(work))
-        folder = work / "stranger"
+        folder = work / "foreign"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(origin, folder)
         (folder / "canary.bin").write_bytes(poison(folder.parent / "canary"))
@@ -260,7 +260,7 @@ def weights(work: Path, random: Random, count: int) -> Iterator[Case]:
     """Weights whose header or bytes are damaged, under a matching sha256."""
     for number in range(count):
         origin = random.choice(shipped_in(work))
-        folder = work / "stranger"
+        folder = work / "foreign"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(origin, folder)
         content = (origin / "model.safetensors").read_bytes()
@@ -328,7 +328,7 @@ def tickets(work: Path, random: Random, count: int) -> Iterator[Case]:
     """``.ckpt`` files with other contents, damaged bytes, or code in their pickle."""
     for number in range(count):
         origin = random.choice([path.with_suffix(".ckpt") for path in shipped_in(work)])
-        file = work / "stranger.ckpt"
+        file = work / "foreign.ckpt"
         content = origin.read_bytes()
         if number % 3 == 0:
             content, told = damage(content, random)

@@ -98,7 +98,7 @@ def test_evaluation_is_deterministic_and_takes_a_batch_of_one(case: Case) -> Non
 @every_network
 def test_every_parameter_gets_a_gradient(case: Case) -> None:
     network = case.build().train()
-    # Zero-initialized gammas hide what lies behind them: one step away from the start none does.
+    # Zero-initialized gammas hide what follows them: one step away from the start none does.
     for parameter in network.parameters():
         parameter.data += 0.01 * torch.randn_like(parameter)
     network(*case.inputs(8)).square().sum().backward()

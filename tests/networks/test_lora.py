@@ -53,7 +53,7 @@ def test_adapted_layers_start_as_they_were_and_merge_into_plain_ones() -> None:
 
 
 def test_a_network_without_linear_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match="ResNet has none beside its classifier"):
+    with pytest.raises(ValueError, match="ResNet has none except its classifier"):
         add_lora(networks.ResNet(3, 3, layers=(1,), width=4, stem="small"), 4)
     with pytest.raises(ValueError, match="lora_rank is 0"):
         add_lora(networks.ViT(3, 3, **VIT), 0)

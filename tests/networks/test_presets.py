@@ -1,4 +1,4 @@
-"""Presets beside the same network of torchvision's or timm's, with its weights."""
+"""Presets against the same network of torchvision's or timm's, with its weights."""
 
 from __future__ import annotations
 

@@ -281,7 +281,7 @@ def test_groups_of_convolutional_networks_are_timms(name: str, coarse: bool) -> 
     assert found[0] == found[1]
 
 
-# -- intermediates beside timm's -------------------------------------------------------------------
+# -- intermediates against timm's ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,8 @@ def test_activations_and_gradients_survive_fifty_blocks() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 30}, "no multiple of patch_size 16"),
-        ({"num_heads": 5}, "no multiple of num_heads 5"),
+        ({"image_size": 30}, "not a multiple of patch_size 16"),
+        ({"num_heads": 5}, "not a multiple of num_heads 5"),
         ({"norm": "batchnorm"}, "choose layernorm or rmsnorm"),
         ({"global_pool": "max"}, "choose token or avg"),
         ({"stem": "big"}, "choose patch or conv"),

@@ -79,12 +79,16 @@ def test_clean_training_images_are_what_compares_with_validation() -> None:
 @pytest.mark.parametrize(
     ("metrics", "drop_rate", "said"),
     [
-        ({"train_eval/loss": 0.05, "val/loss": 0.31}, 0.0, "training 0.05, validation 0.31: overf"),
-        ({"train_eval/loss": 0.25, "val/loss": 0.31}, 0.5, "0.31: no overfitting"),
+        (
+            {"train_eval/loss": 0.05, "val/loss": 0.31},
+            0.0,
+            "0.05, of validation images 0.31: o",
+        ),
+        ({"train_eval/loss": 0.25, "val/loss": 0.31}, 0.5, "0.31: no overfitting."),
         (
             {"d/train_eval/loss": 0.05, "d/val/loss": 0.31},
             0.0,
-            "overfitting; augmentation, dropout",
+            "overfitting. Try augmentation, dropout",
         ),
         (
             {
@@ -94,8 +98,8 @@ def test_clean_training_images_are_what_compares_with_validation() -> None:
                 "val/accuracy": 0.9,
             },
             0.5,
-            "training accuracy 70.0%, validation 90.0%: training well below validation with "
-            "dropout 0.5: lower it",
+            "accuracy in training 70.0%, in validation 90.0%: dropout of 0.5 may be too much. "
+            "Try a lower drop rate.",
         ),
     ],
 )

@@ -82,7 +82,7 @@ def test_the_average_follows_its_recurrence(tmp_path: Path, accumulated: int, st
 
 
 def test_a_decay_too_slow_for_the_run_is_capped_by_its_length(tmp_path: Path) -> None:
-    """A weight that grows by one a step is behind its average by the average's reach."""
+    """The average of a weight that grows by one a step lags it by the average's reach."""
 
     class Ramp(ImageClassifier):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:

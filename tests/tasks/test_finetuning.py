@@ -70,7 +70,7 @@ def test_freeze_and_layer_decay_and_lora_are_checked() -> None:
         ({"freeze": "layer9"}, "freeze layer9: no module of the network is named 'layer9'"),
         ({"unfreeze_epoch": 2}, "say what is frozen before it"),
         ({"freeze": "backbone", "unfreeze_epoch": 0}, "unfreeze_epoch is 0"),
-        ({"lora_rank": 4}, "ResNet has none beside its classifier"),
+        ({"lora_rank": 4}, "ResNet has none except its classifier"),
         ({"lora_rank": 4, "freeze": "backbone"}, "leave out freeze"),
     ):
         with pytest.raises(UserError, match=message):

@@ -73,7 +73,7 @@ def test_a_fit_learns_keeps_samples_and_loads_in_one_line(zoo_cli, text: Path) -
         model.generate("café")
     with pytest.raises(UserError, match="top_p is 2"):
         model.generate("the", top_p=2.0)
-    with pytest.raises(UserError, match="has no classes to renew"):
+    with pytest.raises(UserError, match="has no classifier to replace"):
         zoo.load(run / "checkpoints/last.ckpt", num_classes=3)
 
     sampled = zoo_cli(

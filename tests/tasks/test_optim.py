@@ -61,7 +61,7 @@ def test_frozen_parameters_are_left_out() -> None:
         make_optimizer(model, "sgd", 0.1, 0.01, 0.9)
 
 
-def test_unknown_names_and_arguments_are_told() -> None:
+def test_unknown_names_and_arguments_are_reported() -> None:
     with pytest.raises(UserError, match="no optimizer named 'adamww'; did you mean 'adamw'"):
         make_optimizer(network(), "adamww", 0.1, 0, 0.9)
     with pytest.raises(UserError, match=r"model\.optimizer_args: .*betta"):
@@ -117,6 +117,6 @@ def test_schedules_step_by_step(schedule, expected, warmup) -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(float(schedule == "constant"), abs=1e-9)
 
 
-def test_values_that_an_optimizer_refuses_are_told() -> None:
+def test_values_that_an_optimizer_refuses_are_reported() -> None:
     with pytest.raises(UserError, match=r"model\.optimizer sgd: Nesterov momentum requires"):
         make_optimizer(network(), "sgd", 0.1, 0, 0.0)

@@ -21,8 +21,8 @@ from zoo.tasks import ImageClassifier, recorded_step
 from zoo.tasks.finite import LATE
 from zoo.tasks.recorded_step import RecordedStep
 
-# Skipped, and said: no machine without one can record. What the recording does beside what CUDA
-# does for it is tested on every machine, by a tape in place of a graph.
+# Skipped with a reason: no machine without one can record. What the recording does in addition to
+# CUDA is tested on every machine, by a tape in place of a graph.
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="recording is CUDA's")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 

@@ -41,7 +41,7 @@ CALIBRATED: dict[str, Any] = {
 }
 
 
-# What every card needs of a config.json beside what loading needs; each task's has more.
+# What every card needs of a config.json, in addition to what loading needs.
 NEEDS: dict[str, Any] = {
     "name": str,
     "parameters": Count,
@@ -81,7 +81,7 @@ class Shift(TypedDict):
 
 
 class Scores(TypedDict):
-    """Of one way to predict."""
+    """Scores of one way to predict."""
 
     accuracy: float | None
     nll: float | None
@@ -95,12 +95,12 @@ Share = Annotated[float, lambda value: 0 <= value <= 1, "a share, from 0 to 1"]
 
 
 def card(config: dict[str, Any]) -> str:
-    """The text of a shipped checkpoint's card."""
+    """Writes the text of a checkpoint's card from its config.json."""
     return _card(config).text()
 
 
 def headline(config: dict[str, Any]) -> str:
-    """What was measured, in a cell of the README's table."""
+    """Formats what was measured for a cell of the README's table."""
     return _card(config).headline()
 
 
@@ -114,17 +114,17 @@ def _card(config: dict[str, Any]) -> Card:
 
 
 def form_of(metric: str) -> str:
-    """How a metric is written: shares in per cent."""
+    """Gives the format of a metric: shares in per cent."""
     return ".2%" if metric.endswith("accuracy") or metric == "agreement" else ".4f"
 
 
 def standard_error(accuracy: float, samples: int) -> float:
-    """Of an accuracy measured on so many samples (binomial)."""
+    """Computes the binomial standard error of an accuracy over so many samples."""
     return math.sqrt(accuracy * (1 - accuracy) / samples)
 
 
 class Card:
-    """What the cards of all tasks share; a task's own says what it measures, takes and gives.
+    """Writes what the cards of all tasks share; a subclass adds measurements, inputs and outputs.
 
     ``needs`` says what forms it counts on, by the key of config.json.
     """
@@ -140,7 +140,7 @@ class Card:
     # -- what a task says ------------------------------------------------------------------------
 
     def usage(self) -> list[str]:
-        """Lines of Python after ``import zoo``."""
+        """Lists the lines of Python that follow ``import zoo``."""
         raise NotImplementedError
 
     def measured(self) -> list[str]:
@@ -156,17 +156,17 @@ class Card:
         raise NotImplementedError
 
     def amount(self) -> str:
-        """How much it was trained on."""
+        """States the amount of training data."""
         raise NotImplementedError
 
     def results(self) -> dict[str, float]:
-        """What the header states, by Hugging Face's names of metrics; nothing by default."""
+        """Gives the header's metrics by Hugging Face's names; nothing by default."""
         return {}
 
     # -- what all share --------------------------------------------------------------------------
 
     def header(self) -> str:
-        """The card's YAML, by which the hub lists and searches models."""
+        """Writes the card's YAML, by which the hub lists and searches models."""
         from huggingface_hub import EvalResult, ModelCardData  # `zoo list` need not wait for it
 
         dataset = self.data["name"]
@@ -255,12 +255,12 @@ class Card:
         return [f"- `python -m zoo audit --recipe {self.name}`: {found}."]
 
     def origin(self) -> str:
-        """Whose the weights are."""
+        """States the license of the weights."""
         if network := self._pretrained():
             return (
-                f"Training began from timm's weights of {network['name']}: their licence goes on."
+                f"Training began from timm's weights of {network['name']}: their license applies."
             )
-        return "Weights: Apache-2.0, as the project; no weights from elsewhere went into them."
+        return "Weights: Apache-2.0, as the project; they do not build on weights from elsewhere."
 
     def _pretrained(self) -> dict[str, Any]:
         """The arguments of a network that began from published weights; empty for others."""
@@ -370,18 +370,19 @@ class ClassifierCard(Card):
                 for name, when in rows
             ),
             "",
-            "Prediction sets (APS) that are to hold the true class of 95 % of images hold it for "
-            f"{proof['sets']['coverage']:.2%}; their mean size is {proof['sets']['size']:.2f}.",
+            "Prediction sets (APS) with a target coverage of 95 % contain the true class of "
+            f"{proof['sets']['coverage']:.2%} of the images; their mean size is "
+            f"{proof['sets']['size']:.2f}.",
         ]
 
     def proof(self) -> list[str]:
         lines, proof = super().proof(), self.config["proof"]
         if shift := proof["variance_shift"]:
             lines.append(
-                f"- `zoo.variance_shift` over {shift['layers']} BatchNorm layers: the farthest "
-                f"from 1 is `{shift['module']}`: {shift['ratio']:.3f} with dropout on to off, and "
-                f"its running variance is {shift['running_ratio']:.3f} of that in evaluation, on "
-                "images that are not augmented."
+                f"- `zoo.variance_shift` over {shift['layers']} BatchNorm layers: the ratio "
+                f"farthest from 1 is that of `{shift['module']}`, {shift['ratio']:.3f} with "
+                f"dropout on to off; its running variance is {shift['running_ratio']:.3f} of the "
+                "variance in evaluation, on images that are not augmented."
             )
             if abs(shift["running_ratio"] - 1) > 0.05:
                 lines[-1] += (
@@ -412,22 +413,22 @@ class ClassifierCard(Card):
 
     def limits(self) -> str:
         text = (
-            f"It knows {self.data['name']} and nothing else: whatever it is shown, it answers with "
-            f"one of its {len(self.data['classes'])} classes. "
+            f"It was trained on {self.data['name']} only: for any image it predicts one of its "
+            f"{len(self.data['classes'])} classes. "
         )
         if kept := self.calibration():
             return (
                 f"{text}Its logits are not calibrated: divide them by the temperature "
-                f"{kept['temperature']:.4f} before softmax. On other images the probabilities mean "
-                "nothing."
+                f"{kept['temperature']:.4f} before softmax. On other images the probabilities "
+                "have no meaning."
             )
         text += "Its probabilities are not calibrated"
         if self.config["task"]["args"].get("label_smoothing"):
             return (
-                f"{text}: label smoothing alone makes them too modest on such images, and on "
-                "others they mean nothing."
+                f"{text}: label smoothing alone makes them too low on such images, and on "
+                "others they have no meaning."
             )
-        return f"{text}; on other images they mean nothing."
+        return f"{text}; on other images they have no meaning."
 
     def amount(self) -> str:
         return f"training images: {self.samples['train']:,}"
@@ -485,7 +486,7 @@ class SegmenterCard(Card):
 
     def limits(self) -> str:
         return (
-            f"It knows {self.data['name']} and nothing else: each pixel of any image gets one of "
+            f"It was trained on {self.data['name']} only: each pixel of any image gets one of "
             f"its {len(self.data['classes'])} classes, and the probabilities are not calibrated."
         )
 
@@ -537,7 +538,7 @@ class LanguageCard(Card):
             f"| {metrics['val/perplexity']:.3f} | {metrics['val/loss_windows']:.4f} |",
             *self.over_seeds("val/loss", ".4f"),
             "",
-            f"It goes on with {text['prompt']!r} (seed 0):",
+            f"Continues {text['prompt']!r} (seed 0):",
             "",
             "```text",
             *text["made"].splitlines(),
@@ -549,15 +550,15 @@ class LanguageCard(Card):
         length = self.config["network"]["args"].get("context_length")
         seen = f"up to {length} tokens" if length else "tokens"
         return (
-            f"Input: {seen}, int64 (B, T); a token is a character's place among these "
+            f"Input: {seen}, int64 (B, T); a token is the position of a character in these "
             f"{len(vocabulary)}: `{vocabulary!r}`. Output: logits of each next token (B, T, "
             f"{len(vocabulary)})."
         )
 
     def limits(self) -> str:
         return (
-            f"It knows the letters of {self.data['name']} and no language: what it writes looks "
-            "like the text it was trained on and means nothing."
+            f"It was trained on the characters of {self.data['name']} only: its text looks like "
+            "the text it was trained on and has no meaning."
         )
 
     def amount(self) -> str:
@@ -611,23 +612,24 @@ class GANCard(Card):
         by_class = judged["agreement_by_class"]
         worst = min(by_class, key=by_class.__getitem__)
         return [
-            f"{judged['samples']:,} samples of the averaged generator (seed 0, "
-            f"{_temperature(judged)}), as many of each class, in the eyes of "
-            f"`{judged['classifier']['name']}` (sha256 `{judged['classifier']['sha256'][:12]}…`), "
-            "which never saw them:",
+            f"{judged['samples']:,} images generated by the averaged generator (seed 0, "
+            f"{_temperature(judged)}), the same number of each class, measured by the reference "
+            f"classifier `{judged['classifier']['name']}` (sha256 "
+            f"`{judged['classifier']['sha256'][:12]}…`), which was trained on real images only:",
             "",
             "| | |",
             "|---|---|",
-            f"| it sees the class that was asked for | {judged['agreement']:.2%} |",
+            f"| classified as the class that was asked for | {judged['agreement']:.2%} |",
             f"| the worst class, {worst} | {by_class[worst]:.2%} |",
-            f"| Fréchet distance of its penultimate features, {judged['samples']:,} samples "
-            f"against {judged['real']:,} training images | {judged['frechet']:.3f} |",
-            f"| the floor: {self.samples['test']:,} real test images against the same "
+            f"| Fréchet distance of its penultimate features, {judged['samples']:,} generated "
+            f"images against {judged['real']:,} training images | {judged['frechet']:.3f} |",
+            f"| floor: the same distance of {self.samples['test']:,} real test images "
             f"| {judged['frechet_floor']:.3f} |",
-            f"| recall: real test images that lie among the samples | {judged['recall']:.2%} |",
+            f"| recall: real test images that lie among the generated ones "
+            f"| {judged['recall']:.2%} |",
             "",
-            "The distance is not the one on Inception's features, and compares with nothing but "
-            "its floor.",
+            "The distance is not the usual one, on Inception's features. Compare it with its floor "
+            "only.",
             "",
             "![Samples, a row a class](samples.png)",
         ]
@@ -642,8 +644,8 @@ class GANCard(Card):
 
     def limits(self) -> str:
         return (
-            f"It makes images like those of {self.data['name']} and no others. What it makes is "
-            "not evidence of anything real."
+            f"It generates images like those of {self.data['name']} and no others. A generated "
+            "image is not evidence of anything real."
         )
 
     def amount(self) -> str:
@@ -654,14 +656,16 @@ def _temperature(judged: dict[str, Any]) -> str:
     value = judged["temperature"]
     if isinstance(value, list):
         numbers = ", ".join(f"{number:g}" for number in value)
-        said = f"temperatures of the classes in their order {numbers}"
+        said = f"temperatures of the classes, in their order, {numbers}"
     else:
         said = f"temperature {value:g}"
-    return said + (", chosen by training images in the same eyes" if judged.get("chosen") else "")
+    return said + (
+        ", chosen on training images by the same classifier" if judged.get("chosen") else ""
+    )
 
 
 def cell(column: str, value: float | None) -> str:
-    """A score in a table; those that do not apply are ``-``."""
+    """Formats a score for a table; one that does not apply is ``-``."""
     if value is None:
         return "-"
     return f"{value:.2%}" if column == "accuracy" else f"{value:.4f}"

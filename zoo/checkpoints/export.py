@@ -1,4 +1,4 @@
-"""Networks as files of other formats, each run and compared with the network before it is kept."""
+"""Exports networks to other formats; each file is run and compared with its network."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Run = Callable[..., Tensor]
 
 
 class ExportError(UserError):
-    """A file was made and does not compute what the network does; it is not kept."""
+    """Raised where an exported file does not compute what the network does; it is not kept."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _quantize(served: Served, file: Path) -> None:
 
 
 def run_onnx(file: Path) -> Run:
-    """The network of an ONNX file as a function of tensors, by ONNX Runtime on the CPU."""
+    """Loads an ONNX file as a function of tensors, by ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -273,7 +273,7 @@ _WRITERS: dict[str, Callable[[Served, Path, dict[str, Any], str | None], Run]] =
 
 
 def _compare(served: Served, run: Run, file: Path, quantize: str | None) -> Exported:
-    """Runs a file beside its network.
+    """Runs a file and its network on the same inputs.
 
     Raises:
         ExportError: it computes something else.
@@ -302,7 +302,7 @@ def _compare(served: Served, run: Run, file: Path, quantize: str | None) -> Expo
         if agreed < least * samples:
             raise ExportError(
                 f"{file} was not written: it gives the network's answer for {agreed:,} of "
-                f"{samples:,} ({served.data}); at least {least:.1%} is asked"
+                f"{samples:,} ({served.data}); at least {least:.1%} is required"
             )
     shapes = {}
     for name, example in served.inputs.items():

@@ -1,4 +1,4 @@
-"""Trained tasks from a name, a folder or a file, and weights for a task that is there."""
+"""Loads trained tasks from a name, a folder or a file, and weights into an existing task."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def _check_number(name: str, value: int | None, least: int) -> None:
 
 
 def _widen_stem(task: Task, in_channels: int) -> None:
-    """Gives the first convolution room for other channels; its weights follow."""
+    """Replaces the first convolution by one of other channels; its weights follow."""
     network = task.network
     stem = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     if stem is None:
@@ -231,10 +231,10 @@ def _widen_stem(task: Task, in_channels: int) -> None:
 def _renew_head(task: Task, num_classes: int) -> None:
     network: Any = task.network
     if not hasattr(network, "get_classifier"):
-        raise UserError(f"{type(network).__name__} has no classes to renew")
+        raise UserError(f"{type(network).__name__} has no classifier to replace")
     if classifier_name(network) is None:
         raise UserError(
-            f"{type(network).__name__} has several classifiers: renew them yourself, "
+            f"{type(network).__name__} has several classifiers: replace them yourself, "
             "model.network.reset_classifier"
         )
     network.reset_classifier(num_classes)

@@ -1,4 +1,4 @@
-"""Tasks and networks from what a file says of them: checked, bounded, and refused in one line."""
+"""Builds tasks and networks from a file's description, which is checked first."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def rebuild_network(description: Part, state: Mapping[str, Tensor], source: str)
 
 
 def task_class(name: Any, source: str) -> type[Task]:
-    """The class of a task that a file names.
+    """Finds the class of a task that a file names.
 
     Raises:
         UserError: there is none of this name.
@@ -84,7 +84,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 
 
 def form(tensor: Tensor) -> str:
-    """A tensor's type and shape, for messages."""
+    """Formats a tensor's type and shape, for messages."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {shown(list(tensor.shape))}"
 
 
@@ -108,15 +108,15 @@ def _whole_numbers(value: Any) -> Iterator[int]:
 @contextmanager
 def _no_larger_than(state: Mapping[str, Tensor], source: str) -> Iterator[None]:
     """Stops a network that outgrows its weights, before what is too large is filled."""
-    room = 2 * sum(tensor.numel() for tensor in state.values()) + 2**20
+    budget = 2 * sum(tensor.numel() for tensor in state.values()) + 2**20
     tensors = 8 * len(state) + 1000  # spectral norm registers a weight twice
 
     def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal room, tensors
-        room -= tensor.numel() if tensor is not None else 0
+        nonlocal budget, tensors
+        budget -= tensor.numel() if tensor is not None else 0
         tensors -= 1
-        if min(room, tensors) < 0:
-            raise UserError("its arguments make a network much larger than the weights beside it")
+        if min(budget, tensors) < 0:
+            raise UserError("its arguments make a network much larger than its weights")
 
     hooks = (
         torch_module.register_module_parameter_registration_hook(count),

@@ -14,7 +14,7 @@ from zoo.errors import UserError
 
 
 def recorded_recipe(source: str | Path) -> dict[str, Any]:
-    """The resolved recipe that trained some weights.
+    """Reads the resolved recipe that trained some weights.
 
     Args:
         source: a shipped name, the folder of a run or of a checkpoint, or a ``.ckpt`` in its run's.
@@ -39,7 +39,7 @@ def recorded_recipe(source: str | Path) -> dict[str, Any]:
 
 
 def data_of(source: str | Path) -> Any:
-    """The data module of a checkpoint's data, ready to be read.
+    """Builds the data module that a checkpoint was trained on, ready to be read.
 
     Raises:
         UserError: no recipe is recorded, or its data are not available.
@@ -48,7 +48,7 @@ def data_of(source: str | Path) -> Any:
 
 
 def data_module(recipe: dict[str, Any]) -> Any:
-    """The data module of a resolved recipe, ready to be read."""
+    """Builds the data module of a resolved recipe, ready to be read."""
     section = recipe["data"]
     name = section["class_path"].rsplit(".", 1)[-1]
     entry = registry.find(registry.DATA, name, "data set")
@@ -58,7 +58,7 @@ def data_module(recipe: dict[str, Any]) -> Any:
 
 
 def name_of(source: str | Path) -> str:
-    """What to call files made from a checkpoint: its folder's name, or its recipe's."""
+    """Names files that are made from a checkpoint: by its folder, or by its recipe."""
     path = Path(source)
     if path.suffix == ".ckpt" and path.parent.name == "checkpoints":
         path = path.parent.parent

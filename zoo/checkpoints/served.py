@@ -1,4 +1,4 @@
-"""What a task's network takes and gives once it has left the zoo, for export."""
+"""Inputs and outputs of an exported network."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Classifier(nn.Module):
 
 
 def serve_classifier(task: Any, data: Any, preprocessing: bool, probabilities: bool) -> Served:
-    """The classifier of an ``ImageClassifier``."""
+    """Prepares the classifier of an ``ImageClassifier`` for export."""
     info = task.data_info
     temperature = float(getattr(task, "temperature", 1.0))
     module = Classifier(
@@ -97,7 +97,7 @@ def serve_classifier(task: Any, data: Any, preprocessing: bool, probabilities: b
 
 
 def serve_generator(task: Any, data: Any, preprocessing: bool, probabilities: bool) -> Served:
-    """The generator of a ``GAN``: latents and classes to images in [-1, 1]."""
+    """Prepares the generator of a ``GAN`` for export: latents and classes to images in [-1, 1]."""
     _refuse(task, preprocessing, probabilities)
     info, classes = task.data_info, task.network.num_classes
 
@@ -125,7 +125,7 @@ def serve_generator(task: Any, data: Any, preprocessing: bool, probabilities: bo
 
 
 def serve_language_model(task: Any, data: Any, preprocessing: bool, probabilities: bool) -> Served:
-    """The network of a ``LanguageModel``: tokens to logits, for any number of texts and tokens."""
+    """Prepares a ``LanguageModel``'s network for export: tokens to logits, of any length."""
     _refuse(task, preprocessing, probabilities)
     length = int(getattr(task.network, "context_length", 0)) or None
     data.setup("validate")
@@ -154,7 +154,7 @@ def serve_language_model(task: Any, data: Any, preprocessing: bool, probabilitie
 
 
 def first(batches: Iterator[tuple[Tensor, ...]], count: int) -> tuple[Tensor, ...]:
-    """The first so many samples of batches, repeated where there are fewer."""
+    """Takes the first ``count`` samples of batches, repeated where there are fewer."""
     parts: list[tuple[Tensor, ...]] = []
     found = 0
     for batch in batches:

@@ -1,4 +1,4 @@
-"""Weights from wherever they lie: one set of names for ``zoo.load``, --init_from and --weights."""
+"""Reads weights by one set of names for ``zoo.load``, --init_from and --weights."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def read_source(source: str | Path) -> Source:
 
 
 def last_of_run(folder: Path) -> Path | None:
-    """The last checkpoint of a run, given by its folder or by that of all runs of its name."""
+    """Finds the last checkpoint of a run, by its folder or that of all runs of its name."""
     if not is_folder(folder) or is_file(folder / CONFIG):
         return None
     runs = [path for path in folder.glob("version_*") if path.name[8:].isdigit()]
@@ -91,7 +91,7 @@ def last_of_run(folder: Path) -> Path | None:
 
 
 def recipe_of(source: str | Path) -> str | None:
-    """The recipe that trained some weights, as their run or their checkpoint records it."""
+    """Finds the recipe that trained some weights, as their run or checkpoint records it."""
     path = Path(source)
     if str(source) in names():
         return trained_by(read_config(folder_of(source)))
@@ -117,7 +117,7 @@ def _from_lightning(path: Path) -> Source:
     try:
         plain = merged_state(mine)
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: the matrices of LoRA are damaged: {first_line(error)}") from None
+        raise UserError(f"{path}: the LoRA matrices are damaged: {first_line(error)}") from None
     return Source(name, name, plain, network, task, data, content)
 
 
@@ -131,7 +131,7 @@ def _from_file(path: Path) -> Source:
         # Knows the keys under which training scripts nest weights, and DataParallel's prefix.
         state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # whatever an unknown pickle, or another format, raises
-        raise UserError(f"{path} is no file of weights: {first_line(error)[:200]}") from None
+        raise UserError(f"{path} is not a file of weights: {first_line(error)[:200]}") from None
     check_state(state, path)
     if state and all(name.startswith("network.") for name in state):
         state = {name.removeprefix("network."): tensor for name, tensor in state.items()}

@@ -28,13 +28,13 @@ WEIGHTS, CARD = "model.safetensors", "README.md"
 
 
 def names() -> list[str]:
-    """The shipped checkpoints."""
+    """Lists the shipped checkpoints."""
     folder = shipped_folder("checkpoints")
     return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
 
 
 def folder_of(source: str | Path) -> Path:
-    """The folder of a checkpoint, by name or by path.
+    """Finds the folder of a checkpoint, by name or by path.
 
     Raises:
         UserError: there is none.
@@ -52,12 +52,12 @@ def folder_of(source: str | Path) -> Path:
 
 
 def is_shipped(folder: Path) -> bool:
-    """Whether a checkpoint's folder is one of the shipped ones, which the manifest lists."""
+    """Returns whether a checkpoint's folder is a shipped one, which the manifest lists."""
     return folder.parent.resolve() == shipped_folder("checkpoints").resolve()
 
 
 def manifest() -> dict[str, str]:
-    """sha256 of every shipped file, by ``NAME/FILE``."""
+    """Reads the sha256 of every shipped file, by ``NAME/FILE``."""
     return read_manifest(shipped_folder("checkpoints"))
 
 
@@ -112,7 +112,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def golden_outputs(task: Task) -> list[list[float]]:
-    """The task's golden outputs, on the CPU in float32, evaluation mode."""
+    """Computes the task's golden outputs, on the CPU in float32, in evaluation mode."""
     task = task.eval().float().cpu()
     with torch.no_grad():
         outputs = task.golden().flatten(1)
@@ -120,7 +120,7 @@ def golden_outputs(task: Task) -> list[list[float]]:
 
 
 def plain_state(network: nn.Module) -> dict[str, Tensor]:
-    """Weights as safetensors wants them: not channels_last, and tied ones each for itself."""
+    """Converts weights to what safetensors takes: contiguous, and tied ones each for itself."""
     seen: set[int] = set()
     plain = {}
     for name, tensor in network.state_dict().items():

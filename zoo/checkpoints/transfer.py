@@ -1,4 +1,4 @@
-"""Weights into a network that may have another head, another stem or another grid of patches."""
+"""Loads weights into a network that may have another head, stem or grid of patches."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _listed(names: list[str]) -> str:
 def transfer(
     network: nn.Module, state: Mapping[str, Tensor], source: str, new_head: bool = False
 ) -> Transferred:
-    """Loads weights into a network, in place, as far as they mean the same there.
+    """Loads weights into a network, in place, as far as they fit.
 
     The classifier stays as it is where its shape differs; a first convolution is adapted to the
     number of input channels, and learned positions to another grid of patches.

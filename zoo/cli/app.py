@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shlex
 import time
-import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from zoo.checkpoints.load import (
 )
 from zoo.cli import pretrained, run_folder, trainer
 from zoo.cli.building import RecipeReader, debugging, refused_in_one_line
+from zoo.cli.quiet import without_notices
 from zoo.core.files import write_text
 from zoo.core.memory import keep_freed_memory
 from zoo.data import ImageFolder
@@ -52,7 +51,7 @@ class _Checked(Exception):
 
 
 class ZooCLI(RecipeReader):
-    """Runs what a recipe describes: a folder a run, shipped weights, data that may stand in.
+    """Runs what a recipe describes, each run in a folder of its own.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
@@ -130,7 +129,9 @@ class ZooCLI(RecipeReader):
     def _check_weights(self) -> None:
         options = self.options
         if self.command == "fit" and options.weights is not None:
-            raise UserError(f"--weights: to start a fit from them, --init_from {options.weights}")
+            raise UserError(
+                f"--weights is not for fit: give --init_from {options.weights} to start from them"
+            )
         if options.weights is not None and options.ckpt_path is not None:
             raise UserError("--weights and --ckpt_path both name weights: give one of them")
 
@@ -169,7 +170,7 @@ class ZooCLI(RecipeReader):
             raise
 
     def _changes(self, runs: Path) -> dict[str, Any]:
-        """What a run that goes on in its folder does otherwise than before; refused or accepted."""
+        """Finds the settings that a resumed run changes; they are refused or accepted."""
         assert self.checkpoint is not None
         if not run_folder.goes_on_in_place(runs, self.checkpoint):
             return {}
@@ -195,8 +196,8 @@ class ZooCLI(RecipeReader):
     def _task(self) -> Task:
         if not isinstance(self.model, Task):
             raise UserError(
-                f"--init_from, --freeze and their like are for the zoo's tasks, and "
-                f"{type(self.model).__name__} is none"
+                f"--init_from, --freeze, --layer_decay and --lora_rank need a task of the zoo, and "
+                f"{type(self.model).__name__} is not one"
             )
         return self.model
 
@@ -208,7 +209,7 @@ class ZooCLI(RecipeReader):
         changed: dict[str, Any],
         ours: list[Any],
     ) -> dict[str, Any]:
-        """The zoo's own callbacks, loggers and placement, beside the recipe's."""
+        """The zoo's own callbacks, loggers and placement, with the recipe's."""
         settings, fitting = config["trainer"], self.command == "fit"
         if fitting:
             ours += trainer.fit_callbacks(
@@ -269,7 +270,7 @@ class ZooCLI(RecipeReader):
         return kwargs | ({"verbose": False} if subcommand in TABLED else {})
 
     def _load_weights(self, subcommand: str) -> None:
-        """Checks what a fit goes on from; loads what the other commands measure.
+        """Checks the weights that a fit resumes; loads those that the other commands measure.
 
         Raises:
             UserError: there are no such weights, or they are of another network or other classes.
@@ -297,7 +298,7 @@ class ZooCLI(RecipeReader):
         if "instead_of" in (described := self.describe_data()):
             raise UserError(
                 f"the shipped weights of {name} are for {described['instead_of']}, which is "
-                "neither on disk nor to be had: set ZOO_DATA to the folder that holds it"
+                "missing and cannot be downloaded: set ZOO_DATA to the folder that holds it"
             )
         check_same_classes(load_weights(self.model, name), described, name)
 
@@ -338,25 +339,26 @@ class ZooCLI(RecipeReader):
     def after_test(self) -> None:
         self._print_metrics()
 
+    def after_predict(self) -> None:
+        if self.trainer.is_global_zero:
+            print(f"weights: {self._weights()}")
+
+    def _weights(self) -> str:
+        return str(self.checkpoint or self.options.weights or f"shipped {self.shipped}")
+
     def _print_metrics(self) -> None:
         if self.trainer.is_global_zero and hasattr(self, "folder"):
-            weights = self.checkpoint or self.options.weights or f"shipped {self.shipped}"
             measured = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
             print("\n".join(metric_lines(measured)))
-            print(f"weights: {weights}\nmetrics: {self.folder / METRICS_FILE}")
+            print(f"weights: {self._weights()}\nmetrics: {self.folder / METRICS_FILE}")
 
 
 def run(command: str, arguments: list[str]) -> int:
-    """``python -m zoo fit|validate|test|predict …``."""
-    # Advice for other people's loaders: ours hold the data in memory and need no workers.
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*Couldn't infer the batch indices.*")
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    """Runs ``python -m zoo fit|validate|test|predict …``."""
     keep_freed_memory()
     try:
-        ZooCLI(command, pretrained.with_recipe(arguments))
+        with without_notices():
+            ZooCLI(command, pretrained.with_recipe(arguments))
     except _Checked:
         return 0
     except MisconfigurationException as error:  # a setting of the trainer that cannot be
@@ -364,8 +366,3 @@ def run(command: str, arguments: list[str]) -> int:
             raise
         raise UserError(str(error)) from error
     return 0
-
-
-fit, validate, test, predict = (
-    partial(run, command) for command in ("fit", "validate", "test", "predict")
-)

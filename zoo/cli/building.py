@@ -1,17 +1,18 @@
-"""Task and data module of a recipe, for whoever trains, measures or audits them."""
+"""Builds the task and the data module of a recipe."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from zoo.cli.following import follow_data, make_data
 from zoo.cli.messages import in_one_line
+from zoo.cli.options import OPTIONS, RECIPE_HELP
 from zoo.cli.parser import RecipeAction, RecipeParser
 from zoo.data.module import DataModule
 from zoo.errors import UserError
@@ -48,13 +49,13 @@ class RecipeReader(LightningCLI):
         return self.config
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = RecipeParser(**kwargs)
+        parser = RecipeParser(**{"prog": "python -m zoo", **kwargs})
         parser.typed = self.typed
         parser.add_argument(
             "--recipe",
             "--config",
             action=RecipeAction,
-            help="a recipe's name (python -m zoo list) or a YAML file; repeatable, the last wins",
+            help=RECIPE_HELP,
         )
         return parser
 
@@ -68,89 +69,11 @@ class RecipeReader(LightningCLI):
         return self.parser.parse_args(self._arguments, defaults=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
-        parser.add_argument(
-            "--name", type=str | None, default=None, help="the run's folder, else the recipe's name"
-        )
-        # fit's own options: the other commands take them too, so that they take fit's recipes.
-        parser.add_argument(
-            "--test_after_fit",
-            type=bool,
-            default=True,
-            help="fit: measure the final weights on the test set once; false while you try things",
-        )
-        parser.add_argument(
-            "--save_every_n_steps",
-            type=int,
-            default=1000,
-            help="fit: steps within an epoch between two saves of checkpoints/last.ckpt",
-        )
-        parser.add_argument(
-            "--resume_changes",
-            type=Literal["refuse", "accept"],
-            default="refuse",
-            help="fit: whether --ckpt_path may go on with other settings than the run had",
-        )
-        parser.add_argument(
-            "--check_data",
-            type=bool,
-            nargs="?",
-            const=True,
-            default=False,
-            help="fit: check the data, print what they hold and what is left out, and stop",
-        )
-        parser.add_argument(
-            "--early_stop",
-            type=str | None,
-            default=None,
-            metavar="METRIC[,PATIENCE]",
-            help="fit: stop once this metric has not improved for PATIENCE validations (3)",
-        )
-        parser.add_argument(
-            "--wandb",
-            type=Literal["off", "online", "offline"],
-            default="off",
-            help="fit: log to Weights & Biases as well as to metrics.csv",
-        )
-
-        parser.add_argument(
-            "--init_from",
-            type=str | None,
-            default=None,
-            help="fit: weights to start from: a shipped name, a run's or checkpoint's folder, "
-            ".ckpt, .safetensors, .pth, timm:NAME or hf-hub:USER/NAME",
-        )
-        parser.add_argument(
-            "--freeze",
-            type=str,
-            default="none",
-            help="fit: backbone (all but the classifier), the stage up to which nothing is "
-            "trained, or none",
-        )
-        parser.add_argument(
-            "--unfreeze_epoch",
-            type=int | None,
-            default=None,
-            help="fit: the epoch, counted from 0, from which everything is trained",
-        )
-        parser.add_argument(
-            "--layer_decay",
-            type=float | None,
-            default=None,
-            help="fit: factor of the learning rate from each layer to the one before it, 0.75 say",
-        )
-        parser.add_argument(
-            "--lora_rank",
-            type=int | None,
-            default=None,
-            help="fit: trains matrices of this rank beside each linear layer, and the classifier",
-        )
-        parser.add_argument(
-            "--weights",
-            type=str | None,
-            default=None,
-            help="validate, test, predict: weights by any of --init_from's names",
-        )
+        for option in OPTIONS:
+            switch: dict[str, Any] = {"nargs": "?", "const": True} if option.is_switch else {}
+            parser.add_argument(
+                option.flag, type=option.type, default=option.default, help=option.help, **switch
+            )
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's hyper-parameters never beat the recipe and the command line."""
@@ -169,16 +92,16 @@ class RecipeReader(LightningCLI):
             self.model = self._get(self.config_init, "model")
 
     def look_at(self, data: DataModule) -> None:
-        """What is to be done with the data before the model follows from them."""
+        """Is called with the data before the model's arguments are filled in from them."""
 
     def describe_data(self) -> dict[str, Any]:
-        """What the data module says of its data; nothing where it is not one of the zoo's."""
+        """Describes the data; nothing for a data module that is not one of the zoo's."""
         describe = getattr(self.datamodule, "describe", None)
         return describe() if describe is not None else {}
 
 
 def from_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[LightningModule, Any]:
-    """Task and data module of a recipe, with fresh weights.
+    """Builds the task and the data module of a recipe, with fresh weights.
 
     Args:
         recipe: its name or file.
@@ -193,7 +116,7 @@ def from_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[LightningMo
 
 @contextmanager
 def refused_in_one_line(parser: LightningArgumentParser) -> Iterator[None]:
-    """A constructor that refuses its arguments was given them by the user: one line tells.
+    """Turns a constructor's refusal of its arguments into an error of one line.
 
     Unless it is a bug of ours, which the environment variable ZOO_DEBUG shows whole.
     """
@@ -206,5 +129,5 @@ def refused_in_one_line(parser: LightningArgumentParser) -> Iterator[None]:
 
 
 def debugging() -> bool:
-    """Whether the environment asks for tracebacks."""
+    """Returns whether the environment asks for tracebacks (ZOO_DEBUG)."""
     return bool(os.environ.get("ZOO_DEBUG"))

@@ -1,4 +1,4 @@
-"""What of a network follows from the data, where neither a recipe nor the command line gives it."""
+"""Fills in a network's arguments from the data, where no recipe and no option gives them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_data(settings: Any, given: Callable[[], Any]) -> DataModule | None:
     """Builds the data module, before the model that may follow from it.
 
     The number of channels goes the other way where the network has one and the data can be read
-    with either: ``in_channels: 1`` reads a folder of photographs as grey.
+    with either: ``in_channels: 1`` reads a folder of photographs as grayscale.
 
     Args:
         settings: model and data, with every default.
@@ -41,7 +41,7 @@ def make_data(settings: Any, given: Callable[[], Any]) -> DataModule | None:
 
 
 def follow_data(settings: Any, given: Callable[[], Any], data: DataModule) -> None:
-    """Fills in what of a network's arguments follows from the data, in place.
+    """Fills in a network's arguments that follow from the data, in place.
 
     Args:
         settings, given: as ``make_data`` has them.

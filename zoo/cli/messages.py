@@ -1,4 +1,4 @@
-"""jsonargparse's messages in one line each, with the name that was probably meant."""
+"""Rewrites jsonargparse's messages as one line each, with the nearest known name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zoo.core.text import nearest
 
 
 def in_one_line(message: str, parser: Any) -> str:
-    """jsonargparse's message in one line, with the full key and the nearest known name."""
+    """Rewrites a message as one line, with the full key and the nearest known name."""
     text = " ".join(message.split())
     for noise in (
         r'^Parser key "(recipe|config)": ?',

@@ -55,7 +55,7 @@ class RecipeParser(LightningArgumentParser):
 
     def add_class_arguments(self, *args: Any, **options: Any) -> Any:
         # A class is described in place. jsonargparse would read it from any file that a recipe
-        # names, and quote the file where it is no description.
+        # names, and quote the file where it is not a description.
         return super().add_class_arguments(*args, **{**options, "sub_configs": False})
 
     def add_subclass_arguments(self, *args: Any, **options: Any) -> Any:
@@ -84,7 +84,7 @@ class RecipeParser(LightningArgumentParser):
             if isinstance(cause, UserError):
                 raise cause
             cause = cause.__cause__ or cause.__context__
-        if not self.exit_on_error:  # of a class within another: whoever asked for it tells
+        if not self.exit_on_error:  # of a class within another: whoever asked for it reports it
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         raise UserError(in_one_line(message, parser))

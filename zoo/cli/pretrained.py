@@ -1,4 +1,4 @@
-"""The network of a recipe that names none: that of the weights it starts from."""
+"""Finds the network of a recipe that names none: that of the weights it starts from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zoo.errors import UserError
 
 
 def typed_option(typed: Sequence[str], name: str) -> str | None:
-    """The value of an option on the command line; the last one counts."""
+    """Finds the value of an option on the command line; the last one counts."""
     value = None
     for index, word in enumerate(typed):
         if word == name and index + 1 < len(typed):
@@ -24,7 +24,7 @@ def typed_option(typed: Sequence[str], name: str) -> str | None:
 
 
 def with_recipe(arguments: list[str]) -> list[str]:
-    """The command line, with the recipe that trained its --weights where it names none."""
+    """Adds the recipe that trained --weights to a command line that names none."""
     named = any(word.split("=")[0] in ("--recipe", "--config") for word in arguments)
     weights = typed_option(arguments, "--weights")
     recipe = recipe_of(weights) if weights and not named else None

@@ -1,4 +1,4 @@
-"""Where a run lies, what it is called, and which checkpoint is meant."""
+"""Names the folder of a run, and finds checkpoints in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zoo.runs.record import read_record
 from zoo.tasks.base import read_checkpoint
 
 CONFIG_FILE = "config.yaml"
-# What a resumed run may change: how long it runs, on what, and what it tells; the rest makes it
+# What a resumed run may change: how long it runs, on what, and what it logs; the rest makes it
 # another run.
 FREE = {
     "check_data",
@@ -66,19 +66,19 @@ FREE_OF_TRAINER = {
     "sync_batchnorm",
     "val_check_interval",
 }
-# What no checkpoint can go on with: its state belongs to another network or another optimizer.
+# What a checkpoint cannot be resumed with: its state is of another network or optimizer.
 NEVER = ("model.class_path", "model.init_args.network", "model.init_args.optimizer")
 
 
 def recipe_name(given: Sequence[str]) -> str:
-    """The name of the last of the recipes that were given."""
+    """Returns the name of the last recipe that was given."""
     path = Path(given[-1] if given else "custom")
     # A run's own config.yaml, runs/RECIPE/VERSION/config.yaml, is the recipe it came from.
     return path.parts[-3] if path.name == CONFIG_FILE and path.parts[2:] else path.stem
 
 
 def run_name(name: str, data: dict[str, Any]) -> str:
-    """A run's name; with stand-in data, theirs too.
+    """Names a run; the name of stand-in data is added.
 
     Args:
         name: what was typed, or the recipe's name.
@@ -101,7 +101,7 @@ def find_checkpoint(wanted: str | None, runs: Path, command: str) -> Path | None
     Args:
         wanted: what was typed.
         runs: the folder of all runs of this name.
-        command: ``fit`` cannot go on from shipped weights.
+        command: ``fit`` cannot resume shipped weights.
 
     Raises:
         UserError: there is no such file or run, or the newest run saved none.
@@ -111,8 +111,8 @@ def find_checkpoint(wanted: str | None, runs: Path, command: str) -> Path | None
     if wanted in store.names():
         if command == "fit":
             raise UserError(
-                f"--ckpt_path {wanted}: shipped weights are no run to go on with; to start "
-                f"from them, --init_from {wanted}"
+                f"--ckpt_path {wanted}: shipped weights are not a run to resume. To start "
+                f"from them, give --init_from {wanted}"
             )
         return None
     if wanted not in ("last", "best"):
@@ -124,13 +124,13 @@ def find_checkpoint(wanted: str | None, runs: Path, command: str) -> Path | None
         return Path(wanted)
     fits = fits_of(runs)
     if not fits:
-        raise UserError(f"--ckpt_path {wanted}: there is no run in {runs}")
+        raise UserError(f"--ckpt_path {wanted}: no run found in {runs}")
     if (file := _saved(fits[-1], wanted)).is_file():
         return file
     older = [_saved(run, wanted) for run in fits if _saved(run, wanted).is_file()]
     raise UserError(
         f"--ckpt_path {wanted}: the newest run, {fits[-1]}, ended before it saved {file.name}: "
-        "start anew without --ckpt_path"
+        "start a new run without --ckpt_path"
         + (f", or give an older run's, --ckpt_path {older[-1]}" if older else "")
     )
 
@@ -140,7 +140,7 @@ def _saved(run: Path, name: str) -> Path:
 
 
 def fits_of(runs: Path) -> list[Path]:
-    """The folders of fits, oldest first; commands that only measure leave folders, too."""
+    """Lists the folders of fits, oldest first; other commands' folders are left out."""
     versions = [path for path in runs.glob("version_*") if path.name[8:].isdigit()]
     return sorted(
         (path for path in versions if read_record(path) or _saved(path, "last").is_file()),
@@ -152,11 +152,11 @@ def fits_of(runs: Path) -> list[Path]:
 
 
 def make_logger(runs: Path, resumed: Path | None) -> RunLogger:
-    """The logger of a run, whose folder is a new one, or that of the run that goes on.
+    """Makes the logger of a run, in a new folder or in that of the resumed run.
 
     Args:
         runs: the folder of all runs of this name.
-        resumed: the checkpoint that a fit goes on from; None for all else.
+        resumed: the checkpoint that a fit resumes; None otherwise.
     """
     if resumed is not None and goes_on_in_place(runs, resumed):
         step = int(read_checkpoint(resumed).get("global_step", 0))
@@ -166,7 +166,7 @@ def make_logger(runs: Path, resumed: Path | None) -> RunLogger:
 
 
 def goes_on_in_place(runs: Path, checkpoint: Path) -> bool:
-    """Whether a checkpoint is that of one of these runs, which then goes on where it stopped."""
+    """Returns whether a checkpoint belongs to one of these runs, which is resumed in its folder."""
     return checkpoint.resolve().parent.parent.parent == runs.resolve()
 
 
@@ -189,7 +189,7 @@ def claim(runs: Path) -> str:
 
 
 def remove_unbegun_run(folder: Path) -> None:
-    """What is refused as late as in the fit, an optimizer's argument say, leaves no folder."""
+    """Removes the folder of a run that was refused before its first step."""
     if not folder.is_dir() or {file.name for file in folder.iterdir()} - {CONFIG_FILE}:
         return
     (folder / CONFIG_FILE).unlink(missing_ok=True)
@@ -199,11 +199,11 @@ def remove_unbegun_run(folder: Path) -> None:
         empty.rmdir()
 
 
-# -- going on --------------------------------------------------------------------------------------
+# -- resuming -------------------------------------------------------------------------------------
 
 
 def changes(run: Path, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What a resumed run would do otherwise than it did before: option → (before, now).
+    """Finds the settings that a resumed run would change: option → (before, now).
 
     Args:
         run: its folder.
@@ -222,7 +222,7 @@ def changes(run: Path, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def check_changes(changed: dict[str, tuple[Any, Any]], run: Path, accepted: bool) -> None:
-    """Refuses to go on with what would make it another run.
+    """Refuses to resume a run with changed settings, unless they are accepted.
 
     Raises:
         UserError: the message names each option, what it was and what it would be.
@@ -248,7 +248,7 @@ def _is_free(key: str) -> bool:
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by keys with dots."""
+    """Flattens nested mappings, by keys with dots."""
     found: dict[str, Any] = {}
     for key, value in (content or {}).items():
         if isinstance(value, dict) and value:
@@ -259,7 +259,7 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def how_to_go_on(run: Path, command: Sequence[str]) -> str:
-    """The command that continues a stopped fit.
+    """Writes the command that resumes a stopped fit.
 
     Args:
         run: its folder.
@@ -276,4 +276,4 @@ def how_to_go_on(run: Path, command: Sequence[str]) -> str:
             kept.append(word)
     step = read_checkpoint(file).get("global_step")
     line = shlex.join(["python", "-m", "zoo", "fit", *kept, "--ckpt_path", file.as_posix()])
-    return f"saved at step {step}; go on with\n  {line}"
+    return f"saved at step {step}; resume with\n  {line}"

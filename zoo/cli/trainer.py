@@ -1,4 +1,4 @@
-"""What the zoo gives a Lightning Trainer beside what the recipe says."""
+"""What the zoo gives a Lightning Trainer in addition to the recipe."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from zoo.tasks.base import Task, metric_prefix
 
 
 def as_list(value: Any) -> list[Any]:
-    """What a setting of the trainer holds: nothing, one, or several."""
+    """Turns a setting of the trainer into a list: nothing, one, or several."""
     if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def must_do_without_bf16(settings: Any, typed: Sequence[str]) -> bool:
-    """Whether a recipe's bf16-mixed gives way to float32; what was typed stands.
+    """Returns whether a recipe's bf16-mixed becomes float32; what was typed is kept.
 
     Args:
         settings: of the trainer.
@@ -40,14 +40,14 @@ def must_do_without_bf16(settings: Any, typed: Sequence[str]) -> bool:
         return False
     rank_zero_warn(
         "trainer.precision is 32-true in place of bf16-mixed: this machine has no bfloat16 "
-        "arithmetic, and imitating it would take several times as long "
-        "(--trainer.precision bf16-mixed does so all the same)"
+        "arithmetic, and emulating it would take several times as long "
+        "(--trainer.precision bf16-mixed uses it anyway)"
     )
     return True
 
 
 def check_settings(settings: Any) -> None:
-    """Refuses what Lightning would take in silence.
+    """Refuses settings that Lightning would accept without a word.
 
     Raises:
         UserError: gradients are to be clipped to a negative norm, which would clip nothing.
@@ -66,7 +66,7 @@ def use_tensor_cores() -> None:
 
 
 def placement(settings: Any, model: LightningModule, alternates: bool = False) -> dict[str, Any]:
-    """Trainer arguments for several devices: synchronized BatchNorm, and a strategy.
+    """Chooses the Trainer's arguments for several devices: synchronized BatchNorm, and a strategy.
 
     Args:
         settings: of the trainer.
@@ -84,7 +84,7 @@ def placement(settings: Any, model: LightningModule, alternates: bool = False) -
 
 
 def progress(settings: Any) -> tuple[list[Callback], dict[str, Any]]:
-    """A bar on a terminal, a line an epoch in a log file, or what the recipe has.
+    """Chooses a bar on a terminal, a line an epoch in a log file, or what the recipe has.
 
     Returns:
         Callbacks, and arguments of the trainer.
@@ -100,7 +100,7 @@ def progress(settings: Any) -> tuple[list[Callback], dict[str, Any]]:
 def fit_callbacks(
     folder: Path, model: Any, settings: Any, data: dict[str, Any], save_every_n_steps: int
 ) -> list[Callback]:
-    """What a fit leaves in its folder: curves, samples, the last and the best checkpoint.
+    """Makes the callbacks that write a fit's folder: curves, samples, last and best checkpoint.
 
     Args:
         folder: the run's.
@@ -130,7 +130,7 @@ def fit_callbacks(
 
 
 def more_loggers(settings: Any, folder: Path, wandb: str) -> list[Logger]:
-    """The recipe's own loggers, and Weights & Biases where it is asked for.
+    """Makes the recipe's own loggers, and that of Weights & Biases where it is asked for.
 
     Args:
         settings: of the trainer.

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
+from zoo.core.terminal import say_loading
 from zoo.core.text import nearest
 from zoo.errors import UserError
 
@@ -26,14 +27,27 @@ def _whole(text: str) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with the nearest option where one is misspelt."""
+    """Parses options; errors are one line, with the nearest option where one is misspelled.
 
-    def __init__(self, command: str, description: str) -> None:
+    Args:
+        command: its name.
+        description: for ``--help``.
+        loads: whether the command imports torch once its options are parsed, which takes seconds.
+    """
+
+    def __init__(self, command: str, description: str, loads: bool = True) -> None:
         super().__init__(
             prog=f"python -m zoo {command}", description=description, allow_abbrev=False
         )
         self.register("type", float, _finite)
         self.register("type", int, _whole)
+        self.command, self.loads = command, loads
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        parsed = super().parse_args(*args, **options)
+        if self.loads:
+            say_loading(self.command)
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
@@ -54,7 +68,9 @@ def add_weights_options(parser: argparse.ArgumentParser, of_recipe: str) -> None
         parser: of a command.
         of_recipe: what the command takes from the recipe.
     """
-    parser.add_argument("--recipe", help=f"{of_recipe}; its shipped weights where none are given")
+    parser.add_argument(
+        "--recipe", help=f"{of_recipe}, and its shipped weights unless others are given"
+    )
     parser.add_argument("--weights", help=WEIGHTS_HELP)
     parser.add_argument(
         "--ckpt_path", help="last or best of the recipe's newest run, or any of --weights' names"
@@ -62,7 +78,7 @@ def add_weights_options(parser: argparse.ArgumentParser, of_recipe: str) -> None
 
 
 def chosen_weights(options: Any, command: str) -> str | Path:
-    """The weights that --weights, --ckpt_path, or --recipe alone stand for.
+    """Finds the weights that --weights, --ckpt_path or --recipe alone name.
 
     Raises:
         UserError: none of them was given, two contradict each other, or there is no such run.
@@ -77,7 +93,7 @@ def chosen_weights(options: Any, command: str) -> str | Path:
     if options.ckpt_path not in (None, "last", "best"):
         return str(options.ckpt_path)
     if options.recipe is None:
-        raise UserError(f"{command} what? give --weights X, or --recipe NAME")
+        raise UserError(f"{command} needs weights: give --weights X or --recipe NAME")
     name = recipe_name([options.recipe])
     if options.ckpt_path is None:
         return recipes.shipped_weights(name)

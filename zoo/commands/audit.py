@@ -1,4 +1,4 @@
-"""``python -m zoo audit``: where normalization and dropout stand, in any model."""
+"""``python -m zoo audit``: checks normalization and dropout of any model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def main(arguments: list[str]) -> int:
     parser = Parser(
         "audit",
         "Follow the data through one forward and check where normalization and dropout stand. "
-        "Exit code 1 where something as grave as --fail-on is found, 2 where part of the model "
+        "Exit code 1 if something as severe as --fail-on is found, 2 if part of the model "
         "cannot be audited (scripted, traced or exported code).",
     )
-    add_weights_options(parser, "the network, optimizer and batch size")
+    add_weights_options(parser, "a recipe: its network, optimizer and batch size")
     parser.add_argument(
         "--model",
         help="timm:NAME, torchvision:NAME, my_package.my_file:build or path/file.py:build",
@@ -35,16 +35,18 @@ def main(arguments: list[str]) -> int:
         metavar="SHAPE",
         help="such as 2,3,224,224, or 2,64:int for tokens; repeatable",
     )
-    parser.add_argument("--batch-size", type=int, help="of training, a process")
+    parser.add_argument("--batch-size", type=int, help="batch size of training, per process")
     parser.add_argument("--fail-on", choices=["info", "warning", "error", "never"], default="error")
-    parser.add_argument("--json", action="store_true", help="all findings, one JSON object")
-    parser.add_argument("--sarif", type=Path, metavar="FILE", help="for code review, as well")
+    parser.add_argument("--json", action="store_true", help="print all findings as one JSON object")
+    parser.add_argument(
+        "--sarif", type=Path, metavar="FILE", help="also write a SARIF file, for code review"
+    )
     parser.add_argument(
         "--explain",
         nargs="?",
         const="",
         metavar="RULE",
-        help="a rule in full, with an example; without a name, all rules",
+        help="explain a rule, with an example; without a name, list all rules",
     )
     options = parser.parse_args(arguments)
     if options.explain is not None:
@@ -114,20 +116,22 @@ def _audit(options: argparse.Namespace) -> Any:
             optimizer=optimizer,
         )
     if not options.model:
-        raise UserError("audit what? give --recipe NAME, or --model timm:resnet50")
+        raise UserError("audit needs a model: give --recipe NAME, or --model timm:resnet50")
     torch.manual_seed(0)
     model, size = _model(options.model, _json(options.args))
     inputs = _inputs(options.input)
     if not inputs:
         if size is None:
-            raise UserError(f"--input: what does {options.model} take? give its shape, 2,3,224,224")
+            raise UserError(
+                f"--input: the input of {options.model} is not known: give its shape, 2,3,224,224"
+            )
         inputs = (torch.randn(2, *size),)
     return audit(model, *inputs, batch_size=options.batch_size)
 
 
 def _example(task: Any, data: Any) -> tuple[Any, ...]:
     if not hasattr(data, "example_input"):
-        raise UserError("--input: the recipe's data do not say what they look like; give a shape")
+        raise UserError("--input: the shape of the recipe's data is not known: give a shape")
     if hasattr(task, "example_inputs"):
         return tuple(task.example_inputs(data))
     return (data.example_input(),)
@@ -139,7 +143,7 @@ def _stored_example(task: Any) -> tuple[Any, ...]:
 
     if (shape := task.data_info.get("input_shape")) is not None:
         return (torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)),)
-    raise UserError("--input: the weights do not say what their network takes; give a shape")
+    raise UserError("--input: the input of the weights' network is not known: give a shape")
 
 
 def _json(text: str) -> dict[str, Any]:

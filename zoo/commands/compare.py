@@ -10,13 +10,13 @@ from zoo.commands import Parser
 def main(arguments: list[str]) -> int:
     parser = Parser(
         "compare",
-        "Print where runs differ in settings and results, and draw their curves together. Runs "
+        "Show where runs differ in settings and results, and draw their curves together. Runs "
         "that differ in their seed or their fold (data.fold) alone are averaged.",
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folders, runs/RECIPE/VERSION"
     )
-    parser.add_argument("--to", type=Path, default=Path("compare.png"), help="the picture")
+    parser.add_argument("--to", type=Path, default=Path("compare.png"), help="file of the picture")
     options = parser.parse_args(arguments)
 
     from zoo.core.pictures import save_figure

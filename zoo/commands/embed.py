@@ -14,7 +14,8 @@ from zoo.errors import UserError
 def main(arguments: list[str]) -> int:
     parser = Parser(
         "embed",
-        "Write the pooled features of images, what the network's classifier sees, to an .npz file: "
+        "Write the pooled features of images, the input of the network's "
+        "classifier, to an .npz file: "
         "features (N, D) and files (N,). Exit code 1 where a file could not be read.",
     )
     parser.add_argument("paths", type=Path, nargs="+", metavar="FILE|FOLDER")
@@ -35,7 +36,9 @@ def main(arguments: list[str]) -> int:
 
     task = load(options.weights)
     if not isinstance(task, ImageClassifier):
-        raise UserError(f"embed is for images, and {type(task).__name__} takes none")
+        raise UserError(
+            f"embed needs an image classifier, and the weights are a {type(task).__name__}"
+        )
     features, names, unreadable = [], [], []
     files, _ = find_images(options.paths)
     for batch, images in read(task, files, options):

@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     parser = Parser(
         "export",
         "Write a trained network as a file that runs without this project. The file is run on real "
-        "data and compared with the network; one that computes something else is not kept.",
+        "data and compared with the network; a file that computes something else is not kept.",
     )
     parser.add_argument(
         "--weights", required=True, metavar="X", help="a checkpoint's name, folder or .ckpt file"
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         "--format",
         default="onnx",
         choices=["onnx", "torch-export", "aoti", "safetensors"],
-        help="onnx by default",
+        help="format of the file; onnx by default",
     )
     parser.add_argument(
         "--quantize", default=None, choices=["int8"], help="int8 weights and activations (onnx)"
@@ -34,9 +34,11 @@ def main(arguments: list[str]) -> int:
         default="",
         metavar="PARTS",
         help="preprocessing (takes uint8 images), probabilities (gives them in place of logits), "
-        "or both with a comma between",
+        "or both, separated by a comma",
     )
-    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="else NAME.SUFFIX")
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="FILE", help="by default NAME.SUFFIX"
+    )
     options = parser.parse_args(arguments)
     parts = [part for part in options.parts.split(",") if part]
     if unknown := sorted(set(parts) - set(PARTS)):

@@ -1,4 +1,4 @@
-"""``python -m zoo info X``: what a network is made of, and what it costs."""
+"""``python -m zoo info X``: parameters, multiply-adds, memory and throughput of a network."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ MEGABYTE = 2**20
 def main(arguments: list[str]) -> int:
     parser = Parser(
         "info",
-        "Show a network's parameters, multiply-adds, memory, where its normalization and dropout "
-        "stand, and how many inputs a second it takes on this machine.",
+        "Show a network's parameters, multiply-adds, memory, normalization and dropout layers, and "
+        "its throughput on this machine.",
     )
     parser.add_argument("source", metavar="X", help=f"a recipe, or weights: {WEIGHTS_HELP}")
-    parser.add_argument("--batch_size", type=int, default=32, help="of the throughput")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument(
+        "--batch_size", type=int, default=32, help="inputs per batch when throughput is measured"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for scripts")
     options = parser.parse_args(arguments)
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}: it must be at least 1")
@@ -70,7 +72,7 @@ def _network(source: str) -> tuple[Any, Any]:
 
 
 def describe(network: Any, inputs: Any, batch_size: int) -> dict[str, Any]:
-    """JSON values about a network in evaluation mode.
+    """Describes a network in evaluation mode, as JSON values.
 
     Args:
         network: any module.

@@ -10,10 +10,14 @@ from zoo.commands import Parser
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser("list", "Show every recipe.")
-    parser.add_argument("--json", action="store_true", help="for scripts: one JSON array")
+    parser = Parser(
+        "list", "Show every recipe, and what was measured of its shipped weights.", loads=False
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON array, for scripts")
     parser.add_argument(
-        "--markdown", action="store_true", help="the README's table, of recipes that ship weights"
+        "--markdown",
+        action="store_true",
+        help="print the README's table of recipes that ship weights",
     )
     options = parser.parse_args(arguments)
     if options.markdown:
@@ -26,7 +30,7 @@ def main(arguments: list[str]) -> int:
 
 
 def lines() -> Iterable[str]:
-    """The recipes in columns, for a terminal."""
+    """Lists the recipes in columns, for a terminal."""
     from zoo.checkpoints.card import form_of
 
     rows = [("RECIPE", "TRAINS", "DATA", "PARAMETERS", "MEASURED", "WEIGHTS")]
@@ -50,14 +54,14 @@ def lines() -> Iterable[str]:
 
 
 def shipped(entry: recipes.Entry) -> str:
-    """Whether weights of a recipe's name ship, and which recipe trained them if not this one."""
+    """States whether weights of a recipe's name ship, and which other recipe trained them."""
     if not entry.weights:
         return "-"
     return "shipped" if entry.trained_by == entry.name else f"of {entry.trained_by}"
 
 
 def table() -> str:
-    """The README's table, from the shipped checkpoints' config.json alone."""
+    """Writes the README's table from the shipped checkpoints' config.json."""
     from zoo.checkpoints.card import form_of, headline
 
     rows = [

@@ -1,4 +1,4 @@
-"""``python -m zoo predict FILE|FOLDER …``: the classes of images that nobody has labelled yet."""
+"""``python -m zoo predict FILE|FOLDER …``: the classes of unlabeled images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from zoo.cli.start import start
 from zoo.commands import WEIGHTS_HELP, Parser
 from zoo.core.files import written_whole
 from zoo.errors import UserError
@@ -19,9 +20,7 @@ Row = dict[str, Any]
 
 def main(arguments: list[str]) -> int:
     if any(word.split("=")[0] in ("--recipe", "--config") for word in arguments):
-        from zoo.cli.app import predict  # of the recipe's test images
-
-        return int(predict(arguments))
+        return start("predict", arguments)  # of the recipe's test images
     options = _parser().parse_args(arguments)
     for name in ("batch_size", "top", "mc"):
         if (value := getattr(options, name)) is not None and value < 1:
@@ -54,26 +53,27 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "predict",
         "Predict the classes of image files and of folders of them. Exit code 1 where a file could "
-        "not be read. With --recipe NAME in place of files: of the recipe's test images (python -m "
-        "zoo predict --recipe NAME --help).",
+        "not be read. With --recipe NAME in place of files, predict the recipe's test images "
+        "(python -m zoo predict --recipe NAME --help).",
     )
     parser.add_argument("paths", type=Path, nargs="+", metavar="FILE|FOLDER")
     parser.add_argument("--weights", required=True, help=WEIGHTS_HELP)
     parser.add_argument("--out", type=Path, help="the CSV file; predictions.csv by default")
-    parser.add_argument("--json", action="store_true", help="on standard output, in place of CSV")
-    parser.add_argument("--top", type=int, default=5, help="classes of each image, likeliest first")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the CSV file")
+    parser.add_argument(
+        "--top", type=int, default=5, help="classes of each image, most probable first"
+    )
     parser.add_argument(
         "--mc",
         type=int,
         metavar="SAMPLES",
-        help="of MC dropout: predictive entropy and its part"
-        " that more data could take away, mutual information",
+        help="samples of MC dropout: adds predictive entropy and mutual information",
     )
     parser.add_argument(
         "--sets",
         type=float,
         metavar="COVERAGE",
-        help="the classes that hold the truth so often, 0.95; of weights that were calibrated",
+        help="prediction sets of this coverage, for example 0.95; needs calibrated weights",
     )
     add_reading_options(parser)
     return parser
@@ -81,9 +81,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """Adds how image files are read: batch size, workers, background."""
-    parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
-    parser.add_argument("--workers", type=int, help="processes that decode; the cores but one")
-    parser.add_argument("--background", default="white", help="of transparent images: a color")
+    parser.add_argument("--batch_size", type=int, default=64, help="images per batch")
+    parser.add_argument(
+        "--workers", type=int, help="processes that decode images; by default all cores but one"
+    )
+    parser.add_argument(
+        "--background", default="white", help="background color of transparent images"
+    )
 
 
 def _sets(task: Any, coverage: float, weights: str) -> Any:
@@ -106,7 +110,7 @@ def _sets(task: Any, coverage: float, weights: str) -> Any:
 
 
 def predict_files(task: Any, files: list[Any], options: Any, sets: Any = None) -> list[Row]:
-    """A row for each file, in order."""
+    """Predicts each file, in order."""
     import torch
 
     from zoo.diagnostics.mc_dropout import mc_dropout
@@ -153,7 +157,7 @@ def predict_files(task: Any, files: list[Any], options: Any, sets: Any = None) -
 
 
 def read(task: Any, files: list[Any], options: Any) -> Iterator[tuple[Any, Any]]:
-    """Image files in batches, with a progress bar on a terminal.
+    """Reads image files in batches, with a progress bar on a terminal.
 
     Yields:
         The batch as it was decoded, and its images normalized (B, C, h, w) on the task's device,
@@ -176,7 +180,7 @@ def read(task: Any, files: list[Any], options: Any) -> Iterator[tuple[Any, Any]]
 
 
 def write_csv(rows: list[Row], file: Path) -> None:
-    """A line for each file; the likeliest class first."""
+    """Writes a line for each file, the most probable class first."""
     most = max((len(row.get("classes", ())) for row in rows), default=0)
     extra = [
         name
@@ -217,7 +221,7 @@ def _report(rows: list[Row], others: int, file: Path | None, stream: Any) -> Non
             f"accuracy: {right / len(known):.2%} of the {len(known)} whose folder names their class"
         )
     if others:
-        lines.append(f"left out: {others} files of folders that are no images by their suffix")
+        lines.append(f"left out: {others} files in folders without an image suffix")
     if file is not None:
         lines.append(f"predictions: {file}")
     print("\n".join(lines), file=stream)

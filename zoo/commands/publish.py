@@ -17,7 +17,6 @@ from zoo.core.files import is_file, read_json
 from zoo.core.schema import check
 from zoo.core.text import first_line, shown
 from zoo.errors import UserError
-from zoo.runs.record import is_finished
 
 # What a run's run.json tells, and the checkpoint keeps.
 RUN_FACTS = [
@@ -53,12 +52,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "run", type=Path, nargs="?", default=None, help="the run's folder, runs/RECIPE/VERSION"
     )
-    parser.add_argument("--name", default=None, help="the checkpoint's name, that of its recipe")
+    parser.add_argument("--name", default=None, help="name of the checkpoint, usually the recipe's")
     parser.add_argument(
         "--calibrate",
         default=None,
         metavar="NAME",
-        help="instead of a run: calibrate this checkpoint anew on its validation images",
+        help="in place of a run: recalibrate this checkpoint on its validation images",
     )
     parser.add_argument(
         "--seeds",
@@ -71,7 +70,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--temperatures",
         action="store_true",
-        help="of a GAN: first choose each class's temperature, by training images",
+        help="GAN: first choose a temperature for each class on training images",
     )
     parser.add_argument(
         "--to", type=Path, default=None, help="the folder of checkpoints; the project's by default"
@@ -85,7 +84,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.calibrate is not None:
         if options.run or options.name or options.seeds or options.temperatures:
-            raise UserError("--calibrate is of a checkpoint: give NAME and --to alone")
+            raise UserError("--calibrate takes a checkpoint: give NAME and --to only")
         print(f"calibrated: {calibrate(options.calibrate, options.to)}")
         return 0
     if options.run is None or options.name is None:
@@ -117,7 +116,7 @@ def publish(
 
     Raises:
         UserError: the run is not finished, trained on stand-in data, or could have; or it makes no
-            images that a shipped classifier could judge, and is to.
+            images for which a shipped reference classifier exists.
     """
     from zoo.checkpoints import store
     from zoo.checkpoints.card import card
@@ -137,7 +136,7 @@ def publish(
         other_facts, other_recipe = _read_run(other)
         _refuse_stand_in(other, other_facts, other_recipe)
         if _essence(other_recipe) != _essence(recipe):
-            raise UserError(f"{other} is a run of another recipe than {run}: the mean would lie")
+            raise UserError(f"{other} is a run of another recipe than {run}")
         others.append(other_facts)
 
     file = run / "checkpoints" / "last.ckpt"
@@ -175,7 +174,7 @@ def publish(
 
 
 def calibrate(name: str, to: Path | None = None) -> Path:
-    """Calibrates a checkpoint's classifier on its validation images; all but that stays as it is.
+    """Calibrates a checkpoint's classifier on its validation images; its weights are unchanged.
 
     Args:
         name: of the checkpoint.
@@ -185,7 +184,7 @@ def calibrate(name: str, to: Path | None = None) -> Path:
         The checkpoint's folder.
 
     Raises:
-        UserError: it is no classifier, or its validation images allow no calibration.
+        UserError: it is not a classifier, or its validation images allow no calibration.
     """
     from zoo.checkpoints import store
     from zoo.checkpoints.card import card
@@ -202,7 +201,7 @@ def calibrate(name: str, to: Path | None = None) -> Path:
         raise UserError(f"--calibrate {name}: there is no checkpoint {folder}")
     task = load(folder)
     if not isinstance(task, ImageClassifier):
-        raise UserError(f"--calibrate {name}: it is of {type(task).__name__}, and no classifier")
+        raise UserError(f"--calibrate {name}: it is a {type(task).__name__}, not a classifier")
     config = read_json(folder / store.CONFIG)
     check(config, {"recipe": RECIPE, "proof": dict[str, Any]}, str(folder / store.CONFIG))
     kept, measured = calibrate_and_measure(task.network, data_module(config["recipe"]))
@@ -265,6 +264,8 @@ def _files(root: Path, instead: dict[Path, Path]) -> list[tuple[str, Path]]:
 
 
 def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    from zoo.runs.record import is_finished
+
     for name in ("run.json", "config.yaml", "checkpoints/last.ckpt"):
         if not is_file(run / name):
             raise UserError(f"{run}: no {name}: it is not the folder of a finished fit")
@@ -278,7 +279,10 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _refuse_stand_in(run: Path, facts: dict[str, Any], recipe: dict[str, Any]) -> None:
     if "instead_of" in facts["data"]:
-        raise UserError(f"{run} was trained on {facts['data']['name']} as a stand-in: not shipped")
+        raise UserError(
+            f"{run} was trained on {facts['data']['name']} as a stand-in. Train it on "
+            "the recipe's own data"
+        )
     if recipe["data"].get("init_args", {}).get("fallback") is not None:
         raise UserError(f"{run} could have fallen back: train it with --data.fallback null")
 
@@ -303,7 +307,7 @@ def _choose_temperatures(task: Any, data: Any, recipe: dict[str, Any]) -> None:
 
 
 def check_repository(name: str) -> None:
-    """Refuses what names no repository of the hub, before anything is measured."""
+    """Refuses a name that is not a repository of the hub, before anything is measured."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:

@@ -1,4 +1,4 @@
-"""``python -m zoo sample --recipe X``: what a generative model makes, as text or as pictures."""
+"""``python -m zoo sample --recipe X``: generated text, or pictures of generated images."""
 
 from __future__ import annotations
 
@@ -10,29 +10,35 @@ from zoo.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser("sample", "Make text with a language model, or a grid of images with a GAN.")
-    add_weights_options(parser, "the network")
-    parser.add_argument("--seed", type=int, default=None, help="the same seed, the same sample")
-    parser.add_argument("--prompt", default=None, help="text: what to go on with")
-    parser.add_argument("--max_new_tokens", type=int, default=500, help="text: how much to add")
+    parser = Parser("sample", "Generate text with a language model, or images with a GAN.")
+    add_weights_options(parser, "a recipe: its network")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the random numbers")
+    parser.add_argument("--prompt", default=None, help="text: what to continue")
+    parser.add_argument("--max_new_tokens", type=int, default=500, help="text: tokens to add")
     parser.add_argument(
         "--temperature",
         type=float,
         default=None,
-        help="text: 0 is the likeliest; images: the less, the more typical; else the recipe's",
+        help="text: 0 always takes the most probable token; images: lower is more typical; by "
+        "default the checkpoint's",
     )
-    parser.add_argument("--top_k", type=int, default=None, help="text: of the k likeliest only")
     parser.add_argument(
-        "--top_p", type=float, default=None, help="text: of those that have probability p together"
+        "--top_k", type=int, default=None, help="text: the k most probable tokens only"
+    )
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        default=None,
+        help="text: the most probable tokens that add up to probability p",
     )
     parser.add_argument("--class", dest="label", default=None, help="images: of this class only")
-    parser.add_argument("--images", type=int, default=10, help="images: of a class, or in a row")
+    parser.add_argument("--images", type=int, default=10, help="images: number per class or row")
     parser.add_argument(
         "--interpolate",
         nargs=2,
         metavar=("CLASS", "CLASS"),
         default=None,
-        help="images: on the way from one class to another, which may be the same",
+        help="images: interpolation between two classes, or within one",
     )
     parser.add_argument("--to", type=Path, default=None, help="folder of the pictures")
     options = parser.parse_args(arguments)
@@ -70,7 +76,7 @@ def main(arguments: list[str]) -> int:
 
 
 def draw(task: Any, stem: str, options: Any, folder: Path) -> list[Path]:
-    """Writes the grid that the options ask for."""
+    """Draws the grid that the options ask for."""
     import torch
 
     from zoo.core import pictures
@@ -92,7 +98,7 @@ def draw(task: Any, stem: str, options: Any, folder: Path) -> list[Path]:
     ]
     words = [f"seed {number}" for number in seeds]
     title = f"{stem}: {first} to {second}"
-    pictures.save_labelled(torch.cat(rows), steps, words, picture, title)
+    pictures.save_labeled(torch.cat(rows), steps, words, picture, title)
     return [picture]
 
 
@@ -105,10 +111,10 @@ def draw_samples(
     seed: int = 0,
     temperature: float | None = None,
 ) -> None:
-    """A row of samples of each class, with its name before it."""
+    """Draws a row of samples of each class, with its name before it."""
     from zoo.core import pictures
 
     words = words or [str(label) for label in task.data_info["classes"]]
     labels = [word for word in words for _ in range(columns)]
     images = task.sample(labels, seed=seed, temperature=temperature)
-    pictures.save_labelled(images, columns, words, picture, f"{name}, seed {seed}")
+    pictures.save_labeled(images, columns, words, picture, f"{name}, seed {seed}")

@@ -1,4 +1,4 @@
-"""``python -m zoo uncertainty --weights X``: what trained weights do not know, and how well."""
+"""``python -m zoo uncertainty --weights X``: calibration, error and OOD detection."""
 
 from __future__ import annotations
 
@@ -17,32 +17,37 @@ CORRUPTED_IMAGES = 2000  # of each kind and strength, unless --images says other
 def main(arguments: list[str]) -> int:
     parser = Parser(
         "uncertainty",
-        "Measure the probabilities of trained weights before and after calibration, by MC dropout "
-        "where the network has dropout, and as an ensemble: scores and calibration error, which "
-        "answers can be trusted, prediction sets, corrupted and out-of-distribution images.",
+        "Measure the probabilities of trained weights before and after calibration, with MC "
+        "dropout where the network has dropout, and as an ensemble: scores, calibration error, "
+        "error detection, prediction sets, corrupted images and out-of-distribution images.",
     )
-    add_weights_options(parser, "the data, by default those of the weights")
-    parser.add_argument("--samples", type=int, default=30, help="of MC dropout")
+    add_weights_options(parser, "a recipe: its data")
+    parser.add_argument("--samples", type=int, default=30, help="number of MC dropout samples")
     parser.add_argument("--drop-path", action="store_true", help="sample stochastic depth too")
     parser.add_argument(
         "--ensemble",
         nargs="+",
         default=[],
         metavar="CKPT",
-        help="further checkpoints of the same classes, to predict together",
+        help="further checkpoints of the same classes, the other members of an ensemble",
     )
     parser.add_argument("--split", choices=["test", "validation"], default="test")
-    parser.add_argument("--images", type=int, default=None, help="of each kind, at most")
+    parser.add_argument(
+        "--images", type=int, default=None, help="largest number of images of each kind"
+    )
     parser.add_argument(
         "--ood",
         default="auto",
         help="out-of-distribution images: digits, FashionMNIST, auto or none",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of masks, sets and noise")
+    parser.add_argument("--seed", type=int, default=0, help="seed of masks, sets and noise")
     parser.add_argument(
-        "--to", type=Path, default=None, help="folder of the pictures; runs/RECIPE/uncertainty"
+        "--to",
+        type=Path,
+        default=None,
+        help="folder of the pictures; by default runs/RECIPE/uncertainty",
     )
-    parser.add_argument("--json", action="store_true", help="for scripts: one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for scripts")
     options = parser.parse_args(arguments)
     for name in ("samples", "images"):
         if (value := getattr(options, name)) is not None and value < 1:
@@ -53,7 +58,7 @@ def main(arguments: list[str]) -> int:
     from zoo.checkpoints.load import load
     from zoo.checkpoints.recorded import name_of
     from zoo.diagnostics import calibration, selective
-    from zoo.diagnostics.held_out import labelled_logits
+    from zoo.diagnostics.held_out import labeled_logits
     from zoo.evaluation import calibrated
     from zoo.evaluation.classifier import (
         BATCH,
@@ -70,7 +75,9 @@ def main(arguments: list[str]) -> int:
     stem = Path(options.recipe).stem if options.recipe else name_of(source)
     task = load(source)
     if not isinstance(task, ImageClassifier):
-        raise UserError(f"{source} is of {type(task).__name__}, and no classifier of images")
+        raise UserError(
+            f"{source} is a {type(task).__name__}: uncertainty needs an image classifier"
+        )
     data = _data(source, options.recipe)
     if task.data_info.get("name") != data.used.name:
         raise UserError(
@@ -123,13 +130,13 @@ def main(arguments: list[str]) -> int:
     pictures = ["reliability.png", "certainty.png"]
     fitted, origin = _fitted(source, network, Images(data, "validation"))
     if fitted is not None:
-        logits, labels = labelled_logits("uncertainty", network, images)
+        logits, labels = labeled_logits("uncertainty", network, images)
         unknown = None
         if ood is not None:
             parts = torch.split(ood[1], BATCH)
             # Labels are asked for, and count for nothing here.
             batches = [(part, part.new_zeros(len(part)).long()) for part in parts]
-            unknown, _ = labelled_logits("uncertainty", network, batches)
+            unknown, _ = labeled_logits("uncertainty", network, batches)
         probabilities = fitted.calibration(logits)
         scores = calibration.scores(probabilities, labels)
         found = calibrated.ood_scores(logits, unknown, fitted) if unknown is not None else None
@@ -165,7 +172,7 @@ def main(arguments: list[str]) -> int:
     )
     print(f"calibration: {origin}")
     if fitted is not None and options.split == "validation":
-        print("These are the images it was fitted to: measure on --split test.")
+        print("The calibration was fitted to these images. Measure it on --split test.")
     if not sampled:
         print(f"{type(network).__name__} has no dropout: MC dropout does not apply to it")
     print(f"pictures: {', '.join(str(folder / picture) for picture in pictures)}")
@@ -229,7 +236,7 @@ def _report(result: dict[str, Any]) -> list[str]:
     if result["ood_scores"]:
         scores = result["ood_scores"].items()
         rows = [[name, cell("auroc", value)] for name, value in scores]
-        lines += ["", *table([f"telling {result['out_of_distribution']} by", "AUROC"], rows)]
+        lines += ["", *table([f"detecting {result['out_of_distribution']} by", "AUROC"], rows)]
     return lines
 
 
@@ -243,7 +250,7 @@ def _selective_table(result: dict[str, Any]) -> list[str]:
         ]
         for name, scores in result["selective"].items()
     ]
-    return table(["answers kept by", "AURC", "coverage at 1 % risk", "at 5 % risk"], rows)
+    return table(["predictions ranked by", "AURC", "coverage at 1 % risk", "at 5 % risk"], rows)
 
 
 def _sets_table(result: dict[str, Any]) -> list[str]:
@@ -275,7 +282,7 @@ def _corrupted_table(result: dict[str, Any]) -> list[str]:
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns: the first to the left, the others to the right."""
+    """Aligns rows in columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     return [
         f"{row[0]:<{widths[0]}}"

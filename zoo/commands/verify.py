@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--metrics",
         action="store_true",
-        help="measure every figure that a card states anew, on its data; minutes a checkpoint",
+        help="measure every number of the cards again, on the data; takes minutes per checkpoint",
     )
     options = parser.parse_args(arguments)
 
@@ -54,7 +54,7 @@ def compare_figures(name: str) -> bool:
 
 
 def golden_difference(name: str) -> float:
-    """The largest difference between a checkpoint's outputs now and the stored ones.
+    """Computes the largest difference between a checkpoint's outputs now and the stored ones.
 
     Raises:
         UserError: a file is altered, or the difference is more than rounding explains.

@@ -8,7 +8,7 @@ import torch
 
 
 def imitates_bfloat16(kind: str) -> bool:
-    """Whether a device has bfloat16 by conversion to float32 and back, far slower than float32.
+    """Returns whether a device emulates bfloat16 by float32, which is far slower than float32.
 
     A processor with AVX2 at most takes 9 to 13 times as long for a forward and backward of a
     recipe's network as in float32 (tests/benchmarks/precision.py).
@@ -27,7 +27,7 @@ def imitates_bfloat16(kind: str) -> bool:
 
 
 def lacks_bf16(trainer: Any) -> bool:
-    """Whether a run's device would only imitate bfloat16.
+    """Returns whether a run's device would only emulate bfloat16.
 
     Args:
         trainer: a recipe's, a mapping with ``accelerator``.
@@ -41,7 +41,7 @@ def lacks_bf16(trainer: Any) -> bool:
 
 
 def several_gpus(trainer: Any) -> bool:
-    """Whether a run will use more than one GPU, over all nodes: only then BatchNorm is synced."""
+    """Returns whether a run uses several GPUs, over all nodes: only then BatchNorm is synced."""
     if trainer.get("accelerator", "auto") not in ("auto", "gpu", "cuda"):
         return False
     if not torch.cuda.is_available():
@@ -59,7 +59,7 @@ def several_gpus(trainer: Any) -> bool:
 
 
 def several_cpus(trainer: Any) -> bool:
-    """Whether a run will be several processes on CPUs."""
+    """Returns whether a run uses several processes on CPUs."""
     if torch.cuda.is_available() and trainer.get("accelerator", "auto") != "cpu":
         return False
     devices = str(trainer.get("devices", "auto"))

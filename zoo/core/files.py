@@ -22,7 +22,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; renamed to ``path`` at the end, removed where that fails.
+    """Gives a temporary name to write to, which is renamed to ``path`` at the end.
 
     Args:
         path: the file; its folder is made where it does not exist.
@@ -36,7 +36,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except BaseException as error:
-        full = is_full(error, path.parent)  # before what was written makes room
+        full = is_full(error, path.parent)  # before what was written frees space
         partial.unlink(missing_ok=True)
         if full:
             raise UserError(f"{path} was not written: {full_disk(path)}") from error
@@ -44,7 +44,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def is_full(error: BaseException, folder: Path) -> bool:
-    """Whether a write failed for want of space; torch and safetensors say so in words of theirs."""
+    """Returns whether a write failed because the disk is full, by torch's words too."""
     if isinstance(error, OSError):
         return error.errno in FULL
     if not isinstance(error, Exception) or not folder.is_dir():
@@ -53,7 +53,7 @@ def is_full(error: BaseException, folder: Path) -> bool:
 
 
 def full_disk(path: Path) -> str:
-    """What to say of a disk without space: where it is mounted, and what to do."""
+    """Writes the message for a full disk: where it is mounted, and what to do."""
     place = path.resolve()
     while not os.path.ismount(place):
         place = place.parent
@@ -61,7 +61,7 @@ def full_disk(path: Path) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; a name that the system refuses names none."""
+    """Returns whether there is such a file, also for a name that the system refuses."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -69,7 +69,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is such a folder; a name that the system refuses names none."""
+    """Returns whether there is such a folder, also for a name that the system refuses."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -88,7 +88,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def json_text(content: Any) -> str:
-    """A JSON value as the zoo writes it."""
+    """Formats a JSON value as the zoo writes it."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -96,7 +96,7 @@ def read_text(path: Path) -> str:
     """Reads a UTF-8 text of somebody else's.
 
     Raises:
-        UserError: there is no such file, it is no text, or too large to be what it should be.
+        UserError: there is no such file, it is not text, or too large to be what it should be.
     """
     if not is_file(path):
         raise UserError(f"no such file: {path}")
@@ -128,7 +128,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file, in hexadecimal."""
+    """Computes the sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

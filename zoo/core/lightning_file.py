@@ -35,7 +35,7 @@ class Content(TypedDict):
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a ``.ckpt``; only tensors and plain values are unpickled.
 
-    Its sha256 is compared with the file beside it, where ``fit`` left one, and its entries with
+    Its sha256 is compared with the file next to it, where ``fit`` left one, and its entries with
     their own checksums.
 
     Raises:
@@ -90,23 +90,23 @@ def check_state(state: Any, path: Path) -> None:
 
 
 def checksum_file(path: Path) -> Path:
-    """The file beside a checkpoint that holds its sha256, in the form of ``sha256sum``."""
+    """Names the file next to a checkpoint that holds its sha256, in the form of ``sha256sum``."""
     return path.with_name(path.name + ".sha256")
 
 
 def write_checksum(path: Path, digest: str) -> None:
-    """Writes a checkpoint's sha256 beside it."""
+    """Writes a checkpoint's sha256 next to it."""
     write_text(checksum_file(path), f"{digest}  {path.name}\n")
 
 
 def _check_sha256(path: Path) -> None:
-    beside = checksum_file(path)
-    if not beside.is_file():
+    checksums = checksum_file(path)
+    if not checksums.is_file():
         return
-    expected = read_text(beside).split()[:1]
+    expected = read_text(checksums).split()[:1]
     if [found := sha256(path)] != expected:
         raise UserError(
-            f"{path} is truncated or altered (sha256 {found[:12]}…, {beside.name} says "
+            f"{path} is truncated or altered (sha256 {found[:12]}…, {checksums.name} says "
             f"{shown(''.join(expected)[:12])}): restore the file, nothing was loaded"
         )
 

@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module in the mode it was in.
+    """Sets evaluation mode, and afterwards restores the mode of every module.
 
     Modes are written, not set by ``train()``, which a frozen module refuses.
     """

@@ -12,10 +12,10 @@ from zoo.core.files import written_whole
 
 
 def save_grid(images: Tensor, columns: int, path: Path, scale: int = 2) -> None:
-    """Images (B, C, H, W) in [0, 1], row by row, without words; whole or not at all.
+    """Saves images (B, C, H, W) in [0, 1] as a grid, row by row, without labels.
 
     Args:
-        images: grey or color.
+        images: gray or color.
         columns: images in a row.
         path: a PNG.
         scale: pixels a pixel.
@@ -33,10 +33,8 @@ def save_grid(images: Tensor, columns: int, path: Path, scale: int = 2) -> None:
         picture.save(partial, format="png")
 
 
-def save_labelled(
-    images: Tensor, columns: int, rows: Sequence[str], path: Path, title: str
-) -> None:
-    """The same with a word before each row."""
+def save_labeled(images: Tensor, columns: int, rows: Sequence[str], path: Path, title: str) -> None:
+    """Saves images as a grid with a label before each row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -60,7 +58,7 @@ def save_labelled(
 def save_segmentation(
     images: Tensor, masks: Tensor, predicted: Tensor, classes: Sequence[str], path: Path, title: str
 ) -> None:
-    """Images with their masks and the predicted masks under them, a color for each class.
+    """Saves images with their masks and the predicted masks under them, a color for each class.
 
     Args:
         images: (B, C, H, W), of any range.
@@ -79,7 +77,7 @@ def save_segmentation(
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, count, squeeze=False)
     colors = [colormaps["tab20"](index % 20) for index in range(len(classes))]
-    colors[0] = (0.0, 0.0, 0.0, 1.0)  # most often the ground
+    colors[0] = (0.0, 0.0, 0.0, 1.0)  # most often the background
     for row, (name, found) in enumerate(
         (("image", images.float().mean(1)), ("mask", masks), ("prediction", predicted))
     ):
@@ -98,13 +96,13 @@ def save_segmentation(
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 120) -> None:
-    """A matplotlib figure as PNG, whole or not at all."""
+    """Saves a matplotlib figure as PNG."""
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=dpi)
 
 
 def animate(frames: Sequence[Path], path: Path, milliseconds: int = 400) -> None:
-    """An animated GIF of PNG files, the last of which stays longer."""
+    """Joins PNG files into an animated GIF, the last of which stays longer."""
     from PIL import Image
 
     pictures = [Image.open(frame).convert("L") for frame in frames]

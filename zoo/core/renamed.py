@@ -30,7 +30,7 @@ GONE = {
 
 
 def renamed_task(name: str, args: dict[str, Any], *, trained: bool = True) -> dict[str, Any]:
-    """A task's arguments, as a checkpoint or a recipe holds them.
+    """Renames a task's arguments, as a checkpoint or a recipe holds them.
 
     Args:
         name: the task's.
@@ -60,7 +60,7 @@ REMOVED: dict[str, dict[str, Any]] = {
 
 
 def renamed_network(description: dict[str, Any]) -> dict[str, Any]:
-    """A network's ``{"name": …, "args": …}``, as a checkpoint holds it."""
+    """Renames a network's ``{"name": …, "args": …}``, as a checkpoint holds it."""
     name, args = description.get("name"), description.get("args")
     if not isinstance(args, dict):
         return description
@@ -75,7 +75,7 @@ def renamed_network(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def renamed_recipe(content: Any) -> Any:
-    """A recipe, or any part of one: every ``class_path`` of ours, with its ``init_args``."""
+    """Renames every ``class_path`` of ours in a recipe, with its ``init_args``."""
     if isinstance(content, list):
         return [renamed_recipe(item) for item in content]
     if not isinstance(content, dict):

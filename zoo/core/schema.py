@@ -201,7 +201,7 @@ def _is_list(form: Any, origin: Any) -> bool:
 
 
 def _kind(form: Any) -> Any:
-    """The plain type behind a form."""
+    """The plain type of a form."""
     origin = get_origin(form)
     if is_typeddict(form):
         return dict

@@ -8,7 +8,7 @@ import torch
 
 
 def step_seed(trainer: Any, stream: int = 0) -> int:
-    """Another seed for every batch and process of a fit.
+    """Computes a seed of its own for every batch and process of a fit.
 
     All processes share the seed of torch's global generator, and would draw the same.
 

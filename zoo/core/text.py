@@ -12,7 +12,7 @@ _SHORT.maxlevel = 3
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """``"; did you mean 'X'?"`` for the choice most like ``word``, or nothing."""
+    """Suggests the choice most like ``word``, as ``"; did you mean 'X'?"``; else nothing."""
     if len(word) > 100:  # no name is as long, and comparing would take seconds
         return ""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
@@ -20,7 +20,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: its ``repr``, cut short however deep or long it is."""
+    """Formats a value for a message: its ``repr``, cut short."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # a whole number of more digits than Python prints
@@ -28,6 +28,6 @@ def shown(value: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says in its first line, or its type where it says nothing."""
+    """Returns the first line of an exception's message, or its type where there is none."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__

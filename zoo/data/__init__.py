@@ -9,7 +9,7 @@ from zoo.data.digits import Digits
 from zoo.data.download import data_folder
 from zoo.data.fashion_mnist import FashionMNIST
 from zoo.data.image_folder import ImageFolder
-from zoo.data.images import LabelledImages
+from zoo.data.images import LabeledImages, LabelledImages  # noqa: F401 (its name in 0.1)
 from zoo.data.shakespeare import PythonTopics, Shakespeare
 from zoo.data.text import Text, TextFile
 
@@ -23,7 +23,7 @@ __all__ = [
     "ImageData",
     "ImageFolder",
     "Images",
-    "LabelledImages",
+    "LabeledImages",
     "PythonTopics",
     "Shakespeare",
     "Text",

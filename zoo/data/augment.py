@@ -70,7 +70,7 @@ def move(images: Tensor, offsets: Tensor, fill: float = 0.0) -> Tensor:
 def cutout(
     images: Tensor, size: int, probability: float = 1.0, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Blanks a ``size`` × ``size`` square of each image, with its centre anywhere in the image.
+    """Blanks a ``size`` × ``size`` square of each image, with its center anywhere in the image.
 
     DeVries & Taylor 2017, section 3.2: the square may reach over the border.
 
@@ -99,7 +99,7 @@ def cutout(
 
 
 def erase(images: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
-    """Random erasing: a rectangle of each chosen image becomes noise (Zhong et al., AAAI 2020).
+    """Replaces a random rectangle of each chosen image by noise (Zhong et al., AAAI 2020).
 
     The rectangle covers 2 to 33 % of the image and is 0.3 to 3.3 times as high as wide, as in
     the paper's section 3; it lies inside the image. Noise, unlike the black of ``cutout``, cannot

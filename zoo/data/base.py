@@ -12,12 +12,12 @@ from torch import Tensor
 from zoo.core.seeds import step_seed
 from zoo.data.augment import cutout, erase, shift_and_flip
 from zoo.data.batches import Batches
-from zoo.data.images import TRAINING_SAMPLE, LabelledImages, Split, check_folds, draws
+from zoo.data.images import TRAINING_SAMPLE, LabeledImages, Split, check_folds, draws
 from zoo.errors import UserError
 
 
-class ImageData(LabelledImages):
-    """Labelled images in memory as uint8, normalized and augmented on the device.
+class ImageData(LabeledImages):
+    """Labeled images in memory as uint8, normalized and augmented on the device.
 
     A subclass names itself, its classes and its statistics, and implements ``fetch`` and
     ``read``. A batch is ``(images, labels)``: uint8 (B, C, H, W) from the loader, float
@@ -71,7 +71,7 @@ class ImageData(LabelledImages):
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Images uint8 (N, C, H, W) and labels int64 (N,) of the training or the test set."""
+        """Reads images uint8 (N, C, H, W) and labels int64 (N,) of the training or the test set."""
 
     # -- what all share --------------------------------------------------------------------------
 
@@ -176,14 +176,14 @@ class ImageData(LabelledImages):
         return self._batches(self._test)
 
     def augment(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The training augmentation of uint8 images (B, C, H, W)."""
+        """Augments uint8 training images (B, C, H, W)."""
         used = self.used
         images = shift_and_flip(images, used.shift, used.flip, generator)
         images = cutout(images, used.cutout_size, used.cutout_probability, generator)
         return erase(images, used.erase_probability, generator)
 
     def augmented(self, batch: Any, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """A training batch with its bytes augmented and normalized, on their device."""
+        """Augments and normalizes a training batch, on its device."""
         images, labels = batch
         return self.normalize(self.augment(images, generator)), labels
 

@@ -24,7 +24,7 @@ class Batches:
         targets: (N,).
         batch_size: samples a batch and process.
         shuffle: a new order every epoch.
-        drop_last: leave out what does not fill a batch; with ``shuffle`` and several processes
+        drop_last: leaves out what does not fill a batch; with ``shuffle`` and several processes
             the last, incomplete global batch is always left out.
         seed: of the order.
         rank, world: this process and how many there are.
@@ -108,7 +108,7 @@ class Batches:
         self._resume = self.position < len(self)
 
     def fresh(self) -> Self:
-        """An independent pass over the same epoch, which leaves this one's position alone."""
+        """Makes an independent pass over the same epoch."""
         twin = copy.copy(self)
         twin.position, twin._resume = 0, False
         return twin

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from zoo.core.files import write_text
-from zoo.data.decode import is_grey, open_image, why_unreadable
+from zoo.data.decode import is_gray, open_image, why_unreadable
 from zoo.data.download import cache_folder
 from zoo.errors import UserError
 
@@ -32,7 +32,7 @@ class Checked(NamedTuple):
     size: int  # bytes
     modified: int  # nanoseconds since 1970
     digest: str  # of its bytes; equal files have equal ones
-    grey: bool
+    gray: bool
     problem: str  # why it cannot be read, to follow its name; nothing where it can
 
 
@@ -115,16 +115,16 @@ def _check_all(folder: Path, files: Sequence[Path]) -> list[Checked]:
 def _check(file: Path) -> Checked:
     """Reads one file whole, and decodes it as far as shows whether it can be."""
     size = modified = 0
-    digest, grey = "", False
+    digest, gray = "", False
     try:
         status = file.stat()
         size, modified = status.st_size, status.st_mtime_ns
         content = file.read_bytes()
         digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         with open_image(content) as image:
-            grey = is_grey(image)
+            gray = is_gray(image)
             image.draft("RGB", (8, 8))  # a JPEG at an eighth of its size: all its bytes are read
             image.load()
     except Exception as error:  # PIL has many for a broken file
-        return Checked(size, modified, digest, grey, why_unreadable(error))
-    return Checked(size, modified, digest, grey, "")
+        return Checked(size, modified, digest, gray, why_unreadable(error))
+    return Checked(size, modified, digest, gray, "")

@@ -25,11 +25,11 @@ class CIFAR10(ImageData):
         batch_size: images a batch and process.
         validation_size: training images held out for validation, by a fixed seed.
         shift: pixels of random shift, at most.
-        flip: mirror half of the training images.
+        flip: mirrors half of the training images.
         cutout_size: side of the square blanked in training, in pixels.
-        cutout_probability: that an image gets one.
-        erase_probability: that a random rectangle of a training image becomes noise.
-        drop_last: leave out the last, incomplete training batch.
+        cutout_probability: probability that an image gets one.
+        erase_probability: probability that a random rectangle of a training image becomes noise.
+        drop_last: leaves out the last, incomplete training batch.
         sampling_weights: how often training images of each class are drawn, relative to one
             another (1 for all of them draws each image once an epoch), or ``balanced``, which draws
             as many of each class.
@@ -37,7 +37,7 @@ class CIFAR10(ImageData):
         fold: the part, from 0, that validates in place of ``validation_size`` images.
 
     Raises:
-        UserError: a file is truncated or altered, or the data are not to be had.
+        UserError: a file is truncated or altered, or the data are not available.
     """
 
     name = "CIFAR10"

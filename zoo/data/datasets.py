@@ -17,7 +17,7 @@ from zoo.core.seeds import step_seed
 from zoo.core.text import shown
 from zoo.data.augment import shift_and_flip
 from zoo.data.batches import Batches
-from zoo.data.images import TRAINING_SAMPLE, LabelledImages, Split, draws
+from zoo.data.images import TRAINING_SAMPLE, LabeledImages, Split, draws
 from zoo.data.loaders import Resampled, Share
 from zoo.errors import UserError
 
@@ -25,7 +25,7 @@ from zoo.errors import UserError
 Source = Dataset[Any] | tuple[Tensor, Tensor]
 
 
-class Images(LabelledImages):
+class Images(LabeledImages):
     """Labeled images from any ``Dataset``, or from tensors in memory.
 
     Images are uint8 or floating-point tensors (C, H, W) of one size, or PIL images; labels are
@@ -46,14 +46,14 @@ class Images(LabelledImages):
         batch_size: images a batch and process.
         validation: the fraction of ``train`` that is held out, without ``val``.
         shift: pixels of random shift, at most.
-        flip: mirror half of the training images.
+        flip: mirrors half of the training images.
         sampling_weights: how often training images of each class are drawn, relative to one
             another, or ``balanced``, which draws as many of each class.
         workers: processes that read a ``Dataset``.
         name: what a checkpoint calls the data.
 
     Raises:
-        UserError: what is given is no data set, or its images or labels are of another form.
+        UserError: what is given is not a data set, or its images or labels are of another form.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Images(LabelledImages):
         self._given = classes, mean, std
 
     def fetch(self) -> None:
-        """Nothing to do: the images are there."""
+        """Does nothing: the images are there."""
 
     @cached_property
     def classes(self) -> list[str]:  # type: ignore[override]

@@ -25,14 +25,14 @@ def decode(path: Path | bytes, channels: int, background: Color = "white") -> Te
     """Decodes an image file upright, into as many channels as asked for.
 
     Reads JPEG, PNG, BMP, GIF, TIFF and WebP, by content and not by suffix; of several frames, the
-    first. Grey images become three equal channels and color images become grey (ITU-R 601 luma).
-    Grey images of more than 8 bits a pixel are scaled so that their darkest pixel becomes 0 and
-    their brightest 255 (an image of one value only becomes black). Color of 16 bits a channel keeps
-    its upper 8, which is all that PIL reads. Transparent pixels show the background.
+    first. Grayscale images become three equal channels, and color images become grayscale (ITU-R
+    601 luma). Grayscale images of more than 8 bits a pixel are scaled so that their darkest pixel
+    becomes 0 and their brightest 255 (an image of one value only becomes black). Color of 16 bits a
+    channel keeps its upper 8, which is all that PIL reads. Transparent pixels show the background.
 
     Args:
         path: the file, or its content.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grayscale, 3 for RGB.
         background: what transparent images are laid on.
 
     Returns:
@@ -54,7 +54,7 @@ def pixels(image: Image.Image, channels: int, background: Color = "white") -> Te
 
     Args:
         image: of any mode.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grayscale, 3 for RGB.
         background: what transparent images are laid on.
 
     Returns:
@@ -81,16 +81,16 @@ def _pixels(opened: Image.Image, channels: int, color: tuple[int, ...]) -> Tenso
 
 
 def rgb(color: Color) -> tuple[int, int, int]:
-    """Red, green and blue of a color, from 0 to 255.
+    """Converts a color to red, green and blue, from 0 to 255.
 
     Raises:
-        UserError: it is no color.
+        UserError: it is not a color.
     """
     try:
         red, green, blue, *_ = ImageColor.getrgb(color)
     except (ValueError, AttributeError):
         raise UserError(
-            f"background is {shown(color)}, which is no color: give a name such as white, or "
+            f"background is {shown(color)}, which is not a color: give a name such as white, or "
             "#rrggbb"
         ) from None
     return red, green, blue
@@ -109,7 +109,7 @@ def open_image(path: Path | bytes) -> Image.Image:
 
 
 def why_unreadable(error: Exception) -> str:
-    """What is wrong with a file that could not be decoded, to follow its name in a sentence."""
+    """Describes why a file could not be decoded, to follow its name in a sentence."""
     if isinstance(error, EOFError) and not str(error):
         return "is empty (0 bytes)"
     reason = first_line(error)
@@ -120,8 +120,8 @@ def why_unreadable(error: Exception) -> str:
     return f"cannot be read as an image: {reason}"
 
 
-def is_grey(image: Image.Image) -> bool:
-    """Whether a file stores grey values, or indices into a palette of nothing but greys."""
+def is_gray(image: Image.Image) -> bool:
+    """Returns whether a file stores gray values, or indices into a palette of nothing but grays."""
     if image.mode in ("P", "PA"):
         palette = np.array(image.getpalette("RGB")).reshape(-1, 3)
         return bool((palette == palette[:, :1]).all())
@@ -129,7 +129,7 @@ def is_grey(image: Image.Image) -> bool:
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Scales a grey image of more than 8 bits a pixel by its own range; others are left alone."""
+    """Scales a gray image of more than 8 bits a pixel by its own range; others are left alone."""
     if image.mode[0] not in "IF":  # I, I;16, I;16B and F
         return image
     values = np.asarray(image).astype(np.float64)
@@ -137,12 +137,12 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     if not np.isfinite(high - low):
         raise ValueError("it holds values that are not finite")
     scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-    grey = Image.fromarray(scaled.round().astype(np.uint8))
-    transparent: Any = image.info.get("transparency")  # a grey value, of all the bits
+    gray = Image.fromarray(scaled.round().astype(np.uint8))
+    transparent: Any = image.info.get("transparency")  # a gray value, of all the bits
     if transparent is None:
-        return grey
+        return gray
     opaque = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
-    return Image.merge("LA", [grey, opaque])
+    return Image.merge("LA", [gray, opaque])
 
 
 def _name(path: Path | bytes) -> str:

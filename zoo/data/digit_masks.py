@@ -1,4 +1,4 @@
-"""scikit-learn's digits with a class for each pixel, to segment: which digit's ink, or ground."""
+"""scikit-learn's digits with a class for each pixel: which digit's ink, or background."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ INK = 128  # a pixel at least as bright, of 255, belongs to its digit
 class DigitMasks(Digits):
     """The digits with masks: a batch is ``(images, masks)``, float (B, 1, H, W), int64 (B, H, W).
 
-    A mask has class 0 where the image's pixel is ground, and 1 + digit where it is ink. It is made
-    after augmentation, of what the network sees. Classes cannot be drawn more or less often.
+    A mask has class 0 where the image's pixel is background, and 1 + digit where it is ink. It is
+    made after augmentation, of what the network sees. Classes cannot be drawn more or less often.
 
     Args:
         batch_size: images a batch and process.
@@ -30,7 +30,7 @@ class DigitMasks(Digits):
     """
 
     name = "DigitMasks"
-    classes = ("ground", *Digits.classes)
+    classes = ("background", *Digits.classes)
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class DigitMasks(Digits):
         )
 
     def plain(self, split: Split, batch: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        """A split in order, not augmented: images uint8 (B, 1, H, W), masks (B, H, W)."""
+        """Iterates over a split, not augmented: images uint8 (B, 1, H, W), masks (B, H, W)."""
         for images, labels in super().plain(split, batch):
             yield images, masks_of(images, labels)
 

@@ -1,4 +1,4 @@
-"""The 8 × 8 handwritten digits that come with scikit-learn: real data without a network."""
+"""The 8 × 8 handwritten digits that come with scikit-learn: real data without a download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEST_SIZE = 360
 
 
 class Digits(ImageData):
-    """1,797 grey digits of 8 × 8 pixels (the test part of UCI's optical digits, Alpaydin 1998).
+    """1,797 grayscale digits of 8 × 8 pixels (test part of UCI's optical digits, Alpaydin 1998).
 
     Split once and for all: 360 test images, ``validation_size`` of the others for validation.
 
@@ -24,9 +24,9 @@ class Digits(ImageData):
         validation_size: training images held out for validation.
         shift: pixels of random shift, at most.
         cutout_size: side of the square blanked in training, in pixels.
-        cutout_probability: that an image gets one.
-        erase_probability: that a random rectangle of a training image becomes noise.
-        drop_last: leave out the last, incomplete training batch.
+        cutout_probability: probability that an image gets one.
+        erase_probability: probability that a random rectangle of a training image becomes noise.
+        drop_last: leaves out the last, incomplete training batch.
         image_size: pixels; other than 8, images are resized bilinearly.
         sampling_weights: how often training images of each class are drawn, relative to one
             another (1 for all of them draws each image once an epoch), or ``balanced``, which draws
@@ -72,13 +72,13 @@ class Digits(ImageData):
         self.input_shape = (1, image_size, image_size)
 
     def fetch(self) -> None:
-        """Nothing to do: the digits come with scikit-learn."""
+        """Does nothing: the digits come with scikit-learn."""
 
     def _all(self) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
 
         data = load_digits()
-        images = torch.from_numpy(data.images).float()[:, None] / 16  # sixteen grey levels
+        images = torch.from_numpy(data.images).float()[:, None] / 16  # sixteen gray levels
         if self.image_size != 8:
             images = F.interpolate(images, size=self.image_size, mode="bilinear")
         return (images * 255).round().to(torch.uint8), torch.from_numpy(data.target).long()

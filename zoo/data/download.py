@@ -15,14 +15,14 @@ from zoo.errors import UserError
 
 
 def data_folder() -> Path:
-    """``ZOO_DATA`` if set, else the user's cache."""
+    """Returns the folder of downloaded data: ``ZOO_DATA`` if set, else the user's cache."""
     if folder := os.environ.get("ZOO_DATA"):
         return Path(folder)
     return cache_folder()
 
 
 def cache_folder() -> Path:
-    """The zoo's folder in the user's cache (``XDG_CACHE_HOME`` or ``~/.cache``)."""
+    """Returns the zoo's folder in the user's cache (``XDG_CACHE_HOME`` or ``~/.cache``)."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "zoo"
 
@@ -52,7 +52,7 @@ def download(peer: Callable[..., Any], name: str, folder: Path, holding: str) ->
         holding: what ``ZOO_DATA`` must hold to do without, for the error's advice.
 
     Raises:
-        DataMissing: there is no network, or it does not have them.
+        DataMissing: there is no internet connection, or the files are not there.
     """
     root = data_folder()
     try:
@@ -62,5 +62,5 @@ def download(peer: Callable[..., Any], name: str, folder: Path, holding: str) ->
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise DataMissing(
             f"{name} is not in {folder} and could not be downloaded ({error}). Set ZOO_DATA to a "
-            f"folder that holds {holding}, or train where there is a network"
+            f"folder that holds {holding}, or train with an internet connection"
         ) from None

@@ -1,4 +1,4 @@
-"""FashionMNIST (Xiao, Rasul and Vollgraf 2017): 70,000 grey 28 × 28 images of clothes."""
+"""FashionMNIST (Xiao, Rasul and Vollgraf 2017): 70,000 grayscale 28 × 28 images of clothes."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ class FashionMNIST(ImageData):
         batch_size: images a batch and process.
         validation_size: training images held out for validation, by a fixed seed.
         shift: pixels of random shift, at most.
-        flip: mirror half of the training images.
+        flip: mirrors half of the training images.
         cutout_size: side of the square blanked in training, in pixels.
-        cutout_probability: that an image gets one.
-        erase_probability: that a random rectangle of a training image becomes noise.
-        drop_last: leave out the last, incomplete training batch.
+        cutout_probability: probability that an image gets one.
+        erase_probability: probability that a random rectangle of a training image becomes noise.
+        drop_last: leaves out the last, incomplete training batch.
         sampling_weights: how often training images of each class are drawn, relative to one
             another (1 for all of them draws each image once an epoch), or ``balanced``, which draws
             as many of each class.
         folds: for cross-validation, how many parts the training images are in.
         fold: the part, from 0, that validates in place of ``validation_size`` images.
-        fallback: ``digits`` trains on scikit-learn's digits where FashionMNIST is not to be had,
-            and says so; ``null`` makes that an error.
+        fallback: ``digits`` trains on scikit-learn's digits, with a warning, if FashionMNIST is
+            missing and cannot be downloaded; ``null`` makes that an error.
 
     Raises:
-        UserError: a file is truncated or altered; or the data are not to be had, without fallback.
+        UserError: a file is truncated or altered; or the data are not available, without fallback.
     """
 
     name = "FashionMNIST"

@@ -36,7 +36,7 @@ def find_images(paths: Sequence[Path]) -> tuple[list[ImageFile], int]:
         paths: files, which are taken whatever their suffix, and folders.
 
     Returns:
-        The files in order, each once, and how many files of folders are no images by their suffix.
+        The files in order, each once, and how many files in folders have no image suffix.
 
     Raises:
         UserError: there is no such path, or no image.

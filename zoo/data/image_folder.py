@@ -19,14 +19,14 @@ from zoo.core.files import is_folder
 from zoo.core.seeds import step_seed
 from zoo.data.checking import Checked, check_files
 from zoo.data.decode import Color, decode, rgb
-from zoo.data.images import TRAINING_SAMPLE, LabelledImages, Split, check_folds, draws
+from zoo.data.images import TRAINING_SAMPLE, LabeledImages, Split, check_folds, draws
 from zoo.data.listing import Item, LeftOut, Listing, describe, list_folders, list_labels
 from zoo.data.loaders import Resampled, Share
 from zoo.data.transform import evaluation_crop
 from zoo.errors import UserError
 
 PARTS: dict[Split, str] = {"train": "train", "validation": "val", "test": "test"}
-# Of ImageNet, which most networks for photographs are trained on; of grey, their averages.
+# Of ImageNet, which most networks for photographs are trained on; of grayscale, their averages.
 MEAN = {3: [0.485, 0.456, 0.406], 1: [0.449]}
 STD = {3: [0.229, 0.224, 0.225], 1: [0.226]}
 CROP_PCT = 0.875  # what is seen of the shorter side in evaluation, as is usual
@@ -78,15 +78,15 @@ class _Contents:
     def unreadable(self) -> list[LeftOut]:
         return [one for one in self.left_out if one.reason in UNREADABLE]
 
-    def grey(self) -> int:
-        """How many of the images are grey."""
-        return sum(self.checked[path].grey for items in self.parts.values() for path, _ in items)
+    def gray(self) -> int:
+        """How many of the images are gray."""
+        return sum(self.checked[path].gray for items in self.parts.values() for path, _ in items)
 
     def images(self) -> int:
         return sum(map(len, self.parts.values()))
 
 
-class ImageFolder(LabelledImages):
+class ImageFolder(LabeledImages):
     """A folder of images with a sub-folder for each class, or with a table of labels.
 
     Without a table either ``FOLDER/train/CLASS/*`` and, where there are any, ``FOLDER/val/CLASS/*``
@@ -102,13 +102,13 @@ class ImageFolder(LabelledImages):
     order anew.
 
     Args:
-        folder: where the images lie.
+        folder: folder of the images.
         labels: a CSV or TSV file with the columns path (relative to the folder), label and, where
             it parts the images, split; None for a sub-folder a class.
         image_size: pixels a side that the network sees.
         channels: 1 or 3, to which every image is converted; by default 3, or 1 where every image
-            is grey.
-        background: what transparent images are laid on: a color's name, or #rrggbb.
+            is grayscale.
+        background: background of transparent images: a color's name, or #rrggbb.
         batch_size: images a batch and process.
         validation: the fraction of each class held out for validation, where nothing says which.
         test: the fraction held out for testing, where nothing parts the images; may be 0.
@@ -119,7 +119,7 @@ class ImageFolder(LabelledImages):
             none.
         mixup: α of mixup (Zhang et al. 2018); 0 for none.
         cutmix: α of CutMix (Yun et al. 2019); 0 for none. With both, each batch gets one of them.
-        flip: mirror half of the training images.
+        flip: mirrors half of the training images.
         scale: the least part of an image's area that a training crop shows.
         corrupt: ``error`` stops at an image that cannot be read, before the first step; ``skip``
             leaves it out; either way it is named.
@@ -177,7 +177,7 @@ class ImageFolder(LabelledImages):
         if workers is not None and workers < 0:
             raise UserError(f"data.workers is {workers}: it cannot be negative")
         if channels not in (1, 3, None):
-            raise UserError(f"data.channels is {channels}: give 1 for grey or 3 for color")
+            raise UserError(f"data.channels is {channels}: give 1 for grayscale or 3 for color")
         rgb(background)
         self.folder = None if folder is None else Path(os.path.normpath(folder))
         self.labels = None if labels is None else Path(labels)
@@ -220,12 +220,12 @@ class ImageFolder(LabelledImages):
     def report(self) -> str:
         """Tabulates the images by class and split, and what is left out and why."""
         contents = self.contents()
-        grey, images = contents.grey(), contents.images()
+        gray, images = contents.gray(), contents.images()
         notes = []
-        if self.channels == 3 and grey:
-            notes = [f"grey: {grey:,} images, read as three equal channels"]
-        elif self.channels == 1 and grey < images:
-            notes = [f"color: {images - grey:,} images, read as grey"]
+        if self.channels == 3 and gray:
+            notes = [f"grayscale: {gray:,} images, read as three equal channels"]
+        elif self.channels == 1 and gray < images:
+            notes = [f"color: {images - gray:,} images, read as grayscale"]
         self._reported = True
         assert self.folder is not None
         return describe(self.folder, contents.classes, contents.parts, contents.left_out, notes)
@@ -335,7 +335,7 @@ class ImageFolder(LabelledImages):
 
     def _unreadable(self, those: Sequence[LeftOut], advice: str) -> UserError:
         more = f", and {len(those) - 1} more cannot be read" if those[1:] else ""
-        return UserError(f"{those[0].path} {those[0].detail}{more}: mend or remove it, {advice}")
+        return UserError(f"{those[0].path} {those[0].detail}{more}. Repair or remove it, {advice}")
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:
@@ -359,7 +359,7 @@ class ImageFolder(LabelledImages):
             if self.folder is None:
                 return 3
             contents = self.contents()
-            self._channels = 1 if contents.grey() == contents.images() else 3
+            self._channels = 1 if contents.gray() == contents.images() else 3
         return self._channels
 
     @property
@@ -388,7 +388,7 @@ class ImageFolder(LabelledImages):
         return bool(self.contents().parts["test"])
 
     def checksums(self) -> dict[str, str]:
-        """One digest of the files' names and sizes."""
+        """Computes one digest of the files' names and sizes."""
         contents = self.contents()
         listing = [
             f"{self._relative(path)} {contents.checked[path].size}"
@@ -402,7 +402,7 @@ class ImageFolder(LabelledImages):
         return Path(os.path.relpath(path, self.folder)).as_posix()
 
     def files(self, split: Split) -> list[str]:
-        """Where each image of a split lies, relative to the folder, in the order of ``plain``."""
+        """Lists each image file of a split, relative to the folder, in the order of ``plain``."""
         self.prepare_data()
         return [self._relative(path) for path, _ in self.contents().parts[PARTS[split]]]
 
@@ -482,7 +482,7 @@ class ImageFolder(LabelledImages):
 
     def test_dataloader(self) -> DataLoader[Any]:
         if not self.has_test:
-            raise UserError(f"{self.folder} has no test images: add a test folder beside train")
+            raise UserError(f"{self.folder} has no test images: add a test folder next to train")
         return self._decoded("test", self.batch_size)
 
     def predict_dataloader(self) -> DataLoader[Any]:

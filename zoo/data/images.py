@@ -1,4 +1,4 @@
-"""What every data module of labelled images tells the rooms above it, in memory or on disk."""
+"""What every data module of labeled images offers the other packages, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def check_folds(folds: int | None, fold: int | None) -> None:
         raise UserError(f"data.fold is {fold}: give a number from 0 to {folds - 1}")
 
 
-class LabelledImages(DataModule):
+class LabeledImages(DataModule):
     """Images with a class each. A training batch is ``(images, labels)``, normalized and augmented.
 
     A subclass names itself, its classes and its statistics, and implements ``plain`` and
-    ``training_sample`` beside what every data module does.
+    ``training_sample``, as well as a data module's methods.
     """
 
     classes: Sequence[str]
@@ -47,7 +47,7 @@ class LabelledImages(DataModule):
 
     @abstractmethod
     def plain(self, split: Split, batch: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        """A split in order, not augmented: images uint8 (B, C, H, W), labels (B,)."""
+        """Iterates over a split, not augmented: images uint8 (B, C, H, W), labels (B,)."""
 
     @abstractmethod
     def training_sample(self) -> Iterable[Any]:
@@ -55,7 +55,7 @@ class LabelledImages(DataModule):
 
     @abstractmethod
     def class_counts(self) -> Tensor:
-        """How many training images each class has, int64 (K,)."""
+        """Counts the training images of each class, int64 (K,)."""
 
     def network_arguments(self) -> dict[str, int]:
         self.prepare_data()
@@ -75,12 +75,12 @@ class LabelledImages(DataModule):
         }
 
     def example_input(self, batch: int = 2) -> Tensor:
-        """Noise (B, C, H, W) of the images' shape and scale; needs no data."""
+        """Draws noise (B, C, H, W) of the images' shape and scale; needs no data."""
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch, *self.used.input_shape, generator=generator)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) → float32 with zero mean and unit variance a channel."""
+        """Normalizes uint8 (B, C, H, W) to float32 with zero mean and unit variance a channel."""
         return self._normalization(images)
 
     @cached_property
@@ -89,7 +89,7 @@ class LabelledImages(DataModule):
 
 
 def draws(given: Literal["balanced"] | list[float] | None, counts: Tensor) -> Tensor | None:
-    """How often a training image of each class is drawn, relative to those of the others.
+    """Computes how often a training image of each class is drawn, relative to the others.
 
     Args:
         given: a number a class, or ``balanced``, by which each class is drawn as often.
@@ -117,3 +117,6 @@ def draws(given: Literal["balanced"] | list[float] | None, counts: Tensor) -> Te
             f"data.sampling_weights is {given}: numbers from 0 up, and not 0 for every class"
         )
     return torch.tensor(given)
+
+
+LabelledImages = LabeledImages  # the name in 0.1

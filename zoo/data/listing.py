@@ -39,7 +39,7 @@ class Listing:
 
 
 def list_folders(folder: Path) -> Listing:
-    """Lists ``FOLDER/train/CLASS/*`` with ``val`` and ``test`` beside it, or ``FOLDER/CLASS/*``.
+    """Lists ``FOLDER/train/CLASS/*`` with ``val`` and ``test`` next to it, or ``FOLDER/CLASS/*``.
 
     Raises:
         UserError: fewer than two classes, a class without images, one that the training images do
@@ -49,12 +49,12 @@ def list_folders(folder: Path) -> Listing:
     roots = {"all": folder}
     if (folder / "train").is_dir():
         roots = {}
-        for root in _inside(folder, "beside the folders train, val and test", left_out):
+        for root in _inside(folder, "next to the folders train, val and test", left_out):
             part = NAMES.get(root.name)
             if part in roots:
                 raise UserError(f"{root} and {roots[part]} both hold validation images: keep one")
             if part is None:
-                left_out.append(LeftOut(root, "beside the folders train, val and test"))
+                left_out.append(LeftOut(root, "next to the folders train, val and test"))
             else:
                 roots[part] = root
     named = {
@@ -111,7 +111,7 @@ def list_labels(folder: Path, file: Path) -> Listing:
         cells = dict(zip(columns, (cell.strip() for cell in row), strict=False))
         where = f"{file}:{number}"
         if not cells.get("path") or not cells.get("label"):
-            raise UserError(f"{where}: {shown(delimiter.join(row))} is no path and label")
+            raise UserError(f"{where}: {shown(delimiter.join(row))} is not a path and a label")
         path = Path(os.path.normpath(folder / cells["path"]))
         check_name(path)
         if path in seen:
@@ -167,7 +167,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _inside(root: Path, reason: str, left_out: list[LeftOut]) -> list[Path]:
-    """The visible sub-folders, by name; ``reason`` is why images beside them are not read."""
+    """The visible sub-folders, by name; ``reason`` is why images next to them are not read."""
     found = []
     for path in sorted(root.iterdir()):
         if _is_hidden(path.name):

@@ -19,7 +19,7 @@ class DataModule(LightningDataModule):
     """Data that a run names and a checkpoint remembers.
 
     Args:
-        fallback: names what to train on where these data are not to be had; None for nothing.
+        fallback: names the data to train on if these are not available; None for an error.
     """
 
     name: str
@@ -28,7 +28,7 @@ class DataModule(LightningDataModule):
     def __init__(self, fallback: str | None = None) -> None:
         super().__init__()
         self.fallback = fallback
-        self.stand_in: Any = None  # what is really used, if the data are not to be had
+        self.stand_in: Any = None  # what is really used, if the data are not available
 
     @abstractmethod
     def fetch(self) -> None:
@@ -41,28 +41,28 @@ class DataModule(LightningDataModule):
 
     @abstractmethod
     def checksums(self) -> dict[str, str]:
-        """sha256 by file name, of the data that a checkpoint was trained on."""
+        """Returns the sha256 of the data's files, by name."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """JSON values that a network trained on these data needs to be used."""
+        """Returns what using a network trained on these data takes, as JSON values."""
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """How much each split holds."""
+        """Counts the samples of each split."""
 
     def network_arguments(self) -> dict[str, int]:
-        """Arguments of a network's constructor that follow from these data, by their names."""
+        """Returns a network's constructor arguments that follow from these data, by name."""
         return {}
 
     def report(self) -> str:
-        """What the data hold, in a line or more."""
+        """Describes the data, in a line or more."""
         self.prepare_data()
         sizes = ", ".join(f"{split} {size:,}" for split, size in self.sizes().items())
         return f"{self.used.name}: {sizes}"
 
     def make_stand_in(self) -> Any:
-        """What ``fallback`` names.
+        """Makes the data module that ``fallback`` names.
 
         Raises:
             UserError: it names nothing.
@@ -75,7 +75,7 @@ class DataModule(LightningDataModule):
         return self.stand_in or self
 
     def describe(self) -> dict[str, Any]:
-        """JSON values that a checkpoint keeps: the name, the facts, the checksums."""
+        """Describes the data for a checkpoint, as JSON values: name, facts and checksums."""
         self.prepare_data()
         used = self.used
         described = {"name": used.name, **used.facts(), "sha256": used.checksums()}
@@ -85,7 +85,7 @@ class DataModule(LightningDataModule):
         """Fetches the data, or decides on the fallback; any process may call it, at any time.
 
         Raises:
-            UserError: the data are altered, or not to be had and there is no fallback.
+            UserError: the data are altered, or not available and there is no fallback.
         """
         if self.stand_in is not None:
             return
@@ -96,7 +96,7 @@ class DataModule(LightningDataModule):
                 raise UserError(f"{missing}") from None
             self.stand_in = self.make_stand_in()
             rank_zero_warn(
-                f"\n{'!' * 88}\n!! {self.name} is neither on disk nor to be had. TRAINING ON "
+                f"\n{'!' * 88}\n!! {self.name} is missing and cannot be downloaded. TRAINING ON "
                 f"{self.stand_in.name.upper()} INSTEAD.\n!! Every number of this run is about "
                 f"{self.stand_in.name}, not {self.name}.\n!! {missing}\n{'!' * 88}"
             )

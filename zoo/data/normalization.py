@@ -36,6 +36,6 @@ class Normalization:
         return (images - mean) / std
 
     def undo(self, images: Tensor) -> Tensor:
-        """Normalized images (B, C, H, W) → the same in [0, 1]."""
+        """Undoes the normalization of images (B, C, H, W): values in [0, 1]."""
         mean, std, _, _ = self._tensors(images.device)
         return images * std + mean

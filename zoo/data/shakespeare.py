@@ -33,13 +33,13 @@ class Shakespeare(Text):
         epoch_steps: batches an epoch; by default as many as cover the text once.
         choosing: leaves the last 10 % alone and validates on as much before it, for choosing
             settings.
-        fallback: ``python`` trains on the English text of Python's own manual where Shakespeare is
-            not to be had, and says so; ``null`` makes that an error.
+        fallback: ``python`` trains on the English text of Python's own manual, with a warning, if
+            Shakespeare is missing and cannot be downloaded; ``null`` makes that an error.
         replacement: training windows start anywhere, each drawn independently, as nanoGPT draws
             them; else they are drawn pass by pass through the text (``zoo.data.text.Starts``).
 
     Raises:
-        UserError: the file is altered; or it is not to be had, without fallback.
+        UserError: the file is altered; or it is not available, without fallback.
     """
 
     name = "Shakespeare"
@@ -115,7 +115,7 @@ class PythonTopics(Text):
         )
 
     def fetch(self) -> None:
-        """Nothing to do: it comes with Python."""
+        """Does nothing: the text comes with Python."""
 
     def read(self) -> str:
         from pydoc_data.topics import topics

@@ -70,7 +70,7 @@ class Starts(Batches):
         return drawn[:, self.rank].flatten()
 
     def _passes(self, first: int, count: int) -> Tensor:
-        """So many windows of all passes one behind the other, from the ``first`` on."""
+        """So many windows of all passes one after the other, from the ``first`` on."""
         starts = len(self.inputs)
         windows = max(1, starts // self.length)  # of a pass
         offsets = starts - (windows - 1) * self.length
@@ -90,7 +90,7 @@ class Text(DataModule):
     by pass through windows of it (``Starts``); validation goes through the held-out end window by
     window, so that each character but the first is predicted exactly once.
 
-    A subclass has a vocabulary and implements ``read`` beside what every data module does.
+    A subclass has a vocabulary and implements ``read``, as well as a data module's methods.
     """
 
     vocabulary: str  # each character's token is its place in here
@@ -122,7 +122,7 @@ class Text(DataModule):
 
     @abstractmethod
     def read(self) -> str:
-        """The whole text."""
+        """Reads the whole text."""
 
     # -- what all share --------------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ class Text(DataModule):
         return Batches(starts, starts, max(64, self.batch_size), rank=rank, world=world)
 
     def random_windows(self, count: int, part: str = "val") -> Batches:
-        """So many random windows of a part, always the same: how nanoGPT estimates its loss."""
+        """Draws random windows of a part, always the same, as nanoGPT does to estimate its loss."""
         generator = torch.Generator().manual_seed(1337)
         starts = torch.randint(
             len(self._tokens[part]) - self.context_length, (count,), generator=generator
@@ -277,13 +277,13 @@ def encode(text: str, vocabulary: str, source: str = "the text") -> Tensor:
     except KeyError as error:
         unknown = error.args[0]
         raise UserError(
-            f"{source} holds {unknown!r} at character {text.index(unknown)}, which is none of the "
-            f"vocabulary's {len(vocabulary)}"
+            f"{source} holds {unknown!r} at character {text.index(unknown)}, which is not in the "
+            f"vocabulary of {len(vocabulary)} characters"
         ) from None
 
 
 def decode(tokens: list[int], vocabulary: str) -> str:
-    """The text of tokens."""
+    """Converts tokens to text."""
     return "".join(vocabulary[token] for token in tokens)
 
 
@@ -342,8 +342,8 @@ class TextFile(Text):
                 self._text = self.path.read_bytes().decode("utf-8")
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{self.path} is no UTF-8 text: byte 0x{error.object[error.start]:02x} at "
-                    f"offset {error.start}: convert it, or cut it out"
+                    f"{self.path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at "
+                    f"offset {error.start}: convert the file to UTF-8"
                 ) from None
         return self._text
 

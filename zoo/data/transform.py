@@ -67,7 +67,7 @@ class Transform:
 def evaluation_crop(
     size: int | list[int], crop_pct: float, interpolation: str = "bilinear"
 ) -> v2.Transform:
-    """The center of an image of any size, uint8 (C, H, W) in and out.
+    """Crops the center of an image of any size, uint8 (C, H, W) in and out.
 
     Args:
         size: height and width that are seen, or one number for both.
@@ -93,7 +93,7 @@ def to_pixels(image: Picture, channels: int, background: str = "white") -> Tenso
     Args:
         image: a file's path, PIL's image, an array uint8 (H, W) or (H, W, C), or a tensor uint8
             (C, H, W).
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grayscale, 3 for RGB.
         background: what transparent images are laid on.
 
     Returns:
@@ -120,5 +120,7 @@ def to_pixels(image: Picture, channels: int, background: str = "white") -> Tenso
             )
         image = Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
     if not isinstance(image, Image.Image):
-        raise UserError(f"{shown(image)} is no image: give a path, PIL's image, array or tensor")
+        raise UserError(
+            f"{shown(image)} is not an image: give a path, PIL's image, array or tensor"
+        )
     return pixels(image, channels, background)

@@ -1,1 +1,1 @@
-"""The zoo's claims as tools for any ``nn.Module``, ours or not. Imports no other room."""
+"""Tools for any ``nn.Module``, ours or not. Imports no other package but core and errors."""

@@ -33,7 +33,7 @@ SHOWN_A_RULE = 5  # findings of one rule in the text; JSON and SARIF hold all
 
 @dataclass
 class Report:
-    """What an audit found, gravest first.
+    """What an audit found, the most severe first.
 
     ``ok`` is true where there is no error and all of the model was audited; ``unseen`` names the
     modules that were not (scripted, traced or exported ones), ``unaudited`` says in sentences what
@@ -60,12 +60,12 @@ class Report:
         return not self.unseen and not self.unaudited
 
     def at_least(self, severity: str) -> list[Finding]:
-        """Findings as grave as ``severity``, or graver."""
+        """Lists the findings of at least this severity."""
         floor = SEVERITIES.index(severity)
         return [f for f in self.findings if SEVERITIES.index(f.severity) >= floor]
 
     def to_json(self) -> str:
-        """Everything, as a JSON object."""
+        """Writes the whole report as a JSON object."""
         content = {
             "model": self.model,
             "inputs": self.inputs,
@@ -80,7 +80,7 @@ class Report:
         return json.dumps(content, indent=2)
 
     def to_sarif(self) -> str:
-        """SARIF 2.1.0, which code review and editors read."""
+        """Writes the report as SARIF 2.1.0, which code review and editors read."""
         used = sorted({finding.rule for finding in self.findings})
         level = {"error": "error", "warning": "warning", "info": "note"}
         driver = {
@@ -129,7 +129,7 @@ class Report:
         return "\n".join(line for line, _ in self.lines())
 
     def lines(self) -> Iterable[tuple[str, str]]:
-        """The report as (line, style), for a terminal that has colors and for one that has not."""
+        """Formats the report as pairs of a line and its style."""
         shapes = ", ".join("×".join(map(str, shape)) for shape in self.inputs)
         seen = ", ".join(f"{count} {kind}" for kind, count in self.seen.items())
         nothing = "no BatchNorm and no dropout" if self.audited else "nothing seen"
@@ -350,7 +350,7 @@ def _record(
                 record(model, inputs, kwargs, mode=mode, run=forward, seed=seed)
                 for seed in range(1, WAYS)
             ]
-    except Exception as error:  # whatever a stranger's forward raises
+    except Exception as error:  # whatever a user's forward raises
         failure: Exception = error
         if not traces:
             notes[
@@ -411,7 +411,7 @@ def _seen(trace: Trace) -> dict[str, int]:
 
 
 def explain_rule(id: str) -> str:
-    """A rule in full: what it says, why, how to mend it, and an example of each kind.
+    """Explains a rule: what it reports, why, how to fix it, and an example of each kind.
 
     Raises:
         UserError: no such rule.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.diagnostics.calibration import scores
 from zoo.diagnostics.forward import Forward
-from zoo.diagnostics.held_out import labelled_logits
+from zoo.diagnostics.held_out import labeled_logits
 from zoo.errors import UserError
 
 Scaling = Literal["temperature", "vector"]
@@ -37,7 +37,7 @@ class Calibration:
         return 1 / self.scale[0] if len(self.scale) == 1 else None
 
     def logits(self, logits: Tensor) -> Tensor:
-        """Scaled logits (B, K): their softmax is calibrated."""
+        """Scales logits (B, K); their softmax is calibrated."""
         scaled = logits * torch.tensor(self.scale, dtype=logits.dtype, device=logits.device)
         if self.bias:
             scaled = scaled + torch.tensor(self.bias, dtype=logits.dtype, device=logits.device)
@@ -58,7 +58,7 @@ class Calibration:
             lines.append(f"{'held-out':<14}{'before':>10}{'after':>10}")
             for name in ("accuracy", "nll", "brier", "ece"):
                 lines.append(f"{name:<14}{self.before[name]:>10.4f}{self.after[name]:>10.4f}")
-            lines.append("These images were fitted to: judge by others, which neither saw.")
+            lines.append("The calibration was fitted to these images: measure it on others.")
         return "\n".join(lines)
 
 
@@ -71,7 +71,7 @@ def calibrate(
 ) -> Calibration:
     """Fits a temperature to a classifier's logits by maximum likelihood on held-out data.
 
-    A temperature changes no prediction; vector scaling may. The model stays untouched and goes on
+    A temperature changes no prediction; vector scaling may. The model stays untouched and continues
     giving logits: ``zoo.calibrate(model, loader)(model(x))`` are probabilities.
 
     Args:
@@ -87,7 +87,7 @@ def calibrate(
     """
     if method not in get_args(Scaling):
         raise UserError(f"calibrate: method is {method!r}: choose {' or '.join(get_args(Scaling))}")
-    logits, labels = labelled_logits("calibrate", model, loader, forward)
+    logits, labels = labeled_logits("calibrate", model, loader, forward)
     return fit_scaling(logits, labels, method)
 
 

@@ -13,18 +13,18 @@ from zoo.core.pictures import save_figure
 
 
 def entropy(probabilities: Tensor, dim: int = 1) -> Tensor:
-    """Of distributions along ``dim``, in nats."""
+    """Computes the entropy of distributions along ``dim``, in nats."""
     return torch.special.entr(probabilities).sum(dim)
 
 
 def nll(probabilities: Tensor, labels: Tensor) -> float:
-    """Mean negative log-likelihood of the labels, in nats; probabilities (B, K), labels (B,)."""
+    """Computes the mean negative log-likelihood in nats; probabilities (B, K), labels (B,)."""
     picked = probabilities.gather(1, labels[:, None]).double()
     return float(-picked.clamp_min(1e-12).log().mean())
 
 
 def brier(probabilities: Tensor, labels: Tensor) -> float:
-    """Squared distance between probabilities (B, K) and the one-hot label, 0 to 2 (Brier 1950)."""
+    """Computes the squared distance of probabilities (B, K) to one-hot labels (Brier 1950)."""
     hot = torch.nn.functional.one_hot(labels, probabilities.shape[1])
     return float((probabilities.double() - hot).square().sum(1).mean())
 
@@ -43,7 +43,7 @@ class Bin:
 def reliability(
     probabilities: Tensor, labels: Tensor, bins: int = 15, equal_mass: bool = False
 ) -> list[Bin]:
-    """Confidence against accuracy in bins; empty ones are left out.
+    """Computes confidence and accuracy in bins; empty ones are left out.
 
     Args:
         probabilities: (B, K).
@@ -86,7 +86,7 @@ def _error(bins: list[Bin]) -> float:
 
 
 def ece(probabilities: Tensor, labels: Tensor, bins: int = 15, equal_mass: bool = False) -> float:
-    """Expected calibration error: |accuracy - confidence|, averaged over bins by their counts.
+    """Computes the calibration error: |accuracy - confidence|, averaged over bins by counts.
 
     Guo et al., ICML 2017, section 2, with their 15 bins of equal width.
     """
@@ -94,7 +94,7 @@ def ece(probabilities: Tensor, labels: Tensor, bins: int = 15, equal_mass: bool 
 
 
 def classwise_ece(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """The calibration error of each class's probability, averaged over the classes.
+    """Computes the calibration error of each class's probability, averaged over the classes.
 
     Kull et al., NeurIPS 2019. Each of the K classes is a binary prediction of its own.
     """
@@ -105,7 +105,7 @@ def classwise_ece(probabilities: Tensor, labels: Tensor, bins: int = 15) -> floa
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:
-    """How often a positive scores above a negative, ties as a half; None where one kind lacks."""
+    """Computes how often a positive scores above a negative, ties as a half; None without both."""
     from torchmetrics.functional.classification import binary_auroc
 
     positive = positive.long()
@@ -121,7 +121,7 @@ def scores(
 ) -> dict[str, float | None]:
     """Scores predictions; ``auroc_errors`` says whether uncertainty finds the mistakes.
 
-    Beside it accuracy, nll (nats), brier, and the calibration error in bins of equal width
+    Also accuracy, nll (nats), brier, and the calibration error in bins of equal width
     (``ece``), of equal mass, and by class.
 
     Args:
@@ -130,7 +130,7 @@ def scores(
         uncertainty: (B,), the more the less certain; the entropy by default.
     """
     wrong = probabilities.argmax(1) != labels
-    doubt = entropy(probabilities) if uncertainty is None else uncertainty
+    uncertain = entropy(probabilities) if uncertainty is None else uncertainty
     return {
         "accuracy": float((~wrong).double().mean()),
         "nll": nll(probabilities, labels),
@@ -138,7 +138,7 @@ def scores(
         "ece": ece(probabilities, labels),
         "ece_equal_mass": ece(probabilities, labels, equal_mass=True),
         "classwise_ece": classwise_ece(probabilities, labels),
-        "auroc_errors": auroc(doubt, wrong),
+        "auroc_errors": auroc(uncertain, wrong),
     }
 
 
@@ -160,7 +160,7 @@ def draw_reliability(curves: Mapping[str, list[Bin]], picture: Path, title: str 
     figure = Figure(figsize=(5, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="calibrated")
+    axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="calibrated")
     for label, found in curves.items():
         drawn = [b for b in found if b.count >= FEWEST_IN_A_BIN]
         (line,) = axis.plot(
@@ -211,7 +211,7 @@ def draw_certainty(
     picture: Path,
     count: int = 8,
 ) -> None:
-    """The least and the most certain images, by entropy, with what was said of each.
+    """Draws the least and the most certain images, by entropy, with their predictions.
 
     Args:
         images: uint8 (C, H, W) by position; those of ``extremes`` are needed.

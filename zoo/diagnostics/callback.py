@@ -52,7 +52,7 @@ class AuditCallback(Callback):
         if self.fail_on != "never" and report.at_least(self.fail_on):
             raise UserError(
                 f"the audit found {len(report.at_least(self.fail_on))} findings of severity "
-                f"{self.fail_on} or graver: the fit was not begun"
+                f"{self.fail_on} or higher: the fit was not started"
             )
 
     def _audit(self, trainer: Trainer, module: LightningModule) -> Report | None:

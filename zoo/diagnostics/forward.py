@@ -17,7 +17,7 @@ _TARGETS = ("labels", "label")
 
 
 def logits_in(output: Any) -> Tensor:
-    """A model's logits: its output, ``.logits`` or ``["logits"]`` of it, or its first tensor.
+    """Finds a model's logits: its output, its ``.logits`` or ``["logits"]``, or its first tensor.
 
     Raises:
         UserError: there is no tensor in it.
@@ -31,7 +31,7 @@ def logits_in(output: Any) -> Tensor:
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What an example is for a forward: a tuple is positional, a mapping is keywords.
+    """Splits an example into arguments of a forward: a tuple is positional, a mapping keywords.
 
     Args:
         inputs: a tensor, a tuple, or a mapping (a tokenizer's ``BatchEncoding`` is one).
@@ -66,7 +66,7 @@ def call(model: nn.Module, inputs: Any, forward: Forward | None = None) -> Any:
 
 
 def inputs_of(model: nn.Module, batch: Any) -> Any:
-    """The inputs in a loader's batch, without the targets.
+    """Finds the inputs in a loader's batch, without the targets.
 
     Args:
         model: whose forward says how many positional arguments it requires.

@@ -16,7 +16,7 @@ from zoo.errors import UserError
 
 
 def labels_in(batch: Any, what: str) -> Tensor:
-    """The labels of a batch: the last of a tuple or list, or ``labels`` or ``label`` of a mapping.
+    """Finds a batch's labels: the last of a tuple or list, or ``labels`` or ``label`` of a mapping.
 
     Args:
         batch: of a loader.
@@ -31,7 +31,7 @@ def labels_in(batch: Any, what: str) -> Tensor:
     raise UserError(f"{what} needs labels: (inputs, labels), or a mapping with 'labels'")
 
 
-def labelled_logits(
+def labeled_logits(
     tool: str, model: nn.Module, loader: Iterable[Any], forward: Forward | None = None
 ) -> tuple[Tensor, Tensor]:
     """Runs a classifier in evaluation mode over a loader; the model stays untouched.

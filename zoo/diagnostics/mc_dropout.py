@@ -2,7 +2,7 @@
 
 Dropout stays on at prediction, and the spread of the predictions tells the uncertainty (Gal &
 Ghahramani, ICML 2016, section 4). Three things go wrong elsewhere and are taken care of here:
-dropout that is no module (functional, attention, recurrent) is reached too; BatchNorm goes on
+dropout without a module (functional, attention, recurrent) is reached too; BatchNorm goes on
 using its running statistics and moves none of them; and what comes before the first active dropout
 is computed once, not once a sample. What comes after it is computed for many samples at once.
 """
@@ -144,7 +144,7 @@ def ensemble(
     forward: Callable[[nn.Module, Any], Any] | None = None,
     return_samples: bool = False,
 ) -> Uncertainty:
-    """The predictions of several independently trained models, as ``mc_dropout`` gives samples.
+    """Predicts with several independently trained models, in the form of ``mc_dropout``.
 
     Deep ensembles (Lakshminarayanan et al., NeurIPS 2017, section 2.4) are usually the better
     calibrated of the two.
@@ -230,7 +230,7 @@ def _at_once(
 
 
 def single(model: nn.Module, x: Any) -> Uncertainty:
-    """One prediction in evaluation mode, in the same form: no variance, no mutual information."""
+    """Predicts once in evaluation mode, in the same form: no variance, no mutual information."""
     return ensemble([model], x)
 
 

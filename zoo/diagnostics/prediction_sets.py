@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.diagnostics.calibrate import Calibration
 from zoo.diagnostics.forward import Forward
-from zoo.diagnostics.held_out import labelled_logits
+from zoo.diagnostics.held_out import labeled_logits
 from zoo.errors import UserError
 
 Method = Literal["aps", "lac"]
@@ -75,7 +75,7 @@ def prediction_sets(
         )
     if not 0 < coverage < 1:
         raise UserError(f"prediction_sets: coverage is {coverage}: give a number between 0 and 1")
-    logits, labels = labelled_logits("prediction_sets", model, loader, forward)
+    logits, labels = labeled_logits("prediction_sets", model, loader, forward)
     return fit_sets(logits, labels, coverage, method, calibration)
 
 

@@ -55,11 +55,11 @@ class Predictions:
 
     Args:
         task: what the model does; by default inferred from the first output.
-        outputs: what it gives; by default told from how it ends.
+        outputs: what it gives; by default found from its last layer.
         classes: how many the model says it has, if it does.
 
     Raises:
-        UserError: unknown or contradictory, or it cannot be told.
+        UserError: unknown or contradictory, or it cannot be found.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Predictions:
         if task not in (None, "regression") and outputs == "values":
             raise UserError(f"{task} gives logits or probabilities, not values")
         self.task, self.outputs, self.known_classes = task, outputs, classes
-        self.told = False
+        self.found = False
         self.supposed = False  # that outputs are logits
 
     def of(self, forward: Callable[[], Any]) -> Tensor:
         """Runs a forward and gives what counts of its output."""
-        if self.told:
+        if self.found:
             return logits_in(forward())
         ending = _Ending()
         with ending:
@@ -131,7 +131,7 @@ class Predictions:
                 )
             self.supposed = outputs is None and ending is None
             outputs = outputs or ("probabilities" if ending else "logits")
-        self.task, self.outputs, self.told = task, outputs, True
+        self.task, self.outputs, self.found = task, outputs, True
 
     @property
     def classes(self) -> int:

@@ -174,7 +174,9 @@ def recalibrate(
     seen, norms = live_statistics(model, run, first)
     seen.refuse_unknown("recalibrate", run, first)
     if not norms:
-        raise UserError("recalibrate: the model has no BatchNorm with running statistics to renew")
+        raise UserError(
+            "recalibrate: the model has no BatchNorm with running statistics to re-estimate"
+        )
     saved = [(norm, norm.mean.clone(), norm.variance.clone()) for norm in norms]
     before = _scores(model, held_out, run)
     try:
@@ -217,7 +219,7 @@ def _renew(
     if not renewed:
         raise UserError(
             f"recalibrate: none of the {len(norms)} normalizations ran in evaluation mode, so "
-            "nothing was renewed"
+            "nothing was re-estimated"
         )
     return renewed, done
 

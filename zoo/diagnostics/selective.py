@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.core.pictures import save_figure
 from zoo.diagnostics.forward import Forward
-from zoo.diagnostics.held_out import labelled_logits
+from zoo.diagnostics.held_out import labeled_logits
 
 POWERS = range(1, 11)
 
@@ -23,7 +23,7 @@ class Confidence:
 
     With a number ``p`` it is MaxLogit-pNorm (Cattelan & Silva, UAI 2024): the largest of the
     centered logits, divided by their p-norm. Without one it is the maximum probability. The values
-    rank answers; they are no probabilities.
+    rank answers; they are not probabilities.
     """
 
     p: int | None = None
@@ -58,7 +58,7 @@ def confidence(
     Raises:
         UserError: the data are not a classifier's.
     """
-    return choose_confidence(*labelled_logits("confidence", model, loader, forward))
+    return choose_confidence(*labeled_logits("confidence", model, loader, forward))
 
 
 def choose_confidence(logits: Tensor, labels: Tensor) -> Confidence:
@@ -69,7 +69,7 @@ def choose_confidence(logits: Tensor, labels: Tensor) -> Confidence:
 
 
 def risk_coverage(confidence: Tensor, right: Tensor) -> Tensor:
-    """The error rate among the 1, 2, … N most confident answers.
+    """Computes the error rate among the 1, 2, … N most confident predictions.
 
     Answers of equal confidence count as one after the other in random order, on average.
 

@@ -1,4 +1,4 @@
-"""How far the variance that BatchNorm remembers is from the one that evaluation meets."""
+"""Variance shift: BatchNorm's input with dropout on and off, and its running variance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zoo.diagnostics.moments import Normalizations, PooledMoments, RunningStatis
 from zoo.diagnostics.trace.snapshot import begin_training, eagerly, unseen_modules, untouched
 from zoo.errors import UserError
 
-# Moving averages lag behind the weights by as much, without any dropout.
+# Of |ln ratio|: moving averages differ from the current weights by as much without any dropout.
 NOTHING = 0.05
 
 
@@ -72,8 +72,8 @@ class VarianceShift:
                 f"{layer.drift:>14.3f}{flag}"
             )
         if not all(layer.learned for layer in self.layers):
-            lines.append("never learned: the running statistics are still 0 and 1, as they began")
-        lines.append(f"<- further than {NOTHING} from 1 in the logarithm; nearer is nothing")
+            lines.append("never learned: the running statistics are still the initial 0 and 1")
+        lines.append(f"<- |ln ratio| is above {NOTHING}; {NOTHING} or less counts as no shift")
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -91,7 +91,7 @@ class VarianceShift:
         return json.dumps({"model": self.model, "layers": layers}, indent=2)
 
     def draw(self, picture: str | Path) -> None:
-        """Layers across, ratios up, |ln ratio| < 0.05 shaded; a PNG."""
+        """Draws both ratios of every layer into a PNG; the gray band counts as no shift."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -100,14 +100,17 @@ class VarianceShift:
         FigureCanvasAgg(figure)
         axis = figure.subplots()
         axis.axhspan(
-            math.exp(-NOTHING), math.exp(NOTHING), color="grey", alpha=0.25, label="nothing"
+            math.exp(-NOTHING), math.exp(NOTHING), color="gray", alpha=0.25, label="no shift"
         )
         places = range(len(names))
-        axis.plot(places, [layer.ratio for layer in self.layers], "o-", label="dropout on / off")
+        # Layers are categories: markers without a line between them.
+        axis.plot(places, [layer.ratio for layer in self.layers], "o", label="dropout on / off")
         axis.plot(
             places,
             [layer.running_ratio for layer in self.layers],
-            "s--",
+            "s",
+            fillstyle="none",
+            markersize=8,
             label="running / evaluation",
         )
         axis.set_yscale("log")
@@ -230,7 +233,7 @@ def _shift(
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """Channel by channel; NaN where a channel hardly varies, beside the others."""
+    """Channel by channel; NaN where a channel hardly varies, compared with the others."""
     dead = below <= 1e-10 * below.max()
     return torch.where(dead, torch.nan, above / below)
 

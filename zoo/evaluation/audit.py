@@ -8,7 +8,7 @@ from zoo.diagnostics.audit import audit
 
 
 def audit_counts(task: Any, data: Any) -> dict[str, int]:
-    """How many findings of each severity the audit has.
+    """Counts the audit's findings of each severity.
 
     Args:
         task: with ``network``, ``example_inputs`` and ``make_optimizer``.

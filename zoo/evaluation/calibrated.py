@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.diagnostics import calibration as measures
 from zoo.diagnostics.calibrate import Calibration, fit_scaling
-from zoo.diagnostics.held_out import labelled_logits
+from zoo.diagnostics.held_out import labeled_logits
 from zoo.diagnostics.prediction_sets import PredictionSets, fit_sets
 from zoo.diagnostics.selective import (
     Confidence,
@@ -88,7 +88,7 @@ def fit(logits: Tensor, labels: Tensor) -> Fitted:
 
 def validation_fit(network: nn.Module, images: Iterable[Any]) -> Fitted:
     """Fits all three on a network's answers to validation images."""
-    return fit(*labelled_logits("calibration", network, images))
+    return fit(*labeled_logits("calibration", network, images))
 
 
 def before_and_after(logits: Tensor, labels: Tensor, fitted: Fitted) -> dict[str, Scores]:
@@ -117,7 +117,7 @@ def confidences(fitted: Fitted, logits: Tensor) -> dict[str, Tensor]:
 
 
 def selective(logits: Tensor, labels: Tensor, fitted: Fitted) -> dict[str, dict[str, float]]:
-    """AURC, and coverage at 1 and 5 % risk, by each confidence."""
+    """Computes AURC, and coverage at 1 and 5 % risk, by each confidence."""
     right = logits.argmax(1) == labels
     return {
         name: {
@@ -129,7 +129,7 @@ def selective(logits: Tensor, labels: Tensor, fitted: Fitted) -> dict[str, dict[
 
 
 def risk_curves(logits: Tensor, labels: Tensor, fitted: Fitted) -> dict[str, Tensor]:
-    """Risk over coverage by each confidence."""
+    """Computes risk over coverage by each confidence."""
     right = logits.argmax(1) == labels
     found = confidences(fitted, logits)
     return {name: risk_coverage(values, right) for name, values in found.items()}
@@ -138,7 +138,7 @@ def risk_curves(logits: Tensor, labels: Tensor, fitted: Fitted) -> dict[str, Ten
 def set_scores(
     logits: Tensor, labels: Tensor, sets: PredictionSets, classes: list[str], seed: int = 0
 ) -> dict[str, Any]:
-    """Coverage and mean size of sets, in all and by class, and the share of empty ones."""
+    """Computes coverage and mean size of sets, in all and by class, and the share of empty ones."""
     chosen = sets(logits, seed)
     held = chosen.gather(1, labels[:, None])[:, 0].double()
     size = chosen.sum(1).double()
@@ -156,7 +156,7 @@ def set_scores(
 
 
 def ood_scores(known: Tensor, unknown: Tensor, fitted: Fitted) -> dict[str, float | None]:
-    """AUROC of telling out-of-distribution images by entropy, maximum logit and energy.
+    """Computes the AUROC of OOD detection by entropy, maximum logit and energy.
 
     The energy is minus the log-sum-exp of the logits (Liu et al., NeurIPS 2020), at temperature 1;
     of the entropy there is a calibrated one.
@@ -194,7 +194,7 @@ def corrupted(
                 (images.data.normalize(corrupt(pixels, kind, strength, seed + number)), labels)
                 for number, (pixels, labels) in enumerate(images.plain())
             )
-            logits, labels = labelled_logits("uncertainty", network, batches)
+            logits, labels = labeled_logits("uncertainty", network, batches)
             sets = fitted.aps[STATED](logits)
             scores = before_and_after(logits, labels, fitted)
             yield {

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from zoo import registry
 from zoo.data.base import ImageData
-from zoo.data.images import LabelledImages, Split
+from zoo.data.images import LabeledImages, Split
 from zoo.data.module import DataMissing
 from zoo.diagnostics import calibration
-from zoo.diagnostics.held_out import labelled_logits
+from zoo.diagnostics.held_out import labeled_logits
 from zoo.diagnostics.mc_dropout import Uncertainty, ensemble, is_sampled, mc_dropout, single
 from zoo.diagnostics.trace.recorder import record
 from zoo.diagnostics.variance_shift import variance_shift
@@ -33,12 +33,12 @@ class Images:
     """A data module's images as batches of (normalized images, labels), in order, again and again.
 
     Args:
-        data: any data module of labelled images.
+        data: any data module of labeled images.
         split: ``train`` (without augmentation), ``validation`` or ``test``.
         limit: how many images at most.
     """
 
-    def __init__(self, data: LabelledImages, split: Split, limit: int | None = None) -> None:
+    def __init__(self, data: LabeledImages, split: Split, limit: int | None = None) -> None:
         self.data, self.split, self.limit = data, split, limit
 
     def plain(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -67,8 +67,8 @@ class Images:
         return picked
 
 
-def ood_images(name: str, data: LabelledImages, limit: int | None = None) -> Tensor:
-    """Out-of-distribution images (N, C, H, W), as a network trained on ``data`` would see them.
+def ood_images(name: str, data: LabeledImages, limit: int | None = None) -> Tensor:
+    """Loads OOD images (N, C, H, W), as a network trained on ``data`` would see them.
 
     Args:
         name: of the data set, ``digits`` or ``FashionMNIST``; case and underscores do not count.
@@ -104,10 +104,8 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "")
 
 
-def find_ood_images(
-    name: str, data: LabelledImages, limit: int | None
-) -> tuple[str, Tensor] | None:
-    """``ood_images`` by name; ``auto`` takes the partner of the data, ``none`` nothing."""
+def find_ood_images(name: str, data: LabeledImages, limit: int | None) -> tuple[str, Tensor] | None:
+    """Loads OOD images by name; ``auto`` takes the partner of the data, ``none`` nothing."""
     if name == "none":
         return None
     if name != "auto":
@@ -128,7 +126,7 @@ Predictor = Callable[[Tensor], Uncertainty]
 def predictors(
     model: nn.Module, samples: int, drop_path: bool, others: list[nn.Module], seed: int
 ) -> dict[str, Predictor]:
-    """The ways of predicting that a model allows, by name."""
+    """Lists the ways of predicting that a model allows, by name."""
     found: dict[str, Predictor] = {"one forward": lambda x: single(model, x)}
     if samples:
         found[f"MC dropout, {samples} samples"] = lambda x: mc_dropout(
@@ -145,12 +143,12 @@ class Predictions:
     """Of N images, in their order."""
 
     probabilities: Tensor  # (N, K)
-    doubt: Tensor  # (N,), the entropy in nats
+    entropy: Tensor  # (N,), the entropy in nats
     labels: Tensor  # (N,)
 
 
 def predict(predictor: Predictor, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
-    """One pass over batches of (normalized images, labels)."""
+    """Predicts batches of (normalized images, labels)."""
     parts, labels = [], []
     for images, truth in batches:
         parts.append(predictor(images))
@@ -169,26 +167,26 @@ def uncertainty(
 ) -> tuple[dict[str, float | None], Predictions]:
     """Scores of a predictor, ``auroc_ood`` among them, and what it predicted."""
     known = predict(predictor, images)
-    scores = calibration.scores(known.probabilities, known.labels, known.doubt)
+    scores = calibration.scores(known.probabilities, known.labels, known.entropy)
     scores["auroc_ood"] = None
     if ood is not None:
         nothing = torch.zeros(len(ood))
         batches = zip(torch.split(ood, BATCH), torch.split(nothing, BATCH), strict=True)
         unknown = predict(predictor, batches)
-        doubt = torch.cat([known.doubt, unknown.doubt])
-        is_ood = torch.cat([torch.zeros(len(known.doubt)), torch.ones(len(unknown.doubt))])
-        scores["auroc_ood"] = calibration.auroc(doubt, is_ood)
+        entropy = torch.cat([known.entropy, unknown.entropy])
+        is_ood = torch.cat([torch.zeros(len(known.entropy)), torch.ones(len(unknown.entropy))])
+        scores["auroc_ood"] = calibration.auroc(entropy, is_ood)
     return scores, known
 
 
 def has_dropout(model: nn.Module, example: Tensor) -> bool:
-    """Whether training would drop anything but whole branches."""
+    """Returns whether training would drop anything but whole branches."""
     trace = record(model, (example,), mode="training")
     return any(is_sampled(node.dropout) for node in trace.dropouts if node.dropout)
 
 
-def prove(task: Any, data: LabelledImages, limit: int | None = None) -> dict[str, Any]:
-    """Audit, variance shift and uncertainty of a trained classifier, as JSON values.
+def prove(task: Any, data: LabeledImages, limit: int | None = None) -> dict[str, Any]:
+    """Measures audit, variance shift and uncertainty of a trained classifier, as JSON values.
 
     Args:
         task: with ``network``.
@@ -223,7 +221,7 @@ def prove(task: Any, data: LabelledImages, limit: int | None = None) -> dict[str
 
 
 def calibrate_and_measure(
-    network: nn.Module, data: LabelledImages, limit: int | None = None
+    network: nn.Module, data: LabeledImages, limit: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Calibrates a classifier on its validation images, and measures on test images what it does.
 
@@ -239,7 +237,7 @@ def calibrate_and_measure(
         UserError: the validation images allow no calibration.
     """
     fitted = calibrated.validation_fit(network, Images(data, "validation"))
-    logits, labels = labelled_logits("calibration", network, Images(data, "test", limit))
+    logits, labels = labeled_logits("calibration", network, Images(data, "test", limit))
     scores = calibrated.before_and_after(logits, labels, fitted)
     stated = {when: _rounded(values) for when, values in scores.items()}
     sets = calibrated.set_scores(logits, labels, fitted.aps[calibrated.STATED], [])

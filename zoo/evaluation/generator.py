@@ -1,4 +1,4 @@
-"""How good a generator's images are, in the eyes of a classifier that never saw them."""
+"""How good generated images are, measured by a reference classifier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo import registry
 from zoo.checkpoints import store
 from zoo.checkpoints.load import load
-from zoo.data.images import LabelledImages, Split
+from zoo.data.images import LabeledImages, Split
 from zoo.data.normalization import Normalization
 from zoo.errors import UserError
 from zoo.evaluation.audit import audit_counts
@@ -30,14 +30,14 @@ class _Features(nn.Identity):
         self.num_features = num_features
 
 
-def judge(
-    task: Any, data: LabelledImages, classifier: str, count: int = 10_000, seed: int = 0
+def measure_samples(
+    task: Any, data: LabeledImages, classifier: str, count: int = 10_000, seed: int = 0
 ) -> dict[str, Any]:
-    """Agreement, Fréchet distance and recall of a class-conditional generator's samples.
+    """Measures agreement, Fréchet distance and recall of a class-conditional generator's samples.
 
     The Fréchet distance (Heusel et al. 2017, section 2) is that of the classifier's penultimate
-    features, not of an Inception network's: compare it with the floor beside it, real test images
-    against real training images, and with nothing else.
+    features, not of an Inception network's: compare it only with the floor, that of real test
+    images against real training images.
 
     Args:
         task: with ``sample(labels, seed)`` and ``temperature``.
@@ -47,25 +47,25 @@ def judge(
         seed: of the samples.
 
     Returns:
-        ``agreement`` (the share of samples that the classifier gives the class asked for),
+        ``agreement`` (the share of samples that are classified as the class asked for),
         ``agreement_by_class``, ``frechet``, ``frechet_floor``, ``recall`` (the share of real test
         images that lie among the samples: Kynkäänniemi et al. 2019, section 2), ``samples``, their
         ``temperature``, ``real`` (training images compared with) and ``classifier`` (its weights'
         sha256).
 
     Raises:
-        UserError: the classifier knows other classes.
+        UserError: the classifier has other classes.
     """
-    eye = _judging(classifier, task)
-    labels = torch.arange(count) % len(eye.data_info["classes"])
-    features, said = _made(eye, task, labels, seed)
-    train, test = (_real_features(eye, data, split) for split in ("train", "test"))
+    reference = _reference(classifier, task)
+    labels = torch.arange(count) % len(reference.data_info["classes"])
+    features, said = _generated(reference, task, labels, seed)
+    train, test = (_real_features(reference, data, split) for split in ("train", "test"))
     right = said == labels
     return {
         "agreement": right.float().mean().item(),
         "agreement_by_class": {
             name: right[labels == number].float().mean().item()
-            for number, name in enumerate(eye.data_info["classes"])
+            for number, name in enumerate(reference.data_info["classes"])
         },
         "frechet": frechet(train, features),
         "frechet_floor": frechet(train, test),
@@ -82,13 +82,13 @@ def judge(
 
 def temperatures(
     task: Any,
-    data: LabelledImages,
+    data: LabeledImages,
     classifier: str,
     candidates: Sequence[float] = TEMPERATURES,
     count: int = 1000,
     seed: int = 1,
 ) -> list[float]:
-    """A temperature for each class, by which all samples together come nearest to training images.
+    """Chooses a temperature for each class that brings samples nearest to the training images.
 
     A generator misses the rarer images of some classes more than those of others; where it does,
     latents that vary more than in training make up for some of it. Test images have no part in it.
@@ -102,20 +102,20 @@ def temperatures(
         classifier: a checkpoint's name or folder, whose penultimate features the distance is of.
         candidates: what to choose from, for every class.
         count: samples of a class at each of them, from the same latents.
-        seed: of the samples; another than ``judge``'s, which is not to see the chosen ones.
+        seed: of the samples; another than ``measure_samples``', which must not see the chosen ones.
 
     Returns:
         One of the candidates for each class, in the classes' order.
 
     Raises:
-        UserError: the classifier knows other classes.
+        UserError: the classifier has other classes.
     """
-    eye = _judging(classifier, task)
-    classes = range(len(eye.data_info["classes"]))
-    distance = _distance_to(_real_features(eye, data, "train"))
+    reference = _reference(classifier, task)
+    classes = range(len(reference.data_info["classes"]))
+    distance = _distance_to(_real_features(reference, data, "train"))
     labels = torch.arange(count * len(classes)) % len(classes)
     made = {
-        candidate: _made(eye, task, labels, seed, temperature=candidate)[0]
+        candidate: _generated(reference, task, labels, seed, temperature=candidate)[0]
         for candidate in candidates
     }
 
@@ -137,7 +137,7 @@ def temperatures(
 
 
 def frechet(real: Tensor, other: Tensor) -> float:
-    """Between two sets of features (N, F): squared, as usual."""
+    """Computes the squared Fréchet distance between two sets of features (N, F)."""
     return _distance_to(real)(other)
 
 
@@ -157,7 +157,7 @@ def _distance_to(real: Tensor) -> Callable[[Tensor], float]:
 
 
 def recall(real: Tensor, made: Tensor) -> float:
-    """The share of real features (N, F) within a sample's distance to its third nearest sample."""
+    """Computes the share of real features (N, F) within a sample's third neighbor's distance."""
     radius = torch.cat(
         [
             torch.cdist(part, made).kthvalue(NEIGHBORS + 1).values  # the nearest is itself
@@ -168,45 +168,51 @@ def recall(real: Tensor, made: Tensor) -> float:
     return torch.cat(inside).float().mean().item()
 
 
-def _judging(classifier: str, task: Any) -> Any:
-    eye = load(classifier)
-    if eye.data_info["classes"] != task.data_info["classes"]:
+def _reference(classifier: str, task: Any) -> Any:
+    reference = load(classifier)
+    if reference.data_info["classes"] != task.data_info["classes"]:
         raise UserError(
-            f"{classifier} tells {eye.data_info['classes']}, not {task.data_info['classes']}"
+            f"{classifier} has the classes {reference.data_info['classes']}, not "
+            f"{task.data_info['classes']}"
         )
-    return eye
+    return reference
 
 
-def _real_features(eye: Any, data: LabelledImages, split: Split) -> Tensor:
-    return torch.cat([_seen(eye, data.normalize(images))[0] for images, _ in data.plain(split)])
+def _real_features(reference: Any, data: LabeledImages, split: Split) -> Tensor:
+    return torch.cat(
+        [_seen(reference, data.normalize(images))[0] for images, _ in data.plain(split)]
+    )
 
 
-def _made(
-    eye: Any, task: Any, labels: Tensor, seed: int, **options: float
+def _generated(
+    reference: Any, task: Any, labels: Tensor, seed: int, **options: float
 ) -> tuple[Tensor, Tensor]:
-    """Of samples: features (B, F) and the class (B,) that the classifier sees."""
+    """Of generated images: features (B, F) and predicted classes (B,)."""
     seen = [
-        _seen(eye, _normalize(eye, task.sample(part, seed=seed * 1_000_003 + number, **options)))
+        _seen(
+            reference,
+            _normalize(reference, task.sample(part, seed=seed * 1_000_003 + number, **options)),
+        )
         for number, part in enumerate(torch.split(labels, BATCH))
     ]
     features, said = (torch.cat(tensors) for tensors in zip(*seen, strict=True))
     return features, said
 
 
-def _normalize(eye: Any, images: Tensor) -> Tensor:
-    return Normalization(eye.data_info["mean"], eye.data_info["std"])(images.cpu())
+def _normalize(reference: Any, images: Tensor) -> Tensor:
+    return Normalization(reference.data_info["mean"], reference.data_info["std"])(images.cpu())
 
 
 @torch.inference_mode()
-def _seen(eye: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+def _seen(reference: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Penultimate features (B, F) and the class (B,)."""
-    network = eye.network
+    network = reference.network
     features = network.forward_head(network.forward_features(images), pre_logits=True)
     return features, network.get_classifier()(features).argmax(1)
 
 
 def reference_classifier(data: Any) -> str:
-    """The shipped classifier that measures generated images of a data set.
+    """Finds the shipped classifier that measures generated images of a data set.
 
     Raises:
         UserError: none does.
@@ -218,8 +224,8 @@ def reference_classifier(data: Any) -> str:
 
 
 def measure(task: Any, data: Any, stated: dict[str, Any]) -> dict[str, Any]:
-    """Adds what the reference classifier sees and the audit's counts to what is stated."""
-    judged = judge(task, data, reference_classifier(data))
+    """Adds the reference classifier's measurements and the audit's counts to what is stated."""
+    judged = measure_samples(task, data, reference_classifier(data))
     metrics = {**stated["metrics"], "agreement": round(judged["agreement"], 6)}
     return {
         **stated,

@@ -1,4 +1,4 @@
-"""What a language model's card states beside its losses."""
+"""What a language model's card states in addition to its losses."""
 
 from __future__ import annotations
 

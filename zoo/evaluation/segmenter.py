@@ -1,4 +1,4 @@
-"""What a segmenter's card states beside its metrics."""
+"""What a segmenter's card states in addition to its metrics."""
 
 from __future__ import annotations
 

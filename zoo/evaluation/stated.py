@@ -47,7 +47,7 @@ def measure(task: Any, data: Any) -> dict[str, Any]:
 
 
 def figures(value: Any, name: str = "") -> dict[str, Any]:
-    """Every number and text in a JSON value by its path, ``proof.audit.error``."""
+    """Lists every number and text in a JSON value by its path, ``proof.audit.error``."""
     if isinstance(value, dict):
         pairs: Any = value.items()
     elif isinstance(value, list):
@@ -61,7 +61,7 @@ def figures(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def differ(stated: Any, measured: Any) -> bool:
-    """Whether a figure is another one than rounding and another processor's sums explain."""
+    """Returns whether two numbers differ by more than rounding and another processor explain."""
     if isinstance(stated, bool) or not isinstance(stated, int | float):
         return bool(stated != measured)
     if not isinstance(measured, int | float):

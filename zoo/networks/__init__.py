@@ -127,7 +127,7 @@ REGISTRY: dict[str, Callable[..., nn.Module]] = {
 
 
 def describe(network: nn.Module | None) -> dict[str, Any] | None:
-    """``{"name": …, "args": …}`` for ``build`` to make the same network; None if not ours."""
+    """Describes a network as ``{"name": …, "args": …}`` for ``build``; None if it is not ours."""
     name = type(network).__name__
     if isinstance(network, Network) and REGISTRY.get(name) is type(network):
         return {"name": name, "args": dict(network.config)}
@@ -144,14 +144,14 @@ def amend(network: nn.Module, **arguments: Any) -> None:
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """Constructor arguments of a registered network that have a default, as JSON values."""
+    """Returns the default arguments of a registered network, as JSON values."""
     parameters = inspect.signature(REGISTRY[name]).parameters.values() if name in REGISTRY else ()
     given = {p.name: p.default for p in parameters if p.default is not p.empty}
     return json.loads(json.dumps(given))
 
 
 def build(description: Mapping[str, Any]) -> nn.Module:
-    """A network with fresh weights from what ``describe`` wrote; nothing is downloaded for it.
+    """Builds a network with fresh weights from what ``describe`` wrote; nothing is downloaded.
 
     Raises:
         ValueError: the name is not in the registry.

@@ -167,11 +167,11 @@ class ImageNetwork(Network):
         return wanted
 
     def get_classifier(self) -> nn.Module:
-        """The last layer, as timm names it."""
+        """Returns the last layer."""
         return self.get_submodule(self.classifier_name)
 
     def make_classifier(self, num_classes: int) -> nn.Module:
-        """A fresh last layer; 0 classes make none."""
+        """Makes a fresh last layer; 0 classes make none."""
         head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         init_he(head)
         return head
@@ -201,11 +201,11 @@ class ImageNetwork(Network):
             raise ValueError(f"global_pool is {global_pool!r}: {type(self).__name__} takes {known}")
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that no optimizer should decay, in addition to norms and biases."""
+        """Lists the parameters that no optimizer should decay, in addition to norms and biases."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that order parameters from the stem up, as timm's layer decay asks.
+        """Gives regular expressions that order parameters from the stem up, for timm's layer decay.
 
         Args:
             coarse: a group for each stage instead of each block.
@@ -263,7 +263,7 @@ def check_rates(**rates: float) -> None:
 
 
 def classifier_name(network: nn.Module) -> str | None:
-    """The name of the module that ``get_classifier()`` gives; None where there is none of its own.
+    """Finds the name of the module that ``get_classifier()`` returns; None where it has none.
 
     Other zoos' networks without that method are taken to call it ``fc``, ``classifier`` or
     ``head``.

@@ -72,18 +72,18 @@ class ConvNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns the last hidden features.
-        in_channels: 1 for grey images, 3 for color.
+        in_channels: 1 for grayscale images, 3 for color.
         size: ``small`` (2.7 thousand parameters at 10 classes), ``medium`` (0.24 M) or ``large``
             (1.1 M).
-        batch_norm: after every convolution.
-        drop_rate: of the dropout before each fully connected layer.
+        batch_norm: BatchNorm after every convolution.
+        drop_rate: rate of the dropout before each fully connected layer.
         drop_kind: ``element-wise``; ``gaussian``, multiplication by noise of the same variance; or
             ``connect``, which drops the layers' weights and not their inputs.
-        spatial_drop_rate: of spatial dropout on feature maps.
-        spatial: where spatial dropout stands: after the ``last`` convolution, or after ``every``
-            one, which with BatchNorm shifts the variance of the next (``zoo.audit`` says so).
-        order: ``norm-first`` is convolution, BatchNorm, ReLU, dropout; ``drop-first`` puts dropout
-            in front of BatchNorm, to be seen failing.
+        spatial_drop_rate: rate of spatial dropout on feature maps.
+        spatial: place of spatial dropout: after the ``last`` convolution, or after ``every``
+            one, which with BatchNorm shifts the variance of the next (``zoo.audit`` reports it).
+        order: ``norm-first`` is convolution, BatchNorm, ReLU, dropout; ``drop-first`` places
+            dropout before BatchNorm, to show the variance shift.
         activation: ``relu`` or ``tanh``.
 
     Raises:

@@ -85,14 +85,14 @@ class DenseNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for color.
-        layers: in each block; between two blocks maps and resolution are halved.
+        in_channels: 1 for grayscale images, 3 for color.
+        layers: layers in each block; between two blocks maps and resolution are halved.
         growth: maps that a layer adds.
-        stem_channels: of the first convolution.
+        stem_channels: channels of the first convolution.
         stem: ``small``, one 3 × 3 convolution, or ``imagenet``, 7 × 7 with stride 2 and then max
             pooling.
         bottleneck: maps of a layer's 1 × 1 convolution, in multiples of ``growth``.
-        drop_rate: of spatial dropout after each layer; see the head of this file.
+        drop_rate: rate of spatial dropout after each layer; see the head of this file.
 
     Raises:
         ValueError: an unknown stem, no block, a size below one, or a rate outside [0, 1).

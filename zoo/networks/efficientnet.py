@@ -175,15 +175,15 @@ class EfficientNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for color.
-        stages: of each: expansion, channels, blocks, kernel, stride; B0's by default.
+        in_channels: 1 for grayscale images, 3 for color.
+        stages: five numbers a stage: expansion, channels, blocks, kernel, stride; B0's by default.
         width: multiplies all channels.
         depth: multiplies the blocks of every stage, rounded up.
         stem_channels, head_channels: of the first and the last convolution, before ``width``.
         stem_stride: 2, or 1 for small images.
-        fused: so many stages, from the first, have fused blocks (``FusedMBConv``).
-        drop_rate: of the dropout before the classifier.
-        drop_path_rate: of stochastic depth, towards the last block; it grows linearly from 0.
+        fused: number of stages, from the first, with fused blocks (``FusedMBConv``).
+        drop_rate: rate of the dropout before the classifier.
+        drop_path_rate: rate of stochastic depth, towards the last block; it grows linearly from 0.
 
     Raises:
         ValueError: a stage that is not five numbers, an even kernel, more fused stages than there

@@ -174,7 +174,7 @@ def attend(
     causal: bool = False,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Attention over values, with dropout on its weights (Vaswani et al. 2017, section 3.2.1).
+    """Computes attention, with dropout on its weights (Vaswani et al. 2017, section 3.2.1).
 
     ``F.scaled_dot_product_attention``; on a CPU that trains in half precision or with dropout the
     plain product. Its reason is bfloat16: there torch's call took 2.4 to 6.2 times as long (Zen 4,
@@ -183,7 +183,7 @@ def attend(
     Args:
         q: queries (B, H, T, d).
         k, v: keys and values (B, G, S, d), of which each serves H / G heads.
-        drop_rate: of the weights; 0 in evaluation.
+        drop_rate: rate of the weights; 0 in evaluation.
         causal: no query sees a key after its own place.
         mask: (T, S), true where a query sees a key.
 

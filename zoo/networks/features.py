@@ -25,7 +25,7 @@ def pooled_features(network: nn.Module, images: Tensor) -> Tensor:
     """
     name = classifier_name(network)
     if name is None:
-        raise UserError(f"cannot tell the classifier of {type(network).__name__}")
+        raise UserError(f"cannot find the classifier of {type(network).__name__}")
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any) -> None:

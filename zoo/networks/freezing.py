@@ -22,7 +22,7 @@ def freeze(
     """Freezes a backbone, in place: its parameters, and BatchNorm's running statistics with them.
 
     A frozen normalization stays in evaluation mode whatever ``train()`` is called on, so that a
-    fit leaves its buffers bit-identical. Dropout of the backbone goes on as the mode says.
+    fit leaves its buffers bit-identical. Dropout of the backbone follows the module's mode.
 
     Args:
         model: a network, or a task that has one.
@@ -106,6 +106,6 @@ def _classifier(network: nn.Module) -> str:
     if (name := classifier_name(network)) is not None:
         return name
     raise ValueError(
-        f"cannot tell the classifier of {type(network).__name__}: name what stays trainable, "
+        f"cannot find the classifier of {type(network).__name__}: name what stays trainable, "
         "freeze(model, keep=('my_head',))"
     )

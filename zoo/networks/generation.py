@@ -104,7 +104,7 @@ def choose(
     top_p: float | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """One token (B,) of each row of logits (B, V)."""
+    """Draws one token (B,) from each row of logits (B, V)."""
     if temperature == 0:
         return logits.argmax(1)
     logits = logits / temperature

@@ -1,7 +1,7 @@
 """Hugging Face's Llama and GPT-2 as a ``Transformer``, which gives the same logits.
 
 The configuration belongs to the weights: the epsilon of the norms and the base of the rotary
-frequencies are no tensors, and weights run with others give wrong logits without an error.
+frequencies are not tensors, and weights run with others give wrong logits without an error.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def init_he(module: nn.Module) -> None:
-    """He initialization of every convolution in ``module``, in place; linear layers as torch does.
+    """Applies He initialization to every convolution of ``module``; linear layers keep torch's.
 
     Convolutions: normal, variance 2 / fan_out, which keeps the variance of the gradients through
     a ReLU (He et al. 2015, section 2.2); fan_out is that of one group. Norm layers: scale 1,
@@ -32,7 +32,7 @@ def init_he(module: nn.Module) -> None:
 
 
 def init_xavier(module: nn.Module) -> None:
-    """Xavier initialization of every convolution and linear layer in ``module``, in place.
+    """Applies Xavier initialization to every convolution and linear layer of ``module``.
 
     Normal, variance 2 / (fan_in + fan_out), which keeps the variance of activations and gradients
     through layers that are linear near zero, such as tanh (Glorot & Bengio 2010, section 4.2.1);
@@ -46,7 +46,7 @@ def init_xavier(module: nn.Module) -> None:
 
 
 def init_orthogonal(module: nn.Module) -> None:
-    """Orthogonal initialization of the recurrent layers in ``module``, in place.
+    """Applies orthogonal initialization to the recurrent layers of ``module``.
 
     Every gate's recurrent matrix keeps the length of the state, however many steps it is applied
     (Saxe et al. 2014, section 3; Henaff et al. 2016); input matrices as Xavier has them; biases 0,
@@ -70,7 +70,7 @@ def init_orthogonal(module: nn.Module) -> None:
 
 
 def init_transformer(module: nn.Module) -> None:
-    """A transformer's initialization, in place: N(0, 0.02) and zero biases.
+    """Initializes a transformer, in place: N(0, 0.02) and zero biases.
 
     Devlin et al. 2019, section A.2, and Touvron et al. 2021 (DeiT). Convolutions of a stem: He (a
     ReLU follows), or as a linear layer where they have a bias and project patches.

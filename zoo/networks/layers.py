@@ -64,7 +64,7 @@ class DropConnect(nn.Linear):
 
 
 def make_norm(kind: str, dim: int, eps: float = 1e-6, bias: bool = True) -> nn.Module:
-    """``layernorm``, with or without a bias, or ``rmsnorm``, over the last dimension.
+    """Makes ``layernorm``, with or without a bias, or ``rmsnorm``, over the last dimension.
 
     Raises:
         ValueError: another kind.
@@ -80,7 +80,7 @@ def in_own_precision(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def adapt_input(weight: Any, in_channels: int) -> Any:
-    """A first convolution's weight (O, C, h, w) for another number of input channels.
+    """Adapts a first convolution's weight (O, C, h, w) to another number of input channels.
 
     More channels repeat the old ones cyclically, each divided by how often it occurs; fewer sum
     what they replace. So an image whose channels repeat, or stand for several, gives the same
@@ -90,7 +90,7 @@ def adapt_input(weight: Any, in_channels: int) -> Any:
 
 
 def adapt_statistics(values: list[float], in_channels: int) -> list[float]:
-    """A mean or standard deviation a channel, for another number of channels: see adapt_input."""
+    """Adapts a mean or standard deviation per channel to another number of channels."""
     shares = _shares(len(values), in_channels)
     averages = shares / shares.sum(1, keepdim=True)
     return [round(value, 6) for value in (averages @ torch.tensor(values)).tolist()]

@@ -28,7 +28,7 @@ def add_lora(network: nn.Module, rank: int) -> None:
         rank: of B A.
 
     Raises:
-        ValueError: no linear layer beside the classifier, or a rank below 1.
+        ValueError: no linear layer except the classifier, or a rank below 1.
         UserError: ``peft`` is not installed.
     """
     if rank < 1:
@@ -41,7 +41,7 @@ def add_lora(network: nn.Module, rank: int) -> None:
     ]
     if not targets:
         raise ValueError(
-            f"lora_rank: LoRA adapts linear layers, and {type(network).__name__} has none beside "
+            f"lora_rank: LoRA adapts linear layers, and {type(network).__name__} has none except "
             "its classifier"
         )
     try:
@@ -56,7 +56,7 @@ def add_lora(network: nn.Module, rank: int) -> None:
 
 
 def lora_rank(network: nn.Module) -> int | None:
-    """The rank that ``add_lora`` was given; None where there are no such matrices."""
+    """Returns the rank that ``add_lora`` was given; None where there are no LoRA matrices."""
     named = network.named_parameters()
     return next((len(parameter) for name, parameter in named if name.endswith(DOWN)), None)
 
@@ -76,7 +76,7 @@ def merge_lora(network: nn.Module) -> None:
 
 
 def merged_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of adapted layers as that of plain ones: W + B A under W's name."""
+    """Merges LoRA into the state dict of plain layers: W + B A under W's name."""
     merged = {}
     for name, tensor in state.items():
         if name.endswith((DOWN, UP)):

@@ -32,8 +32,8 @@ class LSTM(Network):
         vocab_size: how many tokens there are.
         dim, depth: size of the embedding and of each layer's state, and layers.
         tied: the last layer's weights are those of the embedding (Press & Wolf 2017).
-        embed_drop_rate: of dropout on the embeddings.
-        drop_rate: of dropout between layers and after the last.
+        embed_drop_rate: rate of dropout on the embeddings.
+        drop_rate: rate of dropout between layers and after the last.
 
     Raises:
         ValueError: a size below one, or a rate outside [0, 1).
@@ -70,7 +70,7 @@ class LSTM(Network):
         return {"embed.weight", "head.weight"}
 
     def make_cache(self) -> Memory:
-        """An empty state for ``forward``."""
+        """Makes an empty state for ``forward``."""
         return Memory()
 
     def forward(self, tokens: Tensor, cache: Memory | None = None) -> Tensor:

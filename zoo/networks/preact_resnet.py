@@ -4,7 +4,7 @@ He, Zhang, Ren and Sun, "Identity Mappings in Deep Residual Networks", ECCV 2016
 shortcut stays free of everything, so that a thousand layers train. Zagoruyko and Komodakis, "Wide
 Residual Networks", BMVC 2016: fewer blocks, more channels.
 
-Wide ResNets may drop between a block's two convolutions (section 2.4 there), behind the second
+Wide ResNets may drop between a block's two convolutions (section 2.4 there), after the second
 BatchNorm. By way of the residual sum that dropout reaches the next block's first BatchNorm (Kim et
 al., UAI 2023, find it useful there; ``zoo.audit`` warns); ``drop_rate`` is 0 by default. Put right
 before the second BatchNorm, as some ports do, it would be an error. Element-wise dropout on maps
@@ -54,12 +54,12 @@ class PreActResNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for color.
+        in_channels: 1 for grayscale images, 3 for color.
         layers: blocks in each stage; every stage after the first halves height and width.
         width: channels of the stem; the first stage has ``width · widen``, each later one twice
             as many.
         widen: k of a WRN-n-k.
-        drop_rate: of spatial dropout between a block's convolutions; see the head of this file.
+        drop_rate: rate of spatial dropout between a block's convolutions; see this file's head.
 
     Raises:
         ValueError: no stage, a size below one, or a rate outside [0, 1).

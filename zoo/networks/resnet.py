@@ -5,8 +5,8 @@ the stride of a bottleneck sits in its 3 × 3 convolution, as in torchvision and
 names are theirs too, so that published weights load with ``strict=True``.
 
 BatchNorm regularizes by the noise of its batch statistics (Ioffe & Szegedy 2015, section 3.4),
-and dropout in front of it would shift the variance its running statistics remember (Li et al.,
-CVPR 2019): a ResNet is regularized by augmentation, weight decay and label smoothing instead.
+and dropout before it would shift the variance of its running statistics (Li et al., CVPR 2019): a
+ResNet is regularized by augmentation, weight decay and label smoothing instead.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
@@ -105,14 +105,15 @@ class ResNet(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for color.
+        in_channels: 1 for grayscale images, 3 for color.
         block: ``basic`` (18 and 34 layers) or ``bottleneck`` (50 and more).
         layers: blocks in each stage; every stage after the first halves height and width.
         width: channels of the first stage; every stage doubles them.
         stem: ``small``, one 3 × 3 convolution that keeps the resolution (He et al. 2016,
             section 4.2, for 32 × 32 images), ``pool``, the same and then 2 × 2 max pooling, or
             ``imagenet``, 7 × 7 with stride 2 and then max pooling (section 3.4).
-        groups: of a bottleneck's 3 × 3 convolution (ResNeXt: Xie et al., CVPR 2017, section 3.1).
+        groups: groups of a bottleneck's 3 × 3 convolution (ResNeXt: Xie et al., CVPR 2017,
+            section 3.1).
         group_width: channels of one group, as a multiple of the block's width (4 / 64 in
             ResNeXt-50 32 × 4d; 2 with one group in a Wide ResNet-50-2: Zagoruyko & Komodakis 2016).
 

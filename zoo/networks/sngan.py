@@ -119,7 +119,7 @@ class Generator(Network):
 
     Args:
         num_classes: how many.
-        in_channels: of the images: 1 for grey, 3 for color.
+        in_channels: of the images: 1 for grayscale, 3 for color.
         image_size: pixels a side: a small number times a power of two.
         latent_size: of the noise.
         width: channels of the last block; each block before has twice as many.
@@ -206,7 +206,7 @@ class Generator(Network):
         for block in self.blocks:
             x = block(x, labels, latents)
         x = self.norm(x).relu()
-        # bfloat16 moves a pixel by up to 0.4 of a grey level: texture to a discriminator.
+        # bfloat16 moves a pixel by up to 0.4 of a gray level: texture to a discriminator.
         return in_own_precision(self.last, x).tanh()
 
 
@@ -236,7 +236,7 @@ class Discriminator(Network):
 
     Args:
         num_classes: how many.
-        in_channels: of the images: 1 for grey, 3 for color.
+        in_channels: of the images: 1 for grayscale, 3 for color.
         width: channels of the first block; each block that halves the resolution doubles them.
         blocks: how often the resolution is halved; one more block follows that does not.
         input_scale: multiplies the images. Spectral norm bounds how fast each layer's output can

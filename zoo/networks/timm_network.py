@@ -35,7 +35,7 @@ def timm_network(
         name: as ``timm.list_models()`` has it.
         pretrained: downloads timm's weights and starts from them.
         num_classes: size of the output.
-        in_channels: 1 for grey images, 3 for color; timm adapts pretrained filters.
+        in_channels: 1 for grayscale images, 3 for color; timm adapts pretrained filters.
         args: sizes and rates for ``timm.create_model``, such as ``{"drop_rate": 0.2}``; those of
             ``ARGUMENTS`` only, so that a checkpoint cannot name a file or an address.
 

@@ -72,7 +72,7 @@ class Cache:
         stop = self.seen + added
         for store, new in ((self.keys, keys), (self.values, values)):
             whole = store[layer]
-            if whole is None:  # room for a whole context, made once
+            if whole is None:  # space for a whole context, made once
                 whole = new.new_empty(*new.shape[:2], self.length, new.shape[3])
                 store[layer] = whole
             whole.narrow(2, self.seen, added).copy_(new)
@@ -180,24 +180,24 @@ class Transformer(Network):
 
     Args:
         vocab_size: how many tokens there are.
-        context_length: how many it sees at once, at most.
+        context_length: tokens that it sees at once, at most.
         embed_dim, depth, num_heads: size of the transformer.
         num_kv_heads: key-value heads; each serves ``num_heads / num_kv_heads`` query heads. As
             many as ``num_heads`` where none are given.
-        hidden_dim: of the feed-forward part; by default 4 · embed_dim for GELU, and for SwiGLU,
-            which has three matrices, 8/3 · embed_dim, rounded up to a multiple of 8.
-        norm: ``rmsnorm``, or ``layernorm``, which also centres.
+        hidden_dim: width of the feed-forward part; by default 4 · embed_dim for GELU, and for
+            SwiGLU, which has three matrices, 8/3 · embed_dim, rounded up to a multiple of 8.
+        norm: ``rmsnorm``, or ``layernorm``, which also subtracts the mean.
         positions: ``rotary`` or ``learned``.
         mlp: ``swiglu``, ``gelu``, or ``gelu_tanh`` (the approximation that GPT-2 was trained with).
         qk_norm: RMSNorm on the queries and keys of each head.
         tied: the last layer's weights are those of the embedding (Press & Wolf 2017).
-        bias: of linear layers and LayerNorm.
+        bias: biases of linear layers and LayerNorm.
         norm_eps: ε of all norms.
-        rotary_base: of the rotary frequencies.
-        embed_drop_rate: of dropout on the embeddings.
-        attn_drop_rate: of dropout on the attention weights.
-        resid_drop_rate: of dropout after each branch, before it is added.
-        mlp_drop_rate: of dropout inside the feed-forward part.
+        rotary_base: base of the rotary frequencies.
+        embed_drop_rate: rate of dropout on the embeddings.
+        attn_drop_rate: rate of dropout on the attention weights.
+        resid_drop_rate: rate of dropout after each branch, before it is added.
+        mlp_drop_rate: rate of dropout inside the feed-forward part.
 
     Raises:
         ValueError: sizes that do not divide, an unknown choice, or a rate outside [0, 1).
@@ -307,7 +307,7 @@ class Transformer(Network):
         return {"embed.weight", "positions.weight", "head.weight"}
 
     def make_cache(self) -> Cache:
-        """An empty cache for ``forward``."""
+        """Makes an empty cache for ``forward``."""
         return Cache(self.depth, self.context_length)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:

@@ -5,7 +5,7 @@ MICCAI 2015, section 2, with padded convolutions, so that the output has the inp
 dropout stands at the end of the contracting path; here whole channels are dropped (Tompson et al.,
 CVPR 2015, section 3.2).
 
-The expanding path normalizes again, behind that dropout. GroupNorm (Wu & He, ECCV 2018), the
+The expanding path normalizes again, after that dropout. GroupNorm (Wu & He, ECCV 2018), the
 default, keeps no running statistics that dropout could shift, and suits the small batches of
 segmentation; with ``norm: batch`` and a drop rate, ``zoo.audit`` warns.
 
@@ -57,14 +57,14 @@ class UNet(ImageNetwork):
 
     Args:
         num_classes: labels of a pixel; 0 returns the features of each.
-        in_channels: 1 for grey images, 3 for color.
+        in_channels: 1 for grayscale images, 3 for color.
         width: channels at full resolution; every halving doubles them.
         depth: how often the resolution is halved.
         norm: ``group`` or ``batch``.
-        drop_rate: of spatial dropout at the end of the contracting path.
+        drop_rate: rate of spatial dropout at the end of the contracting path.
 
     Raises:
-        ValueError: a width that is no multiple of 8, a size below one, or a rate outside [0, 1).
+        ValueError: a width that is not a multiple of 8, a size below one, or a rate outside [0, 1).
     """
 
     classifier_name = "head"
@@ -112,7 +112,7 @@ class UNet(ImageNetwork):
         """(B, C, H, W) → the maps of each level down, then up again; the last (B, width, H, W).
 
         Raises:
-            ValueError: height or width is no multiple of ``2 ** depth``.
+            ValueError: height or width is not a multiple of ``2 ** depth``.
         """
         if x.shape[2] % 2**self.depth or x.shape[3] % 2**self.depth:
             raise ValueError(
@@ -125,7 +125,7 @@ class UNet(ImageNetwork):
             yield x
         x = self.drop(kept.pop())
         for grow, block in zip(self.grow, self.up, strict=True):
-            # Beside what comes from below, what the contracting path saw there.
+            # Joined with what comes from below: what the contracting path had at this size.
             x = self.run(block, torch.cat([kept.pop(), grow(x)], 1))
             yield x
 

@@ -123,23 +123,23 @@ class ViT(ImageNetwork):
 
     Args:
         num_classes: size of the output; 0 returns pooled features.
-        in_channels: 1 for grey images, 3 for color.
+        in_channels: 1 for grayscale images, 3 for color.
         image_size: height and width that the positions are learned for; other sizes, multiples of
             the patch, have them interpolated.
         patch_size: pixels a side that become a token.
         embed_dim, depth, num_heads, mlp_ratio: size of the transformer.
-        norm: ``layernorm``, or ``rmsnorm``, which drops the centring (Zhang & Sennrich 2019).
+        norm: ``layernorm``, or ``rmsnorm``, without the mean (Zhang & Sennrich 2019).
         global_pool: ``token``, the class token, or ``avg``, the mean over all patches.
-        class_token: stands before the patches; None has one where ``global_pool`` is ``token``.
+        class_token: prepends a class token; None does so where ``global_pool`` is ``token``.
         stem: ``patch`` or ``conv``.
-        stem_stages: of a ``conv`` stem: channels, residual pairs and stride of each; by default
+        stem_stages: channels, residual pairs and stride of a ``conv`` stem's stages; by default
             channels double up to ``embed_dim``, with one pair and a stride of 2.
-        drop_rate: of dropout before the head.
-        pos_drop_rate: of dropout on the embeddings.
-        attn_drop_rate: of dropout on the attention weights.
-        proj_drop_rate: of dropout after the attention's projection.
-        mlp_drop_rate: of dropout in the MLP.
-        drop_path_rate: of stochastic depth at the last block; it grows linearly from 0.
+        drop_rate: rate of dropout before the head.
+        pos_drop_rate: rate of dropout on the embeddings.
+        attn_drop_rate: rate of dropout on the attention weights.
+        proj_drop_rate: rate of dropout after the attention's projection.
+        mlp_drop_rate: rate of dropout in the MLP.
+        drop_path_rate: rate of stochastic depth at the last block; it grows linearly from 0.
 
     Raises:
         ValueError: sizes that do not divide, an unknown choice, or a rate outside [0, 1).
@@ -180,9 +180,11 @@ class ViT(ImageNetwork):
             num_heads=num_heads,
         )
         if image_size % patch_size:
-            raise ValueError(f"image_size {image_size} is no multiple of patch_size {patch_size}")
+            raise ValueError(
+                f"image_size {image_size} is not a multiple of patch_size {patch_size}"
+            )
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
+            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         if class_token is None:
             class_token = global_pool == "token"
         check_pool(global_pool, class_token)
@@ -237,7 +239,7 @@ class ViT(ImageNetwork):
                 nn.init.normal_(parameter, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that no optimizer should decay, as timm's factory asks."""
+        """Lists the parameters that no optimizer should decay, for timm's factory."""
         return {"pos_embed", "cls_token"}
 
     def _positions(self, height: int, width: int) -> Tensor:
@@ -254,7 +256,7 @@ class ViT(ImageNetwork):
         """(B, C, H, W) → the tokens (B, T, D) after each block.
 
         Raises:
-            ValueError: height or width is no multiple of the patch.
+            ValueError: height or width is not a multiple of the patch.
         """
         if x.shape[2] % self.patch_size or x.shape[3] % self.patch_size:
             raise ValueError(

@@ -1,1 +1,1 @@
-"""What a run leaves behind: metrics, curves, samples, checkpoints, a summary."""
+"""What a run writes: metrics, curves, samples, checkpoints, a summary."""

@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics, curves, checkpoints, a line an epoch."""
+"""What a run writes: metrics, curves, checkpoints, a line an epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zoo.core.files import sha256, written_whole
 from zoo.core.lightning_file import checksum_file, write_checksum
-from zoo.data.images import LabelledImages
+from zoo.data.images import LabeledImages
 from zoo.errors import UserError
 from zoo.runs.metrics import METRICS_FILE, draw_curves, duration, read_metrics, run_name
 from zoo.tasks.finite import not_finite
@@ -28,9 +28,9 @@ REDRAWN = 0.1  # seconds between two readings of a running loss: a GPU's step do
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file and renames, so that a killed run leaves no half checkpoint.
+    """Writes next to the file and renames, so that a killed run leaves no half checkpoint.
 
-    The file's sha256 is written beside it, and compared with it whenever it is read.
+    The file's sha256 is written next to it, and compared with it whenever it is read.
     """
 
     def save_checkpoint(
@@ -52,7 +52,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class LastCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt``: after every epoch, and every so many steps within one.
 
-    Where the process is told to end (SIGTERM), it saves once more, between two batches. State that
+    Where the process is asked to end (SIGTERM), it saves once more, between two batches. State that
     is not finite is never saved.
 
     Args:
@@ -227,7 +227,7 @@ class TrainingSample(Callback):
         data: Any = getattr(trainer, "datamodule", None)
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        if not isinstance(pl_module, ScoresImages) or not isinstance(data, LabelledImages):
+        if not isinstance(pl_module, ScoresImages) or not isinstance(data, LabeledImages):
             return
         limit = trainer.limit_val_batches
         most = limit if isinstance(limit, int) else None  # a run that is tried in a hurry
@@ -265,7 +265,7 @@ class Samples(Callback):
 class Predictions(BasePredictionWriter):
     """Writes ``predictions.csv``: for every image its label, confidence and probabilities.
 
-    Where the images are files, their names stand beside their numbers.
+    Where the images are files, each row has the file's name as well.
     """
 
     def __init__(self, path: Path, classes: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a classifier confuses: a table and two pictures after every fit, validation and test."""
+"""Confusion matrix, most certain errors and a table by class, after fit, validation and test."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def draw_errors(images: Tensor, captions: Sequence[Sequence[str]], path: Path) -
     """Draws images in rows, with lines of text under each.
 
     Args:
-        images: (N, C, H, W) in [0, 1], grey or color.
+        images: (N, C, H, W) in [0, 1], gray or color.
         captions: the lines of each.
         path: a PNG.
     """

@@ -38,7 +38,9 @@ class EarlyStop(EarlyStopping):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.best_score.isinf():
-            rank_zero_warn(f"--early_stop {self.monitor} was never looked at: nothing validated")
+            rank_zero_warn(
+                f"--early_stop {self.monitor} was never checked: the fit had no validation"
+            )
         elif self.stopped_epoch:
             rank_zero_info(
                 f"stopped after {self.stopped_epoch + 1} epochs: {self.monitor} has not improved "

@@ -16,7 +16,7 @@ METRICS_FILE = "metrics.csv"
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, each without its empty cells."""
+    """Reads the rows of a metrics.csv, each without its empty cells."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -24,7 +24,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 class RunLogger(CSVLogger):
-    """Metrics in ``metrics.csv``; a resumed run goes on in the folder, and the file, it began.
+    """Writes ``metrics.csv``; a resumed run appends to the file of its folder.
 
     Args:
         save_dir, name, version: the folder, ``save_dir/name/version``.
@@ -78,12 +78,12 @@ class _Writer(ExperimentWriter):
 
 
 def run_name(folder: Path) -> str:
-    """``RECIPE/VERSION`` of a run's folder."""
+    """Returns ``RECIPE/VERSION`` of a run's folder."""
     return f"{folder.parent.name}/{folder.name}"
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3 h 05 min``."""
+    """Formats seconds as ``45 s``, ``12 min`` or ``3 h 05 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:
@@ -92,7 +92,7 @@ def duration(seconds: float) -> str:
 
 
 def curves(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """The lines of a run's picture, from the rows of its ``metrics.csv``.
+    """Finds the lines of a run's picture in the rows of its ``metrics.csv``.
 
     Returns:
         ``loss`` and ``accuracy``, those of them that the run logged: for each the lines by label
@@ -117,7 +117,7 @@ def curves(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[tupl
 
 
 def draw_curves(metrics: Path, picture: Path, title: str = "") -> None:
-    """Losses and accuracy over epochs, or what there is of them, from a ``metrics.csv``."""
+    """Draws losses and accuracy over epochs from a ``metrics.csv``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -16,7 +16,7 @@ RECORD_FILE = "run.json"
 
 
 def read_record(run: Path) -> dict[str, Any]:
-    """What a run's record says; nothing where there is none that can be read."""
+    """Reads a run's record; nothing where there is none that can be read."""
     try:
         content = json.loads((run / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -25,7 +25,7 @@ def read_record(run: Path) -> dict[str, Any]:
 
 
 def is_finished(record: dict[str, Any]) -> bool:
-    """Whether a record is that of a finished fit; an earlier form was written at the end only."""
+    """Returns whether a record is that of a finished fit."""
     return bool(record) and record.get("status", "finished") == "finished"
 
 

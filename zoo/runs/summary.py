@@ -1,4 +1,4 @@
-"""What a finished fit says of itself: ``run.json`` for programs, ``summary.txt`` for people."""
+"""Summarizes a finished fit: ``run.json`` for programs, ``summary.txt`` for people."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNDERFITTING = 0.1
 
 
 def final_metrics(path: Path) -> dict[str, float]:
-    """The last value of each metric of a run."""
+    """Reads the last value of each metric of a run."""
     metrics: dict[str, float] = {}
     for row in read_metrics(path):
         metrics.update(
@@ -35,7 +35,7 @@ def final_metrics(path: Path) -> dict[str, float]:
 
 
 def metric_lines(metrics: Mapping[str, float]) -> list[str]:
-    """A line for each metric, by name; shares are in per cent."""
+    """Formats a line for each metric, by name; shares are in per cent."""
     width = max((len(name) for name in metrics), default=0)
     return [
         f"  {name:<{width}}  {value:{form_of(name)}}" for name, value in sorted(metrics.items())
@@ -57,22 +57,22 @@ def read_gap(metrics: Mapping[str, float], drop_rate: float = 0.0) -> str | None
     if name is None or (other := name.replace("train_eval", "val")) not in metrics:
         return None
     train, validation = metrics[name], metrics[other]
-    read = f"training {train:.2f}, validation {validation:.2f}: "
+    read = f"loss of training images {train:.2f}, of validation images {validation:.2f}: "
     if validation - train > max(OVERFITTING[0], OVERFITTING[1] * train):
-        return read + "overfitting; augmentation, dropout in the head or weight decay"
+        return read + "overfitting. Try augmentation, dropout in the head or weight decay."
     # Neither is smoothed, so that they compare; the first is under dropout.
     seen = metrics.get(name.replace("train_eval/loss", "train/accuracy"), 1.0)
     held_out = metrics.get(other.replace("loss", "accuracy"), 0.0)
     if drop_rate >= 0.3 and held_out - seen > UNDERFITTING:
         return (
-            f"training accuracy {seen:.1%}, validation {held_out:.1%}: training well below "
-            f"validation with dropout {drop_rate:g}: lower it"
+            f"accuracy in training {seen:.1%}, in validation {held_out:.1%}: dropout of "
+            f"{drop_rate:g} may be too much. Try a lower drop rate."
         )
-    return read + "no overfitting"
+    return read + "no overfitting."
 
 
 def drop_rate_of(run: Path) -> float:
-    """The largest drop rate that a run's ``config.yaml`` gives its network; 0 where it has none."""
+    """Finds the largest drop rate of the network of a run; 0 where it has none."""
     file = run / "config.yaml"
     if not file.is_file():
         return 0.0
@@ -83,13 +83,14 @@ def drop_rate_of(run: Path) -> float:
 
 
 def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
-    """What a finished run says of itself; the last lines are the Python that loads the result."""
+    """Writes the summary of a finished run; the last lines are the Python that loads the result."""
     data = facts["data"]
     lines = [f"{run_name(folder)}: {facts['parameters']:,} parameters"]
     if data:
         lines[0] += f", {data['name']}"
+    epochs = f"{facts['epochs']} epoch{'s' if facts['epochs'] != 1 else ''}"
     lines.append(
-        f"{facts['epochs']} epochs, {facts['steps']:,} steps in "
+        f"{epochs}, {facts['steps']:,} steps in "
         f"{duration(facts['wall_time_s'])}, seed {facts['seed']}"
     )
     lines += metric_lines(facts["metrics"])
@@ -114,7 +115,7 @@ def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
 
 
 def hardware(trainer: Trainer) -> str:
-    """What a run ran on, in words."""
+    """Describes the hardware of a run."""
     text = processor()
     if trainer.strategy.root_device.type == "cuda":
         text += f"; {trainer.world_size} × {torch.cuda.get_device_name()}"
@@ -122,7 +123,7 @@ def hardware(trainer: Trainer) -> str:
 
 
 def processor() -> str:
-    """This machine's processor, in words."""
+    """Describes this machine's processor."""
     cpuinfo = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
     cpu = models[0].strip() if models else platform.processor() or platform.machine()
@@ -130,6 +131,6 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers depend on."""
+    """Returns the versions of Python and of the packages that numbers depend on."""
     packages = ("torch", "lightning", "torchvision", "timm", "torchmetrics")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}

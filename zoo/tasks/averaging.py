@@ -18,7 +18,7 @@ from zoo.diagnostics.recalibrate import estimate_running_statistics
 class EMA(WeightAveraging):
     """Averages the weights during training; validates, saves and ends with the average.
 
-    Running statistics are no parameters: those of the trained weights do not belong to the
+    Running statistics are not parameters: those of the trained weights do not belong to the
     averaged ones (Izmailov et al. 2018, section 3.2, for weight averaging in general). Before
     every validation and at the end of the fit they are estimated anew for the average, over
     batches augmented as in training (which validates better than clean ones: the weights know
@@ -150,12 +150,12 @@ class EMA(WeightAveraging):
 
 
 def tensors_of(module: torch.nn.Module) -> Iterator[Tensor]:
-    """Parameters, then buffers, each once."""
+    """Lists parameters, then buffers, each once."""
     return chain(module.parameters(), module.buffers())
 
 
 def is_last_epoch(trainer: Trainer) -> bool:
-    """Whether a fit ends after this epoch, as far as can be told."""
+    """Returns whether a fit ends after this epoch, as far as is known."""
     epochs, steps = trainer.max_epochs, trainer.max_steps
     if epochs is not None and 0 <= epochs <= trainer.current_epoch + 1:
         return True

@@ -54,7 +54,7 @@ class Task(LightningModule):
         network: what is trained.
         optimizer: its name, as ``make_optimizer`` takes it.
         lr: peak learning rate.
-        weight_decay: of matrices and filters; norms and biases are never decayed.
+        weight_decay: weight decay of matrices and filters; norms and biases are never decayed.
         momentum: where the optimizer has one.
         optimizer_args: further arguments of the optimizer.
         schedule: of the learning rate after the warm-up, as ``make_schedule`` takes it.
@@ -62,7 +62,7 @@ class Task(LightningModule):
         final_lr: what the schedule ends at, as a share of the peak.
         ema_decay: of the averaged weights; None for no average.
         channels_last: memory format of images and filters.
-        compile: the network, by torch.compile.
+        compile: compiles the network by torch.compile.
         record: whether a training step is recorded as a CUDA graph: ``auto`` where it can be, with
             one line that says why not on a CUDA device; true raises where it cannot; false never.
 
@@ -164,7 +164,7 @@ class Task(LightningModule):
         return type(self).test_step is not LightningModule.test_step
 
     def golden(self) -> Tensor:
-        """Outputs (2, …) for an input that is always the same: a checkpoint keeps them."""
+        """Computes outputs (2, …) for an input that is always the same: a checkpoint keeps them."""
         raise NotImplementedError
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
@@ -300,7 +300,7 @@ class Task(LightningModule):
         )
 
     def check_finite(self, loss: Tensor) -> Tensor:
-        """Stops the run before a loss that is no number reaches the weights.
+        """Stops the run before a loss that is not finite reaches the weights.
 
         Where that would wait for the device, ``watch`` finds it some steps later.
         """
@@ -309,7 +309,7 @@ class Task(LightningModule):
         return loss
 
     def watch(self, step: int, loss: Tensor) -> None:
-        """Stops the run within some steps of a loss that is no number, and waits for none."""
+        """Stops the run within some steps of a loss that is not finite; it waits for none."""
         if self._late_losses is not None and (found := self._late_losses.add(step, loss)):
             raise self._no_number(*found, "have taken it")
 
@@ -369,7 +369,7 @@ class Task(LightningModule):
         return [EMA(self.ema_decay)] if fitting and self.ema_decay is not None else []
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer alone, without a trainer."""
+        """Makes the optimizer, without a trainer."""
         return make_optimizer(
             self.network,
             self.optimizer,
@@ -522,5 +522,5 @@ def _overruns(network: nn.Module) -> bool:
 
 
 def metric_prefix(data: dict[str, Any]) -> str:
-    """What metrics of stand-in data begin with; ``data`` is what a data module's describe says."""
+    """Returns the prefix of metrics of stand-in data; ``data`` is a data module's description."""
     return f"{data['name'].lower()}/" if "instead_of" in data else ""

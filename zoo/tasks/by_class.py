@@ -1,4 +1,4 @@
-"""What a classifier gets right class by class, which the accuracy of all images hides."""
+"""Metrics by class, which the accuracy of all images hides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zoo.errors import UserError
 
 
 def recall(matrix: Tensor) -> Tensor:
-    """The share of each class's images that are recognized, (K,); nan for a class of none.
+    """Computes the share of each class's images that are recognized, (K,); nan for an empty class.
 
     Args:
         matrix: images by true class (rows) and predicted class (columns), (K, K).
@@ -21,7 +21,7 @@ def recall(matrix: Tensor) -> Tensor:
 
 
 def precision(matrix: Tensor) -> Tensor:
-    """The share of right ones among the predictions of each class, (K,); nan where there are none.
+    """Computes the share of right predictions of each class, (K,); nan where there are none.
 
     Args:
         matrix: as ``recall`` has it.
@@ -51,7 +51,7 @@ def macro_f1(matrix: Tensor) -> Tensor:
 
 
 def weights_of(given: str | list[float] | None, data: Any) -> Tensor | None:
-    """What each class counts for in the loss.
+    """Computes the weight of each class in the loss.
 
     Args:
         given: a number a class; ``balanced``, by which every class counts for as much in all, and
@@ -78,7 +78,7 @@ def weights_of(given: str | list[float] | None, data: Any) -> Tensor | None:
 
 
 def check_class_weights(given: str | list[float] | None) -> None:
-    """Refuses what cannot be class weights, whatever the data.
+    """Refuses values that cannot be class weights, whatever the data.
 
     Raises:
         UserError: it is another word, or numbers that are negative or all 0.

@@ -1,4 +1,4 @@
-"""Fine-tuning: what of a trained network goes on learning, when, and how fast."""
+"""Fine-tuning: which parts of a trained network are trained, when, and how fast."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def prepare(
             is frozen, or ``none``; BatchNorm's running statistics with it.
         unfreeze_epoch: the epoch, counted from 0, from which everything is trained.
         layer_decay: factor of the learning rate from each layer to the one before it.
-        lora_rank: trains matrices of this rank beside each linear layer, and the classifier.
+        lora_rank: trains LoRA matrices of this rank in each linear layer, and the classifier.
 
     Returns:
         What a trainer needs for it.
@@ -124,14 +124,14 @@ def finetune(
     lora_rank: int | None = None,
     trainer: dict[str, Any] | None = None,
 ) -> Task:
-    """Fine-tunes a trained network, one of anybody's too.
+    """Fine-tunes a trained network, ours or any other.
 
     Args:
         model: a task, as ``zoo.load`` gives it, which learns as it says itself; or any network of
             images with logits out, which learns by the next three arguments.
         data: a data module, or batches (images, labels), normalized.
         max_epochs: how long.
-        lr, optimizer, weight_decay: of a network that is no task.
+        lr, optimizer, weight_decay: of a network that is not a task.
         freeze, unfreeze_epoch, layer_decay, lora_rank: as ``prepare`` takes them.
         trainer: further arguments of Lightning's Trainer.
 
@@ -203,7 +203,7 @@ def linear_probe(
     if int(labels.max()) >= head.out_features:
         raise UserError(
             f"label {int(labels.max())} of the data, and the classifier has {head.out_features} "
-            "outputs: renew it, zoo.load(..., num_classes=...)"
+            "outputs: replace it, zoo.load(..., num_classes=...)"
         )
     # In units of the features' own size, so that the same costs serve every network.
     scale = float(known.std()) or 1.0
@@ -225,7 +225,7 @@ def linear_probe(
 
 
 def features_of(network: nn.Module, batches: Iterable[Any]) -> tuple[Any, Any]:
-    """Pooled features (N, D) and labels (N,) of batches, as NumPy arrays."""
+    """Computes pooled features (N, D) and labels (N,) of batches, as NumPy arrays."""
     device = next(network.parameters()).device
     features: list[Tensor] = []
     labels: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Notices numbers that are none, without a step that waits for its device."""
+"""Detects NaN and infinity without a step that waits for its device."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def new_event() -> Any:
 
 
 def not_finite(module: nn.Module) -> str | None:
-    """The first entry of a module's state that holds a NaN or an infinity."""
+    """Finds the first entry of a module's state that holds a NaN or an infinity."""
     state = module.state_dict()
     floating = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
     if not floating:

@@ -34,27 +34,27 @@ class ImageClassifier(Task):
     ``val/loss`` and ``test/loss`` (negative
     log-likelihood in nats, no smoothing and no weights), ``val/accuracy``, ``test/accuracy``,
     ``balanced_accuracy`` and ``macro_f1`` of both, and ``lr``. A run of the command line logs
-    ``train_eval/loss`` and ``train_eval/accuracy`` besides, of clean training images, which compare
+    ``train_eval/loss`` and ``train_eval/accuracy`` as well, of clean training images, which compare
     with validation's.
 
     Args:
         network: any module with logits out.
         optimizer: ``sgd`` (Nesterov), ``adamw``, ``muon``, or another of timm's optimizers.
         lr: peak learning rate.
-        weight_decay: of matrices and filters; norms and biases are never decayed.
-        momentum: of ``sgd`` and ``muon``.
+        weight_decay: weight decay of matrices and filters; norms and biases are never decayed.
+        momentum: momentum of ``sgd`` and ``muon``.
         optimizer_args: further arguments of the optimizer.
         schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down to zero, or
             ``constant``.
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
         label_smoothing: part of the target spread over all classes (Szegedy et al. 2016,
             section 7).
-        class_weights: what each class counts for in the training loss: a number a class, or
-            ``balanced``, by which each counts for as much as the others; null for one an image.
-        ema_decay: of the averaged weights, which are what is validated and saved; null for none.
+        class_weights: weight of each class in the training loss: a number a class, or ``balanced``,
+            by which all classes count the same; null weights all images the same.
+        ema_decay: decay of the averaged weights, which are validated and saved; null for none.
         channels_last: memory format of images and filters; faster for convolutions.
-        compile: the network, by torch.compile.
-        record: the training step as a CUDA graph; ``auto`` where it can be.
+        compile: compiles the network by torch.compile.
+        record: records the training step as a CUDA graph; ``auto`` where that is possible.
     """
 
     monitor = "val/accuracy"
@@ -194,7 +194,7 @@ class ImageClassifier(Task):
         self._log_by_class("test", "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Class probabilities (B, K) of a batch (images, labels), or of images alone.
+        """Predicts class probabilities (B, K) of a batch (images, labels), or of images alone.
 
         At the calibrated temperature, where the weights were published with one.
         """
@@ -233,7 +233,7 @@ class ImageClassifier(Task):
         return torch.cat(probabilities[1:] or probabilities).clone()
 
     def scores(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Loss (nats, no smoothing) and accuracy (B,) of each image."""
+        """Computes loss (nats, no smoothing) and accuracy (B,) of each image."""
         return _scores(self(images).float(), labels)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, prefix: str) -> Tensor | None:

@@ -32,15 +32,15 @@ class LanguageModel(Task):
         network: any module with logits out.
         optimizer: ``adamw``, ``muon``, or another of timm's optimizers.
         lr: peak learning rate.
-        weight_decay: of matrices; norms and biases are never decayed.
-        momentum: of ``sgd`` and ``muon``.
+        weight_decay: weight decay of matrices; norms and biases are never decayed.
+        momentum: momentum of ``sgd`` and ``muon``.
         optimizer_args: further arguments of the optimizer.
         schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down, or ``constant``.
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
         final_lr: what the schedule ends at, as a share of the peak.
-        ema_decay: of the averaged weights, which are what is validated and saved; null for none.
-        compile: the network, by torch.compile.
-        record: the training step as a CUDA graph; ``auto`` where it can be.
+        ema_decay: decay of the averaged weights, which are validated and saved; null for none.
+        compile: compiles the network by torch.compile.
+        record: records the training step as a CUDA graph; ``auto`` where that is possible.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class LanguageModel(Task):
         self.log("val/bits_per_character", loss / math.log(2))
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Probabilities (B, T, V) of each next token, of a batch (tokens, targets) or of tokens."""
+        """Predicts probabilities (B, T, V) of each next token, from (tokens, targets) or tokens."""
         return torch.softmax(self(self.inputs_of(batch)).float(), dim=-1)
 
     def _losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class LanguageModel(Task):
         return F.cross_entropy(logits, targets.flatten(), reduction="none")
 
     def keep_sample(self, folder: Path, epoch: int) -> None:
-        """Adds the text that an epoch's weights make, always from the same seed, to samples.txt."""
+        """Appends text of an epoch's weights, always from the same seed, to samples.txt."""
         vocabulary: str = self.data_info.get("vocabulary", "")
         if vocabulary:
             start = "\n" if "\n" in vocabulary else vocabulary[0]
@@ -143,7 +143,7 @@ class LanguageModel(Task):
         max_new_tokens: int = 200,
         **sampling: Unpack[Sampling],
     ) -> Iterator[str]:
-        """Goes on with a prompt, a character at a time; arguments as ``generate`` has them."""
+        """Continues a prompt, a character at a time; arguments as ``generate`` has them."""
         vocabulary: str = self.data_info.get("vocabulary", "")
         if not prompt:
             raise UserError("the prompt is empty: give at least one character")
@@ -166,7 +166,7 @@ class LanguageModel(Task):
         max_new_tokens: int = 200,
         **sampling: Unpack[Sampling],
     ) -> str:
-        """A prompt and what the model makes follow it.
+        """Continues a prompt; returns the prompt and the generated text.
 
         Args:
             prompt: in the characters that the model was trained on.

@@ -23,7 +23,7 @@ def make_optimizer(
     extra: dict[str, Any] | None = None,
     layer_decay: float | None = None,
 ) -> torch.optim.Optimizer:
-    """Any optimizer of timm's factory, never decaying norms' weights or biases.
+    """Makes any optimizer of timm's factory; it never decays norms' weights or biases.
 
     Frozen parameters are left out. ``muon`` orthogonalizes the update of every matrix and filter
     and steps the rest by AdamW: vectors, what the network would not have decayed
@@ -33,7 +33,7 @@ def make_optimizer(
         network: its trainable parameters are optimized.
         name: ``sgd`` (Nesterov), ``adamw``, ``muon``, or another of timm's.
         lr: peak learning rate.
-        weight_decay: of matrices and filters only.
+        weight_decay: weight decay of matrices and filters only.
         momentum: where the optimizer has one.
         extra: further arguments of the optimizer.
         layer_decay: factor of the learning rate from each layer to the one before it, by the
@@ -50,7 +50,7 @@ def make_optimizer(
         raise UserError(f"layer_decay is {layer_decay}: it must be above 0 and at most 1")
     if layer_decay is not None and not hasattr(network, "group_matcher"):
         raise UserError(
-            f"layer_decay: {type(network).__name__} has no group_matcher(), which tells the order "
+            f"layer_decay: {type(network).__name__} has no group_matcher(), which gives the order "
             "of its layers"
         )
 
@@ -105,6 +105,6 @@ def _rehearse(create: Callable[[nn.Module], torch.optim.Optimizer], extra: dict[
         with torch.random.fork_rng(devices=[]):  # some draw numbers, and a seed is a seed
             create(small).step()
     except RuntimeError:
-        pass  # of what a step asks for beside values: adahessian's second derivatives
+        pass  # of what a step asks for in addition to values: adahessian's second derivatives
     except (ValueError, KeyError, AssertionError, TypeError) as error:
         raise UserError(f"model.optimizer_args {extra}: {error}") from None

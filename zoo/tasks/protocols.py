@@ -1,4 +1,4 @@
-"""What a task may do besides learning, for ``python -m zoo sample`` and the run's folder."""
+"""What a task may do in addition to learning, for ``python -m zoo sample`` and the run's folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SamplesImages(Protocol):
         latents: Tensor | None = None,
         temperature: float | list[float] | None = None,
     ) -> Tensor:
-        """Images (B, C, H, W) in [0, 1]."""
+        """Generates images (B, C, H, W) in [0, 1]."""
 
     def interpolate(
         self,
@@ -32,7 +32,7 @@ class SamplesImages(Protocol):
         seed: int | None = None,
         temperature: float | list[float] | None = None,
     ) -> Tensor:
-        """Images (steps, C, H, W) on the way from one class to another."""
+        """Generates images (steps, C, H, W) between two classes."""
 
 
 @runtime_checkable
@@ -40,7 +40,7 @@ class StreamsText(Protocol):
     """Continues a text."""
 
     def stream(self, prompt: str, max_new_tokens: int = 200, **sampling: Any) -> Iterator[str]:
-        """Pieces of text, one after another."""
+        """Generates pieces of text, one after another."""
 
 
 @runtime_checkable
@@ -53,7 +53,7 @@ class KeepsSamples(Protocol):
 
 @runtime_checkable
 class ScoresImages(Protocol):
-    """Scores labelled images one by one, as validation does."""
+    """Scores labeled images one by one, as validation does."""
 
     def scores(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Values (B,) by name: ``loss``, ``accuracy``."""
+        """Computes values (B,) by name: ``loss``, ``accuracy``."""

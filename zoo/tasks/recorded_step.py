@@ -127,7 +127,7 @@ class RecordedStep:
 
 
 def obstacle(task: Any, trainer: Any) -> str | None:
-    """Why a task's step cannot be recorded, as far as it is known before one was taken."""
+    """Finds why a task's step cannot be recorded, as far as is known before the first step."""
     if task.device.type != DEVICE:
         return f"it runs on {task.device.type}, and only a CUDA device records"
     if trainer.world_size > 1:
@@ -150,7 +150,7 @@ def obstacle(task: Any, trainer: Any) -> str | None:
 
 
 def refuse(reason: str, insists: bool) -> None:
-    """Says why steps run as they are written.
+    """Logs why steps run as they are written, without recording.
 
     Raises:
         UserError: they were to be recorded in any case.
@@ -218,7 +218,7 @@ def observed() -> Iterator[list[str]]:
 
 
 def host_draws() -> Any:
-    """The state of what a step may draw from without its device."""
+    """Returns the state of the CPU's random generators that a step may draw from."""
     return torch.get_rng_state().tolist(), random.getstate()
 
 

@@ -21,7 +21,7 @@ def make_schedule(
     total_steps: int,
     final: float = 0.0,
 ) -> LambdaLR:
-    """Linear warm-up to the peak, then a line, half a cosine or a plateau and a line, step by step.
+    """Makes a schedule: linear warm-up, then a line, half a cosine, or a plateau and a line.
 
     Args:
         optimizer: its learning rates are the peaks.

@@ -32,15 +32,15 @@ class Segmenter(Task):
         network: any module with logits of pixels out.
         optimizer: ``sgd`` (Nesterov), ``adamw``, ``muon``, or another of timm's optimizers.
         lr: peak learning rate.
-        weight_decay: of matrices and filters; norms and biases are never decayed.
-        momentum: of ``sgd`` and ``muon``.
+        weight_decay: weight decay of matrices and filters; norms and biases are never decayed.
+        momentum: momentum of ``sgd`` and ``muon``.
         optimizer_args: further arguments of the optimizer.
         schedule: after the warm-up, ``linear``, ``cosine`` or ``trapezoid`` down to zero, or
             ``constant``.
         warmup: part of the run, between 0 and 1, or a number of steps from 1 up.
-        dice_weight: of the Dice loss beside the cross-entropy.
-        ema_decay: of the averaged weights, which are what is validated and saved; null for none.
-        record: the training step as a CUDA graph; ``auto`` where it can be.
+        dice_weight: weight of the Dice loss, relative to the cross-entropy.
+        ema_decay: decay of the averaged weights, which are validated and saved; null for none.
+        record: records the training step as a CUDA graph; ``auto`` where that is possible.
     """
 
     monitor = "val/iou"
@@ -129,11 +129,11 @@ class Segmenter(Task):
         self._evaluate(batch, "test", "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Class probabilities of pixels (B, K, H, W)."""
+        """Predicts class probabilities of pixels (B, K, H, W)."""
         return torch.softmax(self(self.inputs_of(batch)).float(), dim=1)
 
     def scores(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy (nats) and accuracy (B,), means over each image's pixels."""
+        """Computes cross-entropy (nats) and accuracy (B,), means over each image's pixels."""
         logits = self(images).float()
         return _scores(logits, labels)
 
@@ -172,7 +172,7 @@ def _scores(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """One less the soft Dice coefficient, averaged over the classes that the batch has.
+    """Computes 1 - the soft Dice coefficient, averaged over the classes of the batch.
 
     Args:
         logits: (B, K, H, W).

@@ -131,7 +131,7 @@ def test_a_discriminator_learns_to_reject_real_images_of_another_class(
     one_stage: bool,
 ) -> None:
     def margin(mismatch: float) -> float:
-        # The generator rests: what is told apart is the discriminator's doing alone.
+        # The generator rests: only the discriminator learns to separate the images.
         options = {"lr": [1e-6, 2e-3], "one_stage": one_stage}
         task = small(mismatch=mismatch, ema_decay=None, **options)
         fit(task, steps=80)

@@ -98,7 +98,7 @@ class Rule:
     """A practice, and how to see whether a model keeps it."""
 
     id: str
-    severity: str  # the gravest that it gives
+    severity: str  # the highest that it gives
     sentence: str
     source: str
     fix: str

@@ -29,8 +29,8 @@ def _live(subject: Subject) -> Iterator[tuple[Node, Any]]:
 @rule(
     "bn-one-value-per-sample",
     "error",
-    "A channel has one value a sample: its statistics rest on the batch size alone, and a batch "
-    "of one cannot be normalized.",
+    "BatchNorm sees one value per channel and sample: its statistics depend on the batch size, "
+    "and a batch of one cannot be normalized.",
     source="Ioffe & Szegedy, ICML 2015, section 3.2: the statistics are over batch and positions",
     fix="fine for large batches, with drop_last; else normalize before the pooling, or use "
     "LayerNorm (info; an error where the example is a batch of one)",
@@ -59,7 +59,7 @@ def bn_one_value_per_sample(subject: Subject) -> Iterator[Finding]:
 @rule(
     "bn-small-batch",
     "warning",
-    "BatchNorm's statistics of a small batch are noise; its error grows as the batch shrinks.",
+    "BatchNorm's statistics of a small batch are noisy; the error grows as the batch shrinks.",
     source="Wu & He, ECCV 2018, section 4.1 (below 16 a device)",
     fix="a batch of at least 16 a device, SyncBatchNorm, GroupNorm, or frozen statistics",
     bad="""
@@ -206,7 +206,7 @@ def bn_in_checkpoint(subject: Subject) -> Iterator[Finding]:
 @rule(
     "bias-before-bn",
     "info",
-    "BatchNorm subtracts the mean, and the bias before it with it.",
+    "A bias before BatchNorm has no effect: BatchNorm subtracts it with the mean.",
     source="Ioffe & Szegedy, ICML 2015, section 3.2",
     fix="bias=False",
     bad="""
@@ -274,7 +274,7 @@ def _subtracted(layer: Node, norm: Node) -> bool:
 @rule(
     "bn-in-discriminator",
     "warning",
-    "A discriminator with BatchNorm judges a batch, not a sample; gradient penalties and spectral "
+    "A discriminator with BatchNorm scores a batch, not a sample; gradient penalties and spectral "
     "norm assume a sample.",
     source="Gulrajani et al., NeurIPS 2017, section 4; Miyato et al., ICLR 2018, section 4",
     fix="spectral norm on every layer and no BatchNorm; LayerNorm where one is needed",

@@ -76,11 +76,11 @@ def _before_batch_norm(subject: Subject, kinds: Callable[[str], bool]) -> Iterat
 @rule(
     "dropout-before-bn",
     "error",
-    "BatchNorm after dropout normalizes evaluation by a variance that only training has.",
+    "BatchNorm after dropout learns a running variance that evaluation does not have.",
     source="Li et al., CVPR 2019, section 3; a residual sum or concatenation in between: "
     "Kim et al., UAI 2023",
     fix="drop only after the last BatchNorm, use stochastic depth or augmentation instead, or "
-    "replace BatchNorm; trained weights can be mended by zoo.recalibrate",
+    "replace BatchNorm; zoo.recalibrate corrects trained weights",
     bad="""
         model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8))
         inputs = (torch.randn(16, 8),)
@@ -97,10 +97,10 @@ def dropout_before_bn(subject: Subject) -> Iterator[Finding]:
         straight = level == STRAIGHT
         # Alpha dropout keeps the variance of inputs that are standardized, and of no others. Noise
         # that multiplies is dropout by another name; other noise may be small, or augmentation.
-        doubtful = dropout.dropout.kind == "alpha" or (
+        uncertain = dropout.dropout.kind == "alpha" or (
             dropout.dropout.kind == "noise" and dropout.dropout.function != "mul"
         )
-        error = straight and not doubtful
+        error = straight and not uncertain
         between = " → ".join(steps) if steps else "nothing"
         also = f", and {more} more" if more else ""
         yield Finding(
@@ -118,7 +118,7 @@ def dropout_before_bn(subject: Subject) -> Iterator[Finding]:
 @rule(
     "stochastic-depth-before-bn",
     "info",
-    "Stochastic depth reaches a BatchNorm: the shift is small, and it is done on purpose.",
+    "Stochastic depth before BatchNorm shifts its variance a little; this is common practice.",
     source="Huang et al., ECCV 2016, section 3 (ResNet with BatchNorm); Tan & Le, ICML 2019, "
     "section 5.2",
     fix="nothing, unless zoo.variance_shift shows more than a few per cent",
@@ -173,7 +173,7 @@ def _is_feature_map(node: Node) -> bool:
 @rule(
     "elementwise-dropout-on-feature-map",
     "warning",
-    "Element-wise dropout on a feature map does little: neighboring values tell what is missing.",
+    "Element-wise dropout on a feature map does little: neighboring values are much the same.",
     source="Tompson et al., CVPR 2015, section 3.2 (spatial dropout)",
     fix="nn.Dropout2d, stochastic depth, or dropout after the pooling",
     bad="""
@@ -202,7 +202,7 @@ def elementwise_dropout_on_feature_map(subject: Subject) -> Iterator[Finding]:
 @rule(
     "high-drop-rate",
     "warning",
-    "More is dropped than the guidelines go to; a drop rate is the share dropped, not kept.",
+    "The drop rate is above the recommended range; it is the share dropped, not the share kept.",
     source="Srivastava et al., JMLR 2014, section 7.3 and appendix A.4 (0.5 for hidden units); "
     "0.1 in transformers, attention included: Devlin et al. 2019, appendix A.2",
     fix="at most 0.5 on fully connected layers, 0.3 on feature maps and attention weights",
@@ -257,7 +257,7 @@ def _dropout_before(subject: Subject, activations: frozenset[str]) -> Iterator[t
 @rule(
     "dropout-before-nonzero-activation",
     "warning",
-    "The activation turns a dropped unit into something: sigmoid(0) is 0.5.",
+    "The activation of a dropped unit is not zero: sigmoid(0) is 0.5.",
     source="follows from the definition: Srivastava et al., JMLR 2014, section 4 drops a layer's "
     "outputs, after the activation",
     fix="drop after the activation",
@@ -284,7 +284,7 @@ def dropout_before_nonzero_activation(subject: Subject) -> Iterator[Finding]:
 @rule(
     "dropout-before-nonhomogeneous-activation",
     "info",
-    "The activation bends the scaling by 1 / (1 - p): tanh(2x) is not 2 tanh(x). "
+    "The activation changes the scaling by 1 / (1 - p): tanh(2x) is not 2 tanh(x). "
     "Before or after ReLU is the same.",
     source="follows from the definition: Srivastava et al., JMLR 2014, section 4",
     fix="drop after the activation",
@@ -310,7 +310,7 @@ def dropout_before_nonhomogeneous_activation(subject: Subject) -> Iterator[Findi
 @rule(
     "dropout-on-output",
     "warning",
-    "The model's own output is dropped: the loss sees zeros where there was an answer.",
+    "The model's output is dropped: the loss sees zeros in place of predictions.",
     source="Srivastava et al., JMLR 2014, section 4: input and hidden units are dropped",
     fix="drop before the last layer",
     bad="""
@@ -338,7 +338,7 @@ def dropout_on_output(subject: Subject) -> Iterator[Finding]:
 @rule(
     "dropout-active-in-eval",
     "error",
-    "Dropout goes on in evaluation mode: predictions change from call to call.",
+    "Dropout is active in evaluation mode: predictions change from call to call.",
     source="Srivastava et al., JMLR 2014, section 4: no unit is dropped at test time",
     fix="F.dropout(x, p, training=self.training); scaled_dot_product_attention(..., dropout_p=p if "
     "self.training else 0.0); for MC dropout on purpose, zoo.mc_dropout",
@@ -383,7 +383,7 @@ _RANKS = {"dropout1d": 3, "dropout2d": 4, "dropout3d": 5}
 @rule(
     "dropout-rank-mismatch",
     "warning",
-    "Spatial dropout got a tensor of another rank: it drops something else than channels.",
+    "Spatial dropout got a tensor of the wrong rank: what it drops are not channels.",
     source="torch.nn.Dropout1d, Dropout2d, Dropout3d: shapes",
     fix="Dropout1d for (B, C, L), Dropout2d for (B, C, H, W), Dropout3d for (B, C, D, H, W), "
     "Dropout for (B, C)",
@@ -412,7 +412,7 @@ def dropout_rank_mismatch(subject: Subject) -> Iterator[Finding]:
 @rule(
     "dropout-never-called",
     "warning",
-    "A dropout module with a rate is never run, and nobody else uses its rate.",
+    "A dropout module is never called, and its rate is not used elsewhere.",
     source="a fault of wiring; no source needed",
     fix="call it in forward, or delete it",
     bad="""

@@ -125,8 +125,8 @@ _BAG = """
 @rule(
     "decay-on-embedding",
     "info",
-    "Weight decay shrinks the rows of an embedding that a batch does not hold as well, and small "
-    "embeddings make large gradients in the layers after them.",
+    "Weight decay also shrinks the embedding of tokens that are not in the batch, and small "
+    "embeddings cause large gradients in the layers after them.",
     source="OLMo team 2025 (2 OLMo 2 Furious); Takase et al. 2023 (Spike no more)",
     fix="a parameter group with weight_decay 0 for embeddings, unless they are tied to the output "
     "layer",

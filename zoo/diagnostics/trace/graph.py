@@ -141,7 +141,7 @@ def reach(nodes: list[Node]) -> list[dict[Node, int]]:
     """For every node, the dropouts it depends on, each with the level of its nearest path.
 
     Levels: 0 straight; 1 only by way of a sum or concatenation with data that it has not touched;
-    2 behind a live BatchNorm; 3 behind LayerNorm, GroupNorm, InstanceNorm or RMSNorm.
+    2 after a live BatchNorm; 3 after LayerNorm, GroupNorm, InstanceNorm or RMSNorm.
     """
     reached: list[dict[Node, int]] = []
     nothing: dict[Node, int] = {}

@@ -46,7 +46,7 @@ def changed_by(
         dropouts: calls of it that drop.
 
     Returns:
-        Recorded normalizations: those that change, and all for which it cannot be told.
+        Recorded normalizations: those that change, and all for which it is not known.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         return set(trace.batch_norms)  # there are no values
@@ -62,7 +62,7 @@ def changed_by(
             try:
                 with forward:
                     (run or model)(*args, **named)
-            except Exception:  # whatever a stranger's forward raises on other numbers
+            except Exception:  # whatever a user's forward raises on other numbers
                 return set(trace.batch_norms)
         first = first or forward
     assert first is not None

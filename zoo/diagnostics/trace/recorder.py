@@ -93,7 +93,7 @@ def record(
         inputs: the forward's positional arguments; tensors go where the model is.
         kwargs: the forward's keyword arguments.
         mode: ``training``; ``as it is``, the modes left alone; ``evaluation``; or ``evaluation as
-            training``: dropout that is told to be off and BatchNorm with running statistics count
+            training``: dropout that is set to be off and BatchNorm with running statistics count
             as they would in training.
         run: takes the arguments and runs the model; the model itself by default.
         answer: picks what counts of the output; everything by default.
@@ -423,7 +423,7 @@ class Recorder(TorchFunctionMode):
         version = None if first is None else _version(first)
         call = bind_normalization(func, args, kwargs)
         if call is not None and refused(call, raw):
-            # One value a channel, which torch refuses; a rule says so, and the rest is seen.
+            # One value a channel, which torch refuses; a rule reports it, and the rest is seen.
             result = run_single_values(func, args, kwargs, call)
         else:
             result = func(*args, **kwargs)
@@ -758,7 +758,7 @@ def _place(tensor: Tensor) -> int:
 
 
 def _same(now: Tensor, before: Tensor) -> bool:
-    """Whether two tensors hold the same values, as far as can be told."""
+    """Whether two tensors hold the same values, as far as is known."""
     if now.is_meta or now.layout != torch.strided or now.shape != before.shape:
         return now.shape == before.shape
     return torch.equal(now, before) or torch.allclose(now, before, 0, 0, equal_nan=True)

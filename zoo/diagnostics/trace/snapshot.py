@@ -24,7 +24,7 @@ class Snapshot:
 
     Buffers are kept by value (BatchNorm's update does not show in their version counters),
     attributes by identity, lists and dicts among them by content; parameters, and tensors that are
-    held in other ways, by value only where ``protect`` was told that one is about to be written to.
+    held in other ways, by value only where ``protect`` is called before one is written to.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -93,7 +93,7 @@ class LatentSampler(Task):
         seed: int | None = None,
         temperature: float | list[float] | None = None,
     ) -> Tensor:
-        """Generates images (steps, C, H, W) on the way between two samples, of one class or two.
+        """Generates images (steps, C, H, W) between two samples, of one class or two.
 
         Latents turn at an even pace (``slerp``); between two classes their scales and shifts are
         mixed, and their temperatures. Classes, ``seed`` and ``temperature`` as in ``sample``.

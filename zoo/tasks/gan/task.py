@@ -52,18 +52,18 @@ class GAN(LatentSampler):
 
     Args:
         network: with ``generator``, ``discriminator``, ``latent_size`` and ``num_classes``.
-        optimizer: of both: ``adam``, ``muon``, or another of timm's.
+        optimizer: optimizer of both networks: ``adam``, ``muon``, or another of timm's.
         lr: peak learning rate, or two of them: the generator's and the discriminator's (Heusel et
             al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
             Equilibrium", NeurIPS 2017).
         optimizer_args: further arguments of both optimizers, ``momentum`` of ``muon`` among them;
             of ``betas`` the first is 0 unless it is given (Miyato et al., ICLR 2018, appendix).
         schedule: ``linear``, ``cosine`` or ``trapezoid`` down to zero, or ``constant``.
-        ema_decay: of the averaged generator, which generates the samples (Yazıcı et al., "The
+        ema_decay: decay of the averaged generator, which generates the samples (Yazıcı et al., "The
             Unusual Effectiveness of Averaging in GAN Training", ICLR 2019); null for none.
         channels_last: memory format of the filters; faster for convolutions.
-        temperature: of ``sample`` and ``interpolate`` where they are given none: the standard
-            deviation of the latents they draw, one number or one for each class. Below the 1 of
+        temperature: default temperature of ``sample`` and ``interpolate``, the standard deviation
+            of their latents, one number or one for each class. Below the 1 of
             training, samples are more typical and less varied (Brock et al., ICLR 2019, section
             3.1, cut the tails for the same). ``zoo.evaluation.temperatures`` chooses a list.
         one_stage: both networks learn from one forward and one backward of the discriminator, on
@@ -79,7 +79,7 @@ class GAN(LatentSampler):
             Data-Efficient GAN Training", NeurIPS 2020, section 3). It memorizes fewer of the
             training images, and since generated images are moved too, the generator does not learn
             to move them.
-        record: the training step as a CUDA graph; ``auto`` where it can be.
+        record: records the training step as a CUDA graph; ``auto`` where that is possible.
     """
 
     network: Any  # with generator, discriminator, latent_size and num_classes
@@ -339,7 +339,8 @@ class GAN(LatentSampler):
         if loss < SATURATED:
             rank_zero_warn(
                 f"epoch {self.current_epoch + 1}: the discriminator has won (its loss is "
-                f"{loss:.3g}) and teaches the generator nothing: lower the second number of "
+                f"{loss:.3g}) and the generator gets no useful gradient: lower the second "
+                "number of "
                 "model.lr, or give model.shift"
             )
 

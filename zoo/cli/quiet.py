@@ -1,0 +1,64 @@
+"""Keeps out of the commands' output what no user can act upon."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from zoo.core.terminal import plain_warnings
+
+# Messages of Lightning that advertise, describe the machine, or repeat what the zoo prints itself.
+# Whatever is not listed here is printed: "Restored all states from …", for example, is what tells
+# a user that a run was resumed.
+NOTICES = re.compile(
+    r"💡 Tip: "
+    r"|(\[rank: \d+\] )?Seed set to "  # the summary states it
+    r"|(GPU|TPU|HPU|IPU) available: "
+    r"|LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES"
+    r"|Using (16bit|bfloat16) Automatic Mixed Precision"  # config.yaml and run.json state it
+    r"|Loading `train_dataloader` to estimate"
+    r"|`Trainer\.fit` stopped: `max_(epochs|steps)="  # "No training batches" stays
+    r"|Restoring states from the checkpoint path"
+    r"|Loaded model weights from the checkpoint"  # followed by "weights: …"
+)
+LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "lightning.pytorch.accelerators.cuda",
+)
+
+WARNINGS = (
+    # Advice for other data loaders: ours hold the data in memory and need no workers.
+    ".*does not have many workers",
+    ".*Couldn't infer the batch indices",
+    ".*smaller than the logging interval",
+    # The zoo keeps runs apart itself, and loads averaged weights without the callback.
+    "Checkpoint directory .* exists and is not empty",
+    "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+    # Between Lightning and torch.
+    ".*LeafSpec.*is deprecated",
+)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or not NOTICES.match(record.getMessage())
+
+
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """Leaves out the notices and warnings of Lightning that are listed above."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    # Importing Lightning has replaced the form of warnings by its own.
+    with warnings.catch_warnings(), plain_warnings():
+        for message in WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.addFilter(_matters)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(_matters)
