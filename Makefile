@@ -1,6 +1,6 @@
 # `make help` prints every target with its description.
 .DEFAULT_GOAL := help
-.PHONY: help install fit test quick check lint types slow benchmarks clean
+.PHONY: help install fit test quick check lint types slow docs benchmarks clean
 
 PYTHON ?= python
 # What finds most mistakes soonest: imports, recipes, layers, rules, files, and one short fit.
@@ -36,9 +36,13 @@ types: ## types
 
 check: lint types test ## what CI runs
 
+docs: ## tables and pages from the code, and the site into site/
+	$(PYTHON) docs/generate.py
+	mkdocs build --strict
+
 benchmarks: ## side by side with peers; on an idle machine
 	for file in tests/benchmarks/*.py; do echo "== $$file"; $(PYTHON) $$file; done
 
 clean: ## caches and builds, never runs
-	rm -rf dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf dist site .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says, done from a package outside the zoo: a toy of each kind, in use."""
+"""What docs/extending.md says, done from a package outside the zoo: a toy of each kind, in use."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ trainer:
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The package on the path, and an entry for each part where CONTRIBUTING.md has it."""
+    """The package on the path, and an entry for each part where docs/extending.md has it."""
     package = tmp_path / "outside" / "toy"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")

@@ -60,6 +60,21 @@ def test_timm_and_torchvision_json_and_sarif(zoo_cli, tmp_path: Path) -> None:
     assert json.loads(result.out)["findings"] == []
 
 
+def test_a_picture_of_a_users_file_and_of_a_recipe(zoo_cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(BUILDER)
+    own = ("--model", "mine.py:build", "--input", "64,8")
+    for arguments in (own, ("--recipe", "resnet_digits")):
+        result = zoo_cli("audit", *arguments, "--picture", "out/audit.png", "--fail-on", "never")
+        assert result.code == 0, result.err
+        assert result.out.endswith("picture: out/audit.png\n")
+        assert (tmp_path / "out" / "audit.png").read_bytes().startswith(b"\x89PNG")
+        (tmp_path / "out" / "audit.png").unlink()
+    result = zoo_cli("audit", "--recipe", "gpt_shakespeare", "--picture", "none.png")
+    assert result.code == 2
+    assert "no BatchNorm" in result.err
+    assert not (tmp_path / "none.png").exists()
+
+
 def test_what_cannot_be_audited_has_an_exit_code_of_its_own(zoo_cli, tmp_path: Path) -> None:
     scripted = "from torch.jit import script as compiled\nfrom mine import build\n\n\n"
     scripted += "def script():\n    return compiled(build())\n"

@@ -8,12 +8,32 @@ import importlib.util
 import inspect
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from zoo.commands import Parser, add_weights_options, chosen_weights
 from zoo.core.text import nearest
 from zoo.errors import UserError
+
+BATCHES = 4  # that a picture is measured on
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What was audited, and on which data a picture of it is measured."""
+
+    title: str
+    model: Any
+    example: tuple[Any, ...]
+    report: Any
+    batches: Callable[[], list[Any]]
+    data: str  # what the batches are
+    learn: bool  # whether the model's running statistics are of no data, or of others
+    forward: Callable[[Any], Any] | None = None
 
 
 def main(arguments: list[str]) -> int:
@@ -42,6 +62,13 @@ def main(arguments: list[str]) -> int:
         "--sarif", type=Path, metavar="FILE", help="also write a SARIF file, for code review"
     )
     parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="the layers in order, the BatchNorm at fault, and its running variance over the "
+        "variance in evaluation, before and after recalibration (PNG)",
+    )
+    parser.add_argument(
         "--explain",
         nargs="?",
         const="",
@@ -52,7 +79,10 @@ def main(arguments: list[str]) -> int:
     if options.explain is not None:
         print(_explain(options.explain))
         return 0
-    report = _audit(options)
+    audited = _audit(options)
+    report = audited.report
+    if options.picture:
+        _draw(audited, options.picture)
     if options.sarif:
         from zoo.core.files import write_text
 
@@ -61,6 +91,8 @@ def main(arguments: list[str]) -> int:
         print(report.to_json())
     else:
         _print(report)
+        if options.picture:
+            print(f"picture: {options.picture}")
     if not report.audited:
         return 2
     return int(options.fail_on != "never" and bool(report.at_least(options.fail_on)))
@@ -87,46 +119,113 @@ def _print(report: Any) -> None:
         console.print(Text(line, style=style))
 
 
-def _audit(options: argparse.Namespace) -> Any:
+def _draw(audited: Audited, picture: Path) -> None:
+    from zoo.diagnostics.picture import draw_audit, measure_repair
+
+    if not any("BatchNorm" in kind for kind in audited.report.seen):
+        raise UserError(f"--picture: {audited.title} has no BatchNorm, so there is nothing to draw")
+    batches = audited.batches()
+    forward = audited.forward
+    repair = measure_repair(audited.model, batches, learn=audited.learn, forward=forward)
+    source = (
+        "running variances gathered on the same in training mode, dropout on, initial weights"
+        if audited.learn
+        else "running variances as the weights hold them"
+    )
+    draw_audit(
+        audited.model,
+        audited.example,
+        [finding.module for finding in audited.report.at_least("warning")],
+        repair,
+        picture,
+        title=audited.title,
+        measured=f"Median over channels on {len(batches)} batches of {audited.data}; {source}.",
+    )
+
+
+def _audit(options: argparse.Namespace) -> Audited:
     import torch
 
     from zoo.diagnostics.audit import audit
 
     task: Any
+    data: Any
     given = options.recipe or options.weights or options.ckpt_path
     if options.model and given:
         raise UserError(f"--model {options.model} and {given}: give one of them")
     if options.weights or options.ckpt_path:
         from zoo.checkpoints.load import load
+        from zoo.checkpoints.recorded import data_of, name_of
 
-        task = load(chosen_weights(options, "audit"))
+        source = chosen_weights(options, "audit")
+        task = load(source)
         inputs = _inputs(options.input) or _stored_example(task)
-        return audit(task.network, *inputs, batch_size=options.batch_size)
+        report = audit(task.network, *inputs, batch_size=options.batch_size)
+        return Audited(
+            name_of(source),
+            task.network,
+            inputs,
+            report,
+            lambda: _training_batches(data_of(source)),
+            "its training images",
+            learn=False,
+            forward=task.statistics_forward,
+        )
     if options.recipe:
         from zoo.cli.building import from_recipe
 
-        data: Any
         task, data = from_recipe(options.recipe)
         inputs = _inputs(options.input) or _example(task, data)
         optimizer = task.make_optimizer() if hasattr(task, "make_optimizer") else None
-        return audit(
-            getattr(task, "network", task),
+        network = getattr(task, "network", task)
+        report = audit(
+            network,
             *inputs,
             batch_size=options.batch_size or getattr(data, "batch_size", None),
             optimizer=optimizer,
         )
+        return Audited(
+            Path(options.recipe).stem,
+            network,
+            inputs,
+            report,
+            lambda: _training_batches(data),
+            "its training images",
+            learn=True,
+            forward=getattr(task, "statistics_forward", None),
+        )
     if not options.model:
         raise UserError("audit needs a model: give --recipe NAME, or --model timm:resnet50")
     torch.manual_seed(0)
-    model, size = _model(options.model, _json(options.args))
-    inputs = _inputs(options.input)
-    if not inputs:
+    arguments = _json(options.args)
+    model, size = _model(options.model, arguments)
+    make: Callable[..., tuple[Any, ...]] = partial(_inputs, options.input)
+    if not options.input:
         if size is None:
             raise UserError(
                 f"--input: the input of {options.model} is not known: give its shape, 2,3,224,224"
             )
-        inputs = (torch.randn(2, *size),)
-    return audit(model, *inputs, batch_size=options.batch_size)
+        make = partial(_inputs, [",".join(map(str, (2, *size)))])
+    inputs = make()
+    written = ", ".join(f"{name}={value}" for name, value in arguments.items())
+    return Audited(
+        options.model + (f" ({written})" if written else ""),
+        model,
+        inputs,
+        audit(model, *inputs, batch_size=options.batch_size),
+        lambda: [make(seed) for seed in range(BATCHES)],
+        f"random inputs {' and '.join('×'.join(map(str, one.shape)) for one in inputs)}",
+        learn=True,
+    )
+
+
+def _training_batches(data: Any) -> list[Any]:
+    """Training images without augmentation."""
+    if not hasattr(data, "training_sample"):
+        raise UserError("--picture: these data are not images: give --model and --input")
+    data.prepare_data()
+    data.setup("fit")
+    return list(islice(data.training_sample(), BATCHES))
 
 
 def _example(task: Any, data: Any) -> tuple[Any, ...]:
@@ -156,11 +255,11 @@ def _json(text: str) -> dict[str, Any]:
     return value
 
 
-def _inputs(shapes: list[str] | None) -> tuple[Any, ...]:
+def _inputs(shapes: list[str] | None, seed: int = 0) -> tuple[Any, ...]:
     import torch
 
     inputs = []
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for text in shapes or []:
         sizes, _, kind = text.partition(":")
         try:

@@ -115,9 +115,15 @@ class Recalibration:
     passes: int  # over the loader
     before: dict[str, float | None] | None = None
     after: dict[str, float | None] | None = None
+    settled: bool = True  # false: the passes diverged, and the first one's estimate was kept
 
     def __str__(self) -> str:
         lines = [f"{self.layers} BatchNorm layers re-estimated in {self.passes} passes"]
+        if not self.settled:
+            lines.append(
+                "The passes diverged: the statistics are the first pass's, in which each batch is "
+                "normalized by itself. Larger batches make it more exact."
+            )
         if self.before is not None and self.after is not None:
             lines += [f"{'held-out data':<14}{'before':>10}{'after':>10}"]
             for name, before in self.before.items():
@@ -143,7 +149,9 @@ def recalibrate(
     2016, section 3; Li et al., CVPR 2019, section 5), and gives averaged weights statistics of
     their own. The result is that of one huge batch: mean and unbiased variance are pooled over all
     batches, and a layer is settled only when those before it are. So the loader is gone through
-    once, and then again until nothing moves. Under DDP all processes pool what they have seen.
+    once, and then again until nothing moves. Where the passes diverge, as they can in a deep
+    network, the first one's estimate stays, and ``settled`` of the result is false. Under DDP all
+    processes pool what they have seen.
 
     Args:
         model: its running statistics are renewed, but for frozen ones; parameters, modes, momentum
@@ -181,12 +189,12 @@ def recalibrate(
     before = _scores(model, held_out, run)
     try:
         with eagerly(model), torch.no_grad():
-            renewed, done = _renew(model, seen, norms, batches, run, passes)
+            renewed, done, settled = _renew(model, seen, norms, batches, run, passes)
     except BaseException:
         for norm, mean, variance in saved:
             norm.remember(mean, variance)
         raise
-    return Recalibration(renewed, done, before, _scores(model, held_out, run))
+    return Recalibration(renewed, done, before, _scores(model, held_out, run), settled)
 
 
 def _renew(
@@ -196,20 +204,26 @@ def _renew(
     batches: Iterable[Any],
     run: Callable[[Any], Any],
     passes: int | None,
-) -> tuple[int, int]:
-    """Layers renewed, and passes that it took."""
+) -> tuple[int, int, bool]:
+    """Layers renewed, passes that it took, and whether they did not diverge."""
     # A first estimate for all layers at once, which leaves little to settle.
     estimated = _gather(model, seen, norms, _large_enough(batches), run, by_batch=True)
     _remember(estimated)
     done, most = 1, passes if passes is not None else len(norms) + 1
     gathered: Gathered = {}
     moved: dict[RunningStatistics, float] = {}
+    first = 0.0  # how far the second pass moved the estimate of the first
     while done < most and (not moved or max(moved.values()) > 1e-6):
         done += 1
         gathered = _gather(model, seen, norms, batches, run)
         if not gathered:
             break
         moved = _settle(gathered)
+        first = first or max(moved.values())
+        # In a deep network the changes of early layers may grow from layer to layer, without end.
+        if estimated and max(moved.values()) > max(10 * first, 1.0):
+            _remember(estimated)
+            return len(estimated), done, False
         # Nothing that is renewed stands before the first layer: if it moves the second time,
         # the loader gives other data each time, and further passes would not settle anything.
         if done > 2 and next(iter(moved.values())) > 1e-5:
@@ -221,7 +235,7 @@ def _renew(
             f"recalibrate: none of the {len(norms)} normalizations ran in evaluation mode, so "
             "nothing was re-estimated"
         )
-    return renewed, done
+    return renewed, done, True
 
 
 def _settle(gathered: Gathered) -> dict[RunningStatistics, float]:

@@ -51,7 +51,7 @@ def content(tables: dict[str, list[Row]], registered: int) -> list[Block]:
     rated = [row for row in audits if row["argument"]]
     return [
         ("h1", "The audit in the wild"),
-        ("p", _introduction(audits, defaults, rated)),
+        ("p", _introduction(audits, defaults, rated, ratios, oracle)),
         ("p", _progress(defaults, registered)),
         ("code", COMMAND),
         ("h2", "Dropout before BatchNorm"),
@@ -89,9 +89,13 @@ METHOD = [
 ]
 
 
-def _introduction(audits: list[Row], defaults: list[Row], rated: list[Row]) -> str:
+def _introduction(
+    audits: list[Row], defaults: list[Row], rated: list[Row], ratios: list[Row], oracle: list[Row]
+) -> str:
     if not audits:
         return "No architecture is audited yet."
+    tables = {"in_the_wild": audits, "in_the_wild_ratios": ratios, "in_the_wild_oracle": oracle}
+    files = [f"{name}.csv" for name, rows in tables.items() if rows]  # those that are written yet
     dates = sorted({row["date"] for row in audits})
     span = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
     done = [row for row in defaults if row["outcome"] in AUDITED]
@@ -104,9 +108,8 @@ def _introduction(audits: list[Row], defaults: list[Row], rated: list[Row]) -> s
         f"{sum(row['outcome'] in AUDITED for row in rated)} further audits set one drop rate of "
         f"the constructor to 0.1. Audited on {span} with zoo {__version__}, torch "
         f"{_version(torch)} and Python {platform.python_version()}, on a CPU. The tables are "
-        f"[in_the_wild.csv](in_the_wild.csv), [in_the_wild_ratios.csv](in_the_wild_ratios.csv) "
-        f"and [in_the_wild_oracle.csv](in_the_wild_oracle.csv); bug reports for the plainest cases "
-        f"are in [{NEW_ISSUE}]({NEW_ISSUE})."
+        f"{' and '.join(f'[{name}]({name})' for name in files)}; bug reports for the plainest "
+        f"cases are in [{NEW_ISSUE}]({NEW_ISSUE})."
     )
 
 
