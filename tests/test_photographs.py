@@ -112,6 +112,9 @@ def test_three_commands_and_the_file_that_they_lead_to(zoo_cli: Any) -> None:
     done = zoo_cli("publish", run, "--name", "photos", "--to", "out")
     assert done.code == 0, done.err
     assert zoo.load("out/photos").temperature != 1
+    card = Path("out/photos/README.md").read_text()
+    assert "Training began from the weights of resnet_fmnist." in card
+    assert "the middle of images of any size (87.5% of the shorter side)" in card
     export = ("export", "--weights", "out/photos", "--format", "onnx")
     done = zoo_cli(*export, "--with", "preprocessing,probabilities", "--out", "photos.onnx")
     assert done.code == 0, done.err

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 import zoo
 from tests.conftest import needs_fashion_mnist
@@ -73,6 +74,11 @@ def test_a_run_becomes_a_checkpoint(zoo_cli) -> None:
     assert f"{config['metrics']['test/accuracy']:.2%}" in text
     assert "Mean of 2 seeds" in text
     assert config["weights_sha256"] in text
+    # Only what the project ships has a name and a recipe of its own.
+    assert 'zoo.load("path/to/tiny")' in text
+    assert "`python -m zoo uncertainty --weights path/to/tiny`" in text
+    assert "The license is for those to choose who trained them." in text
+    assert ModelCard(text).data.license == "other"
 
     model = zoo.load(folder)
     last = zoo.load(runs / "version_0/checkpoints/last.ckpt")

@@ -91,7 +91,7 @@ def serve_classifier(task: Any, data: Any, preprocessing: bool, probabilities: b
     )
     known = ("classes", "mean", "std", "input_shape", "crop_pct", "interpolation")
     # A folder's test images may all have been left to training.
-    held_out = "test" if data.sizes().get("test") else "validation"
+    held_out: Split = "test" if data.sizes().get("test") else "validation"
 
     def batches(split: Split) -> Iterator[tuple[Tensor, ...]]:
         for images, _ in data.plain(split):

@@ -354,6 +354,8 @@ def run(command: str, arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    if command != "fit":  # which alone needs the callbacks that wrote a checkpoint
+        warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
     keep_freed_memory()
     try:
         ZooCLI(command, pretrained.with_recipe(arguments))

@@ -156,6 +156,7 @@ def publish(
             fresh,
             {
                 "name": name,
+                **({"shipped": False} if to is not None else {}),
                 **measured,
                 "seeds": [
                     {"seed": f["seed"], "metrics": f["metrics"], "wall_time_s": f["wall_time_s"]}
