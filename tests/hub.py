@@ -49,11 +49,13 @@ class Hub(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         address = f"http://{self.headers['Host']}/{NAME}"
-        reply: dict[str, Any] = {}
-        if "Authorization" not in self.headers:
+        reply: dict[str, Any]
+        if self.path == "/api/validate-yaml":
+            reply = {"errors": [], "warnings": []}
+        elif "Authorization" not in self.headers:
             self.send_error(401, "Invalid username or password.")
             return
-        if self.path == "/api/repos/create":
+        elif self.path == "/api/repos/create":
             self.folder.mkdir(exist_ok=True)
             reply = {"url": address, "name": NAME}
         elif self.path == f"/api/models/{NAME}/preupload/main":
@@ -65,16 +67,11 @@ class Hub(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     content = base64.b64decode(line["value"]["content"])
                     (self.folder / line["value"]["path"]).write_bytes(content)
-            reply = {
-                "success": True,
-                "commitOid": COMMIT,
-                "commitUrl": f"{address}/commit/{COMMIT}",
-            }
-        elif self.path != "/api/validate-yaml":
+            done = f"{address}/commit/{COMMIT}"
+            reply = {"success": True, "commitOid": COMMIT, "commitUrl": done}
+        else:
             self.send_error(404)
             return
-        else:
-            reply = {"errors": [], "warnings": []}
         self.answer(json.dumps(reply).encode())
 
     def answer(self, content: bytes, etag: str = "") -> None:
