@@ -63,6 +63,43 @@ def test_a_file_with_preprocessing_and_probabilities_needs_numpy_alone(
     assert np.abs(found - expected).max() < 1e-5
 
 
+@pytest.mark.parametrize("format", ["torch-export", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_preprocessing_is_that_of_prediction_on_images_of_any_size(
+    task: ImageClassifier, digits: Digits, tmp_path: Path, format: Any
+) -> None:
+    """Of a network that sees the middle of an image, as those of folders do."""
+    task.data_info |= {"crop_pct": 0.75, "interpolation": "bicubic"}
+    done = export(task, digits, tmp_path / "digits", format, preprocessing=True, probabilities=True)
+    assert done.inputs["images"] == "(batch, 1, height, width) uint8"
+    if format == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(str(done.file))
+        assert [each.shape for each in session.get_inputs()] == [["batch", 1, "height", "width"]]
+        facts = session.get_modelmeta().custom_metadata_map
+        assert (json.loads(facts["crop_pct"]), facts["interpolation"]) == (0.75, "bicubic")
+
+        def run(images: Any) -> Any:
+            return session.run(None, {"images": images})[0]
+    else:
+        program = torch.export.load(done.file).module()
+
+        def run(images: Any) -> Any:
+            return program(torch.from_numpy(images)).detach().numpy()
+
+    for size in ((8, 8), (40, 13), (7, 100)):
+        images = np.random.default_rng(0).integers(0, 256, (3, 1, *size), dtype=np.uint8)
+        expected = task.predict([image[0] for image in images])
+        assert np.abs(run(images) - expected.numpy()).max() < 1e-5
+
+
+def test_without_test_images_it_is_compared_on_validation_images(
+    task: ImageClassifier, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = digits.sizes()["val"]
+    monkeypatch.setattr(digits, "sizes", lambda: {"train": 1257, "val": held_out, "test": 0})
+    done = export(task, digits, tmp_path / "digits.pt2", "torch-export")
+    assert (done.samples, done.data) == (held_out, "Digits validation images")
+
+
 def test_torch_export_and_safetensors_give_the_same_logits(
     task: ImageClassifier, digits: Digits, tmp_path: Path
 ) -> None:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import timm
 import torch
@@ -18,13 +14,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import zoo
+from tests.hub import serving
 from zoo import networks
 from zoo.checkpoints.source import read_source
 from zoo.checkpoints.transfer import transfer
 from zoo.errors import UserError
 from zoo.recipes import shipped_folder
-
-COMMIT = "0123456789" * 4
 
 
 def make_resnet() -> networks.ResNet:
@@ -94,61 +89,13 @@ def test_timm_by_name_is_a_task_that_knows_its_images(monkeypatch: pytest.Monkey
 # -- the Hub ---------------------------------------------------------------------------------------
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of huggingface.co as a download of a repository asks for."""
-
-    def __init__(self, *args: object, folder: Path) -> None:
-        self.folder = folder
-        super().__init__(*args)  # type: ignore[arg-type]
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        names = sorted(file.name for file in self.folder.iterdir())
-        if path.startswith("/api/models/user/net"):
-            files = [{"rfilename": name} for name in names]
-            tree = [{"type": "file", "path": name, "size": 1, "oid": COMMIT} for name in names]
-            info = {"id": "user/net", "sha": COMMIT, "siblings": files}
-            self.answer(json.dumps(tree if "/tree/" in path else info).encode())
-        elif path.startswith("/user/net/resolve/") and path.rpartition("/")[2] in names:
-            name = path.rpartition("/")[2]
-            self.answer((self.folder / name).read_bytes(), name)
-        else:
-            self.send_error(404)
-
-    def answer(self, content: bytes, etag: str = "") -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{etag}"')
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing on standard error."""
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder whose files are those of ``hf-hub:user/net``."""
     folder = tmp_path / "net"
     folder.mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, folder=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-    monkeypatch.setattr(
-        huggingface_hub.constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        address + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
-    yield folder
-    server.shutdown()
+    with serving(folder, monkeypatch):
+        yield folder
 
 
 def test_the_hub_gives_our_form_and_timms(hub: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -18,9 +19,17 @@ FEW = ("--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1")
 QUICK = (*FEW, "--trainer.limit_val_batches", "1", "--test_after_fit", "false")
 
 
-def test_the_network_and_the_head_follow_weights_and_data(zoo_cli) -> None:
+def test_the_network_and_the_head_follow_weights_and_data(zoo_cli, monkeypatch) -> None:
+    read: list[str] = []
+
+    def counted(source: str) -> Any:
+        read.append(source)
+        return read_source(source)
+
+    monkeypatch.setattr("zoo.cli.pretrained.read_source", counted)
     result = zoo_cli("fit", "--recipe", "finetune_digits", "--freeze", "backbone", *QUICK)
     assert result.code == 0, result.err
+    assert read == ["resnet_fmnist"]  # though the command line is parsed more than once
     assert "  fc.weight, fc.bias                  new     the 10 classes are others\n" in result.out
     run = Path("runs/finetune_digits/version_0")
     config = yaml.safe_load((run / "config.yaml").read_text())

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 import zoo
 from tests.conftest import needs_fashion_mnist
+from tests.hub import serving
 from zoo import registry
 from zoo.checkpoints.card import Card
 from zoo.commands import publish
@@ -72,6 +74,11 @@ def test_a_run_becomes_a_checkpoint(zoo_cli) -> None:
     assert f"{config['metrics']['test/accuracy']:.2%}" in text
     assert "Mean of 2 seeds" in text
     assert config["weights_sha256"] in text
+    # Only what the project ships has a name and a recipe of its own.
+    assert 'zoo.load("path/to/tiny")' in text
+    assert "`python -m zoo uncertainty --weights path/to/tiny`" in text
+    assert "The license is for those to choose who trained them." in text
+    assert ModelCard(text).data.license == "other"
 
     model = zoo.load(folder)
     last = zoo.load(runs / "version_0/checkpoints/last.ckpt")
@@ -118,6 +125,32 @@ def test_a_checkpoint_is_calibrated_anew_and_its_weights_stay(zoo_cli) -> None:
         refused = zoo_cli("publish", *arguments)
         assert (refused.code, refused.err.count("\n")) == (2, 1)
         assert message in refused.err
+
+
+def test_what_is_uploaded_loads_by_its_name(zoo_cli, monkeypatch) -> None:
+    assert zoo_cli(*SHORT, "--trainer.max_epochs", "1").code == 0
+    run = ("publish", "runs/resnet_digits/version_0", "--name", "tiny", "--to", "out")
+    refused = zoo_cli(*run, "--push_to_hub", "net")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "--push_to_hub 'net': give USER/NAME" in refused.err
+    assert not Path("out").exists()
+    images = torch.randn(2, 1, 8, 8)
+    with serving(Path("net").absolute(), monkeypatch) as address:
+        done = zoo_cli(*run, "--push_to_hub", "user/net")
+        assert done.code == 0, done.err
+        assert f"uploaded: {address}/user/net/commit/" in done.out
+        there = {file.name: file.read_bytes() for file in Path("net").iterdir()}
+        assert there == {file.name: file.read_bytes() for file in Path("out/tiny").iterdir()}
+        assert torch.equal(zoo.load("hf-hub:user/net")(images), zoo.load("out/tiny")(images))
+
+        # Without a login, and without a hub: the folder stays, one line says the rest.
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "no-token")
+        refused = zoo_cli(*run, "--push_to_hub", "user/net")
+    down = zoo_cli(*run, "--push_to_hub", "user/net")
+    for result in (refused, down):
+        assert (result.code, result.err.strip().count("\n")) == (2, 0)
+        assert "out/tiny is published, but was not uploaded to user/net: " in result.err
 
 
 @pytest.mark.slow

@@ -65,6 +65,40 @@ def test_a_frozen_backbone_stays_bit_identical_until_its_epoch(
     assert {"conv1.weight", "bn1.running_mean", "fc.weight"} <= changed(task.network, before)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "ema", "settings"),
+    [("sgd", None, {}), ("muon", 0.9, {}), ("adamw", None, {"accumulate_grad_batches": 2})],
+    ids=["sgd", "muon, averaged", "adamw, accumulated"],
+)
+def test_a_recorded_step_trains_what_was_unfrozen(
+    optimizer: str, ema: float | None, settings: dict[str, Any], recorded_on_the_cpu: list[int]
+) -> None:
+    """A recording of the frozen network's step would leave the backbone as it is for ever."""
+
+    def fit(record: bool) -> tuple[nn.Module, list[dict[str, torch.Tensor]]]:
+        torch.manual_seed(0)
+        task = ImageClassifier(
+            resnet(), optimizer=optimizer, lr=0.01, ema_decay=ema, record=record
+        ).double()  # for rounding to stay small
+        seen = Snapshots()
+        callbacks = [*prepare(task, "backbone", unfreeze_epoch=2), seen]
+        images, labels = Digits().read(train=True)
+        batches = Batches(Digits().normalize(images[:192]).double(), labels[:192], 24)
+        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
+        quiet |= {"enable_progress_bar": False, "enable_model_summary": False}
+        Trainer(max_epochs=4, callbacks=callbacks, **quiet, **settings).fit(task, batches)
+        return task.network, seen.states
+
+    written, epochs = fit(record=False)
+    assert not recorded_on_the_cpu
+    replayed, recorded_epochs = fit(record=True)
+    assert len(recorded_on_the_cpu) >= 6  # of the frozen network and of the whole one
+    for expected, found in zip(epochs, recorded_epochs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+    assert not torch.equal(epochs[1]["conv1.weight"], epochs[2]["conv1.weight"])
+    torch.testing.assert_close(replayed.state_dict(), written.state_dict(), rtol=1e-4, atol=2e-5)
+
+
 def test_freeze_and_layer_decay_and_lora_are_checked() -> None:
     for settings, message in (
         ({"freeze": "layer9"}, "freeze layer9: no module of the network is named 'layer9'"),

@@ -80,6 +80,22 @@ def test_replayed_updates_are_the_updates_as_written(
         assert len(replays) == (10 if accumulates else 12)
 
 
+def test_what_is_unfrozen_between_two_steps_takes_part_in_fused_sgd() -> None:
+    """Of a group's parameters some have momentum then, as after a fit that was resumed."""
+    expected, found = ([nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))] for _ in "ab")
+    for parameters in (expected, found):
+        optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True)
+        parameters[0].grad = torch.full((3,), 2.0)
+        optimizer.step()
+        if parameters is found:
+            recorded_step.make_capturable(optimizer, torch.device("cpu"))
+        parameters[1].grad = torch.full((2,), 3.0)
+        for _ in range(2):
+            optimizer.step()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 # -- of the tasks ----------------------------------------------------------------------------------
 
 TASKS = {case.name: case for case in CASES if case.alter is None}

@@ -183,7 +183,7 @@ class Card:
             for metric, value in self.results().items()
         ]
         facts = ModelCardData(
-            license="other" if self._pretrained() else "apache-2.0",
+            license="apache-2.0" if self.shipped and not self._pretrained() else "other",
             library_name="lightning-zoo",
             pipeline_tag=self.pipeline or None,
             tags=["pytorch", "lightning", self.config["network"]["name"].lower()],
@@ -252,7 +252,20 @@ class Card:
     def proof(self) -> list[str]:
         counts = self.config["proof"]["audit"].items()
         found = ", ".join(f"{count} {severity}" for severity, count in counts)
-        return [f"- `python -m zoo audit --recipe {self.name}`: {found}."]
+        return [f"- `python -m zoo audit {self.option()}`: {found}."]
+
+    @property
+    def shipped(self) -> bool:
+        """Whether the project ships the weights, which then have a name and a recipe everywhere."""
+        return bool(self.config.get("shipped", True))
+
+    def source(self) -> str:
+        """What loads the weights."""
+        return self.name if self.shipped else f"path/to/{self.name}"
+
+    def option(self) -> str:
+        """What names them to a command."""
+        return f"--recipe {self.name}" if self.shipped else f"--weights {self.source()}"
 
     def origin(self) -> str:
         """States the license of the weights."""
@@ -260,6 +273,10 @@ class Card:
             return (
                 f"Training began from timm's weights of {network['name']}: their license applies."
             )
+        if not self.shipped:
+            start = self.config["recipe"].get("init_from")
+            began = f"Training began from the weights of {start}. " if start else ""
+            return f"{began}Whoever trained them chooses the license."
         return "Weights: Apache-2.0, as the project; they do not build on weights from elsewhere."
 
     def _pretrained(self) -> dict[str, Any]:
@@ -309,7 +326,7 @@ class ClassifierCard(Card):
 
     def usage(self) -> list[str]:
         return [
-            f'model = zoo.load("{self.name}")  # in eval mode, sha256 verified',
+            f'model = zoo.load("{self.source()}")  # in eval mode, sha256 verified',
             "logits = model(images)  # normalized by model.data_info's mean and std",
         ]
 
@@ -391,7 +408,7 @@ class ClassifierCard(Card):
                 )
         other = proof["out_of_distribution"]
         lines += [
-            f"- `python -m zoo uncertainty --recipe {self.name}`"
+            f"- `python -m zoo uncertainty {self.option()}`"
             + (f" (out-of-distribution images: {other}):" if other else ":"),
             "",
             f"| prediction | {' | '.join(COLUMNS.values())} |",
@@ -405,8 +422,14 @@ class ClassifierCard(Card):
     def input_and_output(self) -> str:
         data = self.data
         shape = " × ".join(str(size) for size in data["input_shape"])
+        part = data.get("crop_pct", 1)
+        seen = (
+            f", the middle of images of any size ({part:.1%} of the shorter side)"
+            if part != 1
+            else ""
+        )
         return (
-            f"Images ({shape}), scaled to [0, 1], then normalized by mean {data['mean']} and "
+            f"Images ({shape}){seen}, scaled to [0, 1], then normalized by mean {data['mean']} and "
             f"standard deviation {data['std']}. Output: logits of {len(data['classes'])} classes, "
             f"in this order: {', '.join(data['classes'])}."
         )
@@ -449,7 +472,7 @@ class SegmenterCard(Card):
 
     def usage(self) -> list[str]:
         return [
-            f'model = zoo.load("{self.name}")  # in eval mode, sha256 verified',
+            f'model = zoo.load("{self.source()}")  # in eval mode, sha256 verified',
             "masks = model(images).argmax(1)  # of normalized images, classes of pixels",
         ]
 
@@ -510,7 +533,7 @@ class LanguageCard(Card):
 
     def usage(self) -> list[str]:
         return [
-            f'model = zoo.load("{self.name}")  # in eval mode, sha256 verified',
+            f'model = zoo.load("{self.source()}")  # in eval mode, sha256 verified',
             f"print(model.generate({json.dumps(self.config['text']['prompt'])}, "
             "max_new_tokens=200, seed=0))",
         ]
@@ -588,7 +611,7 @@ class GANCard(Card):
     def usage(self) -> list[str]:
         first = json.dumps(self.data["classes"][-1])  # in double quotes, as all of the README's
         return [
-            f'model = zoo.load("{self.name}")  # in eval mode, sha256 verified',
+            f'model = zoo.load("{self.source()}")  # in eval mode, sha256 verified',
             f"images = model.sample([{first}] * 8, seed=0)  # (8, C, H, W) in [0, 1]",
         ]
 

@@ -82,7 +82,8 @@ def export(
             (compiled ahead of time for this machine, ``torch._inductor.aoti_load_package``) or
             ``safetensors`` (the weights alone).
         quantize: ``int8`` weights and activations, for ``onnx``; ranges from validation images.
-        preprocessing: the file takes uint8 images and normalizes them itself.
+        preprocessing: the file takes uint8 images of any size, and resizes, crops and normalizes
+            them itself, as prediction does.
         probabilities: the file gives probabilities, at the calibrated temperature where there is
             one, in place of logits.
 
@@ -157,6 +158,7 @@ def _write_onnx(served: Served, file: Path, facts: dict[str, Any], quantize: str
         _program(served),
         input_names=list(served.inputs),
         output_names=[served.output],
+        dynamic_shapes=tuple(served.free.values()),  # for the names: else they are s0 and s1
         dynamo=True,
         verbose=False,
     )

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.data.images import Split
+from zoo.data.resize import Crop
 from zoo.errors import UserError
 
 
@@ -34,32 +36,48 @@ class Classifier(nn.Module):
 
     Args:
         network: normalized images (B, C, H, W) to logits (B, K).
-        mean, std: of each channel, for uint8 images; None takes images that are normalized.
+        preprocessing: uint8 images of any size to what the network takes; None where it gets that.
         temperature: logits are divided by it before the softmax; None leaves logits.
     """
-
-    mean: Tensor | None
-    std: Tensor | None
 
     def __init__(
         self,
         network: nn.Module,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
+        preprocessing: nn.Module | None = None,
         temperature: float | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.temperature = network, temperature
-        for name, values in (("mean", mean), ("std", std)):
-            column = None if values is None else torch.tensor(values).view(-1, 1, 1)
-            self.register_buffer(name, column)
+        self.network, self.preprocessing = network, preprocessing
+        self.temperature = temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W), uint8 where there is a mean, → (B, K)."""
-        if self.mean is not None and self.std is not None:
-            images = (images.float() / 255 - self.mean) / self.std
+        """Images (B, C, H, W) → (B, K)."""
+        if self.preprocessing is not None:
+            images = self.preprocessing(images)
         logits: Tensor = self.network(images)
         return logits if self.temperature is None else (logits / self.temperature).softmax(1)
+
+
+class Preprocessing(nn.Module):
+    """Resizes, crops and normalizes as ``zoo.data.transform.Transform`` does.
+
+    Args:
+        info: a classifier's ``data_info``.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, info: dict[str, Any]) -> None:
+        super().__init__()
+        _, *size = info["input_shape"]
+        self.crop = Crop(size, info.get("crop_pct", 1.0), info.get("interpolation", "bilinear"))
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(info[name]).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) → float32 (B, C, h, w)."""
+        return (self.crop(images).float() / 255 - self.mean) / self.std
 
 
 def serve_classifier(task: Any, data: Any, preprocessing: bool, probabilities: bool) -> Served:
@@ -68,30 +86,32 @@ def serve_classifier(task: Any, data: Any, preprocessing: bool, probabilities: b
     temperature = float(getattr(task, "temperature", 1.0))
     module = Classifier(
         task.network,
-        info["mean"] if preprocessing else None,
-        info["std"] if preprocessing else None,
+        Preprocessing(info) if preprocessing else None,
         temperature if probabilities else None,
     )
+    known = ("classes", "mean", "std", "input_shape", "crop_pct", "interpolation")
+    # A folder's test images may all have been left to training.
+    held_out: Split = "test" if data.sizes().get("test") else "validation"
 
-    def batches(split: str) -> Iterator[tuple[Tensor, ...]]:
+    def batches(split: Split) -> Iterator[tuple[Tensor, ...]]:
         for images, _ in data.plain(split):
             yield (images if preprocessing else data.normalize(images),)
 
     return Served(
         module=module,
-        inputs={"images": first(batches("test"), 2)[0]},
-        free={"images": {0: "batch"}},
+        inputs={"images": first(batches(held_out), 2)[0]},
+        free={"images": {0: "batch", **({2: "height", 3: "width"} if preprocessing else {})}},
         output="probabilities" if probabilities else "logits",
         axis=1,
         facts={
-            **{key: info[key] for key in ("classes", "mean", "std", "input_shape") if key in info},
+            **{key: info[key] for key in known if key in info},
             "temperature": temperature,
             "preprocessing": preprocessing,
             "probabilities": probabilities,
         },
-        real=lambda count: first(batches("test"), count),
-        whole=lambda: batches("test"),
-        data=f"{data.used.name} test images",
+        real=lambda count: first(batches(held_out), count),
+        whole=lambda: batches(held_out),
+        data=f"{data.used.name} {held_out} images",
         calibration=lambda count: first(batches("validation"), count),
     )
 

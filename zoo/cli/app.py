@@ -358,6 +358,8 @@ def run(command: str, arguments: list[str]) -> int:
     keep_freed_memory()
     try:
         with without_notices():
+            if command != "fit":  # which alone needs the callbacks that wrote a checkpoint
+                warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint")
             ZooCLI(command, pretrained.with_recipe(arguments))
     except _Checked:
         return 0

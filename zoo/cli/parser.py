@@ -35,7 +35,10 @@ class RecipeAction(ActionConfigFile):
             except (TypeError, ValueError, KeyError) as error:
                 raise UserError(f"{path}: {in_one_line(str(error), parser)}") from None
         parser.recipes.append(str(value))
-        if network := pretrained.missing_network(parser.typed, cfg, str(value)):
+        if str(value) not in parser.networks:  # a command line is parsed more than once
+            network = pretrained.missing_network(parser.typed, cfg, str(value))
+            parser.networks[str(value)] = network
+        if network := parser.networks[str(value)]:
             addition = yaml.safe_dump({"model": {"init_args": {"network": network}}})
             ActionConfigFile.apply_config(parser, cfg, dest, addition)
 
@@ -46,12 +49,14 @@ class RecipeParser(LightningArgumentParser):
     Attributes:
         recipes: the recipes that were given, in order.
         typed: the whole command line after the command.
+        networks: by recipe, the network that it leaves to the weights; None where it has its own.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self.recipes: list[str] = []
         self.typed: Sequence[str] = ()
+        self.networks: dict[str, dict[str, Any] | None] = {}
 
     def add_class_arguments(self, *args: Any, **options: Any) -> Any:
         # A class is described in place. jsonargparse would read it from any file that a recipe

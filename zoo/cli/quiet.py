@@ -35,9 +35,8 @@ WARNINGS = (
     ".*does not have many workers",
     ".*Couldn't infer the batch indices",
     ".*smaller than the logging interval",
-    # The zoo keeps runs apart itself, and loads averaged weights without the callback.
+    # The zoo keeps runs apart itself.
     "Checkpoint directory .* exists and is not empty",
-    "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
     # Between Lightning and torch.
     ".*LeafSpec.*is deprecated",
 )

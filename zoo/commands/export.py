@@ -33,8 +33,8 @@ def main(arguments: list[str]) -> int:
         dest="parts",
         default="",
         metavar="PARTS",
-        help="preprocessing (takes uint8 images), probabilities (gives them in place of logits), "
-        "or both, separated by a comma",
+        help="preprocessing (takes uint8 images of any size), probabilities (gives them in place "
+        "of logits), or both, separated by a comma",
     )
     parser.add_argument(
         "--out", type=Path, default=None, metavar="FILE", help="by default NAME.SUFFIX"

@@ -155,6 +155,7 @@ def publish(
             fresh,
             {
                 "name": name,
+                **({"shipped": False} if to is not None else {}),
                 **measured,
                 "seeds": [
                     {"seed": f["seed"], "metrics": f["metrics"], "wall_time_s": f["wall_time_s"]}
@@ -331,9 +332,7 @@ def push_to_hub(folder: Path, name: str) -> str:
     Raises:
         UserError: there is no connection, or no permission.
     """
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     api = HfApi()
     try:
@@ -341,7 +340,7 @@ def push_to_hub(folder: Path, name: str) -> str:
         done = api.upload_folder(
             repo_id=name, folder_path=folder, commit_message=f"Add {folder.name}"
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # huggingface_hub and its HTTP client have many
         raise UserError(
             f"{folder} is published, but was not uploaded to {name}: {first_line(error)}"
         ) from error

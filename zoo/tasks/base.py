@@ -277,6 +277,11 @@ class Task(LightningModule):
         found = (one for one in self.trainer.callbacks if isinstance(one, EMA))  # type: ignore[attr-defined]
         return next(found, None)
 
+    def record_anew(self) -> None:
+        """Forgets what was recorded of a step: something else is trained from here on."""
+        if self._recorded is not None:
+            self._recorded.forget()
+
     def _make_recorded(self) -> RecordedStep | None:
         """The recorded step of a fit, or None for steps as they are written.
 

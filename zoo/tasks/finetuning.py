@@ -54,6 +54,8 @@ class FreezeUntil(Callback):
         if self._frozen and trainer.current_epoch >= self.epoch:
             freezing.unfreeze(pl_module)
             self._frozen = False
+            if isinstance(pl_module, Task):  # whose recorded step has no gradients of the rest
+                pl_module.record_anew()
 
 
 def freeze_part(model: nn.Module, what: str) -> None:

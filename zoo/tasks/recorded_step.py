@@ -97,6 +97,13 @@ class RecordedStep:
         self._clear(ends)
         return outputs
 
+    def forget(self) -> None:
+        """Runs steps as they are written and records anew: what is trained has changed."""
+        self.recorded.clear()
+        self.taken.clear()
+        for optimizer in self.optimizers:
+            _complete_momentum(optimizer)
+
     def _as_written(self, inputs: Sequence[Tensor], ends: bool) -> dict[str, Tensor]:
         for parameter, gradient in self._gradients:  # where the recordings add to them
             parameter.grad = gradient
@@ -277,8 +284,25 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
     for state in optimizer.state.values():
         if "step" in state:
             state["step"] = torch.tensor(float(state["step"]), device=device)
+    _complete_momentum(optimizer)
     # torch warns of a step that is not recorded; the first ones are not, on purpose.
     optimizer._warned_capturable_if_run_uncaptured = True
+
+
+def _complete_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives parameters that were frozen until now a momentum of zero.
+
+    torch's fused SGD takes momentum of all parameters of a group, or of none.
+    """
+    for group in optimizer.param_groups:
+        if not isinstance(optimizer, torch.optim.SGD) or not group["momentum"]:
+            continue
+        states = [optimizer.state.get(parameter, {}) for parameter in group["params"]]
+        if all(state.get("momentum_buffer") is None for state in states):
+            continue
+        for parameter, state in zip(group["params"], states, strict=True):
+            if state.get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def make_portable(checkpoint: dict[str, Any]) -> None:
