@@ -91,7 +91,7 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
     Returns:
         What was written.
     """
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     numbers = claim.measure(form)
     findings = claim.judge(numbers)
     file = file_of(claim.name, form.name, out)
@@ -104,6 +104,8 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
         "findings": [asdict(finding) for finding in findings],
         "command": f"python -m zoo study {claim.name}" + (" --quick" if form.quick else ""),
         "seconds": round(time.perf_counter() - started, 1),
+        # Of all threads together: what other programs on the machine do not lengthen.
+        "cpu_seconds": round(time.process_time() - used, 1),
         "date": time.strftime("%Y-%m-%d"),
         "hardware": processor(),
         "versions": versions(),
@@ -162,8 +164,8 @@ def write_page(names: Iterable[str], out: Path) -> Path:
             )
         lines += [
             "",
-            f"`{result['command']}`: {result['seconds']:.0f} s on {result['hardware']}, "
-            f"{result['date']}; numbers in [{name}-{result['form']}.json]"
+            f"`{result['command']}`: {_time(result)} on {result['hardware']}, {result['date']}; "
+            f"numbers in [{name}-{result['form']}.json]"
             f"({name}-{result['form']}.json).",
             "",
         ]
@@ -177,6 +179,11 @@ INTRODUCTION = (
     "difference has the stated sign and exceeds that; *within noise*: it does not; *not "
     "reproduced*: it has the other sign and exceeds it."
 )
+
+
+def _time(result: dict[str, Any]) -> str:
+    cpu = result.get("cpu_seconds")
+    return f"{result['seconds']:.0f} s" + (f" ({cpu:.0f} s of processor time)" if cpu else "")
 
 
 def _cell(text: str) -> str:
