@@ -19,6 +19,8 @@ from zoo.study.report import write_report
 from zoo.study.shift import REPAIRED, SHIFT
 from zoo.study.statements import judge_all
 
+from ..conftest import needs_fashion_mnist
+
 TINY = """
 base: convnet_digits
 model:
@@ -97,6 +99,17 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
     assert json.loads(record.read_text())["resumed"]
     for name in ("val/loss", "train_eval/loss", "test/accuracy"):
         assert resumed.curves[name] == pytest.approx(whole.curves[name], abs=1e-6)
+
+
+@needs_fashion_mnist
+@pytest.mark.slow
+@pytest.mark.parametrize("study", STUDIES)
+def test_quick_forms_run_to_their_end(zoo_cli, study: str) -> None:
+    done = zoo_cli("study", study, "--quick", "--out", "study")
+    assert done.code == 0, done.err
+    results = sorted(Path("study", study, "quick").glob("*.json"))
+    assert len(results) == len(STUDIES[study])
+    assert "QUICK FORM" in Path("study", study, "quick", "README.md").read_text()
 
 
 def test_every_study_is_a_name_of_the_command() -> None:

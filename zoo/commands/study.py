@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zoo import registry
 from zoo.commands import Parser
+from zoo.core.memory import keep_freed_memory
 from zoo.core.text import nearest
 from zoo.errors import UserError
 from zoo.study.catalog import CLAIMS, EXPERIMENTS, WILD
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
     if options.name == "list":
         print("\n".join(verdicts(options.out)))
         return 0
+    keep_freed_memory()
     if options.name in EXPERIMENTS:
         from zoo.study.regularization import run
 
