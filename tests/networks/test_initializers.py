@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.networks.initializers import init_orthogonal
+from zoo.networks.initializers import DRAWS, init_orthogonal, init_weights
+
+
+def test_orthogonal_weights_keep_lengths_and_biases_are_zero_in_every_way() -> None:
+    layer = nn.Linear(16, 16)
+    init_weights(layer, "orthogonal")
+    torch.testing.assert_close(layer.weight @ layer.weight.T, torch.eye(16), atol=1e-5, rtol=0)
+    for kind in DRAWS:
+        layer = nn.Linear(16, 16)
+        init_weights(layer, kind)
+        assert not layer.bias.any()
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])

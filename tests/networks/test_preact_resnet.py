@@ -23,7 +23,7 @@ def test_a_block_computes_what_timms_does(channels: tuple[int, int], stride: int
         norm_layer=BatchNormAct2d,
         proj_layer=None if stride == 1 else _Projection,
     ).eval()
-    ours = PreActBlock(*channels, stride, drop_rate=0.0).eval()
+    ours = PreActBlock(*channels, stride, drop_rate=0.0, drop_path=0.0).eval()
     state = {k.replace("downsample.conv", "downsample"): v for k, v in theirs.state_dict().items()}
     ours.load_state_dict(state, strict=True)
     x = torch.randn(2, channels[0], 8, 8)
@@ -62,10 +62,21 @@ def test_dropout_between_the_convolutions_is_warned_of_and_off_by_default() -> N
 
 
 def test_an_identity_shortcut_is_free_of_everything() -> None:
-    block = PreActBlock(8, 8, 1, 0.0).eval()
+    block = PreActBlock(8, 8, 1, 0.0, 0.0).eval()
     nn.init.zeros_(block.conv2.weight)
     x = torch.randn(2, 8, 6, 6)
     assert torch.equal(block(x), x)
+
+
+def test_stochastic_depth_drops_whole_branches_more_often_towards_the_end() -> None:
+    network = PreActResNet(5, 1, (1, 2), 8, drop_path_rate=0.4)
+    blocks = [m for m in network.modules() if isinstance(m, PreActBlock)]
+    assert [block.drop_path.drop_prob for block in blocks] == pytest.approx([0.0, 0.2, 0.4])
+    last = blocks[-1].train()
+    x = torch.randn(500, 16, 4, 4)
+    branch = (last(x) - x).flatten(1).abs().amax(1)
+    # Each image's whole branch is dropped or kept: 0.4 ± 4 standard errors.
+    assert float((branch == 0).float().mean()) == pytest.approx(0.4, abs=0.09)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +85,7 @@ def test_an_identity_shortcut_is_free_of_everything() -> None:
         ({"layers": (0,)}, "at least one block"),
         ({"widen": 0}, "at least 1"),
         ({"drop_rate": -0.1}, "drop_rate is -0.1"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:

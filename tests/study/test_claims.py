@@ -69,4 +69,4 @@ def test_quick_forms_run_to_their_end(zoo_cli, name: str) -> None:
     assert done.code == 0, done.err
     result = json.loads(Path(f"study/claims/{name}-quick.json").read_text())
     assert result["findings"]
-    assert result["seconds"] < 300 * 4  # five minutes where nothing else runs
+    assert result["cpu_seconds"] < 600  # five minutes on two cores

@@ -202,6 +202,7 @@ def test_the_page_stands_alone_and_holds_every_row(tmp_path: Path) -> None:
     content = json.loads(data[1])
     assert content["rows"][0][content["columns"].index("note")] == "</script> & <b>"
     assert "&lt;/script&gt; &amp; &lt;b&gt;" in page
+    assert "<b>The run is not finished</b>" in page
     assert "&lt;/script> & &lt;b>" in (tmp_path / "in_the_wild.md").read_text()
 
 

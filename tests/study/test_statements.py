@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from zoo.study.runs import Run
+from zoo.study.shift import REPAIRED, SHIFT
 from zoo.study.statements import BEST_ACCURACY, judge_all
 
 EPOCHS = 20
@@ -44,6 +47,31 @@ TOLD = {
 }
 
 
+def beyond(
+    accuracy: float, loss: float = 0.3, shift: float = 1.0, repaired: float = 1.0
+) -> list[Run]:
+    """Three seeds of an experiment beyond, with a variance shift before and after repair."""
+    ratios = {SHIFT: [shift], REPAIRED: [repaired]}
+    return [
+        replace(one, curves={**one.curves, **ratios})
+        for one in three(0.1, (20, loss), loss, accuracy)
+    ]
+
+
+# As advised.
+ADVISED = {
+    4: beyond(0.910, 0.40),
+    6: beyond(0.920, 0.25, 1.3),
+    9: beyond(0.900, 0.30, 1.6, 1.01),
+    10: beyond(0.915, 0.28, 1.01),
+    11: beyond(0.910, 0.30),
+    12: beyond(0.900, 0.40),
+    13: beyond(0.910, 0.40),
+    14: beyond(0.915, 0.30),
+    15: beyond(0.913, 0.30),
+}
+
+
 def verdicts(runs: dict[int, list[Run]]) -> dict[int, str]:
     return {judged.experiment: judged.verdict for judged in judge_all(runs)}
 
@@ -68,6 +96,32 @@ def test_what_the_documents_saw_is_reproduced() -> None:
 )
 def test_another_outcome_is_not_reproduced(experiment: int, instead: list[Run]) -> None:
     assert verdicts({**TOLD, experiment: instead})[experiment] == "not reproduced"
+
+
+def test_what_is_advised_is_reproduced() -> None:
+    found = verdicts(ADVISED)
+    assert {n: v for n, v in found.items() if n > 8} == dict.fromkeys(
+        (9, 10, 11, 12, 14, 15), "reproduced"
+    )
+
+
+@pytest.mark.parametrize(
+    ("experiment", "instead"),
+    [
+        (9, beyond(0.900, 0.30, 1.02)),  # shifts nothing
+        (9, beyond(0.930, 0.30, 1.6)),  # validates better
+        (9, beyond(0.900, 0.30, 0.6, 0.9)),  # not repaired
+        (10, beyond(0.915, 0.28, 0.9)),
+        (10, beyond(0.890, 0.28)),
+        (11, beyond(0.910, 0.45)),
+        (12, beyond(0.920, 0.40)),
+        (14, beyond(0.910, 0.45)),
+        (15, beyond(0.913, 0.45)),
+        (15, beyond(0.905, 0.30)),
+    ],
+)
+def test_advice_that_does_not_hold_is_not_reproduced(experiment: int, instead: list[Run]) -> None:
+    assert verdicts({**ADVISED, experiment: instead})[experiment] == "not reproduced"
 
 
 def test_a_missing_experiment_leaves_the_statements_of_the_others() -> None:

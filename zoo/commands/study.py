@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zoo import registry
 from zoo.commands import Parser
+from zoo.core.memory import keep_freed_memory
 from zoo.core.text import nearest
 from zoo.errors import UserError
 from zoo.study.catalog import CLAIMS, EXPERIMENTS, WILD
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
     if options.name == "list":
         print("\n".join(verdicts(options.out)))
         return 0
+    keep_freed_memory()
     if options.name in EXPERIMENTS:
         from zoo.study.regularization import run
 
@@ -72,19 +74,24 @@ def main(arguments: list[str]) -> int:
 
 
 def verdicts(out: Path) -> list[str]:
-    """Every statement and claim with its verdict, or that it was not run."""
+    """Every statement, claim and audit with its verdict, or that it was not run."""
     from zoo.study.claims.base import read_result
     from zoo.study.compare import table
-    from zoo.study.regularization import FULL, QUICK, known
+    from zoo.study.regularization import FULL, QUICK, STUDIES, known, of_study
     from zoo.study.statements import STATEMENTS, judge_all
 
     rows: dict[str, list[str]] = {}
-    plan = FULL if known(FULL, out) else QUICK
-    judged = {one.experiment: one.verdict for one in judge_all(known(plan, out))}
-    for statement in STATEMENTS:
-        number = statement.experiment
-        form = plan.form if number in judged else "-"
-        rows[f"experiment {number}"] = [form, judged.get(number, "not run"), statement.sentence]
+    for study, experiments in STUDIES.items():
+        full, quick = of_study(FULL, study), of_study(QUICK, study)
+        plan = full if (found := known(full, out)) else quick
+        judged = {one.experiment: one.verdict for one in judge_all(found or known(quick, out))}
+        for statement in STATEMENTS:
+            number = statement.experiment
+            # Those that the second study repeats are of the first.
+            if number not in experiments or f"experiment {number}" in rows:
+                continue
+            form = plan.form if number in judged else "-"
+            rows[f"experiment {number}"] = [form, judged.get(number, "not run"), statement.sentence]
     for name in CLAIMS:
         result = read_result(name, out)
         if result is None:
@@ -93,4 +100,17 @@ def verdicts(out: Path) -> list[str]:
         rows[name] = [result["form"], result["verdict"], result["sentence"]]
         for number, finding in enumerate(result["findings"], 1):
             rows[f"  {name} {number}"] = ["", finding["verdict"], finding["says"]]
+    rows[WILD] = ["-", audited(out), "Which architectures put dropout before BatchNorm."]
     return table(["form", "verdict", "the documents say"], rows)
+
+
+def audited(out: Path) -> str:
+    """How far the audit over all architectures is."""
+    from zoo.study.in_the_wild import registered
+    from zoo.study.table import Table
+
+    rows = Table(out / "in_the_wild.csv", []).rows()
+    if not rows:
+        return "not run"
+    visited = sum(not row["argument"] for row in rows)
+    return f"{visited:,} of {len(registered()):,} architectures"

@@ -1,29 +1,31 @@
 """Plain convolutional networks, small, medium and large, to see what each technique does.
 
-Batch normalization, dropout, and the order of the two are switches, so that one file is every arm
-of the classic experiment: none, either, both. The right order is convolution, BatchNorm,
-activation, dropout (Ioffe & Szegedy 2015, section 3.2; Li et al., CVPR 2019, section 5).
+Batch normalization, dropout, the order of the two and initial weights are switches, so that one
+file is every arm of the classic experiment: none, either, both. The right order is convolution,
+BatchNorm, activation, dropout (Ioffe & Szegedy 2015, section 3.2; Li et al., CVPR 2019, section 5).
 
 On feature maps dropout is spatial, whole channels at a time (Tompson et al., CVPR 2015, section
 3.2); on fully connected layers it is element-wise. With BatchNorm in the network, spatial dropout
 after every block would stand before the next block's BatchNorm: ``spatial="last"`` drops after the
 last BatchNorm only. The fully connected layers may drop Gaussian noise or weights in its place.
 
-Weights start as the activation asks: He's variance for ReLU, Xavier's for tanh.
+Weights start as the activation asks: He's variance for ReLU, Xavier's for tanh, unless ``init``
+says otherwise.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from zoo.networks.base import ImageNetwork, check_choice, check_rates, check_sizes
-from zoo.networks.initializers import init_he, init_xavier
+from zoo.networks.initializers import DRAWS, init_he, init_weights, init_xavier
 from zoo.networks.layers import DropConnect, GaussianDropout
 
 # Channels of the convolutions in each stage, and hidden units of the head.
@@ -35,8 +37,11 @@ SIZES: dict[str, tuple[list[list[int]], list[int]]] = {
 GRID = 3  # positions a side that the head sees
 
 
+Order = Literal["norm-first", "act-first", "drop-first"]
+
+
 class ConvBlock(nn.Module):
-    """Convolution, then BatchNorm, activation and spatial dropout in either order."""
+    """Convolution, then BatchNorm, activation and spatial dropout in one of three orders."""
 
     def __init__(
         self,
@@ -44,12 +49,13 @@ class ConvBlock(nn.Module):
         out_channels: int,
         batch_norm: bool,
         drop_rate: float,
-        order: Literal["norm-first", "drop-first"],
+        order: Order,
         activation: Literal["relu", "tanh"],
     ) -> None:
         super().__init__()
-        # A bias before BatchNorm would be subtracted again.
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=not batch_norm)
+        # A bias right before BatchNorm would be subtracted again.
+        bias = not batch_norm or order == "act-first"
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
         self.norm = nn.BatchNorm2d(out_channels) if batch_norm else nn.Identity()
         self.act = make_activation(activation)
         self.drop = nn.Dropout2d(drop_rate) if drop_rate else nn.Identity()
@@ -60,6 +66,8 @@ class ConvBlock(nn.Module):
         x = self.conv(x)
         if self.order == "drop-first":
             return self.act(self.norm(self.drop(x)))
+        if self.order == "act-first":
+            return self.drop(self.norm(self.act(x)))
         return self.drop(self.act(self.norm(x)))
 
 
@@ -82,9 +90,12 @@ class ConvNet(ImageNetwork):
         spatial_drop_rate: rate of spatial dropout on feature maps.
         spatial: place of spatial dropout: after the ``last`` convolution, or after ``every``
             one, which with BatchNorm shifts the variance of the next (``zoo.audit`` reports it).
-        order: ``norm-first`` is convolution, BatchNorm, ReLU, dropout; ``drop-first`` places
-            dropout before BatchNorm, to show the variance shift.
+        order: ``norm-first`` is convolution, BatchNorm, ReLU, dropout; ``act-first`` places BatchNorm
+            after ReLU; ``drop-first`` places dropout before BatchNorm, to show the variance shift.
         activation: ``relu`` or ``tanh``.
+        init: how all weights are drawn, a name of ``initializers.init_weights``: ``zero``,
+            ``normal``, ``xavier``, ``he``, ``orthogonal`` or ``transformer``; by default
+            ``init_he`` for ReLU and ``init_xavier`` for tanh.
 
     Raises:
         ValueError: an unknown choice, a size below one, or a rate outside [0, 1).
@@ -102,20 +113,25 @@ class ConvNet(ImageNetwork):
         drop_kind: Literal["element-wise", "gaussian", "connect"] = "element-wise",
         spatial_drop_rate: float = 0.0,
         spatial: Literal["last", "every"] = "last",
-        order: Literal["norm-first", "drop-first"] = "norm-first",
+        order: Order = "norm-first",
         activation: Literal["relu", "tanh"] = "relu",
+        init: Literal["zero", "normal", "xavier", "he", "orthogonal", "transformer"] | None = None,
     ) -> None:
         super().__init__()
         check_choice("size", size, *SIZES)
         check_choice("drop_kind", drop_kind, "element-wise", "gaussian", "connect")
         check_choice("spatial", spatial, "last", "every")
-        check_choice("order", order, "norm-first", "drop-first")
+        check_choice("order", order, "norm-first", "act-first", "drop-first")
         check_choice("activation", activation, "relu", "tanh")
+        if init is not None:
+            check_choice("init", init, *DRAWS)
         check_rates(drop_rate=drop_rate, spatial_drop_rate=spatial_drop_rate)
         check_sizes(num_classes, in_channels=in_channels)
         stages, hidden = SIZES[size]
         self.weight_drop_rate = drop_rate if drop_kind == "connect" else 0.0
-        self.init = init_he if activation == "relu" else init_xavier
+        self.init: Callable[[nn.Module], None] = init_he if activation == "relu" else init_xavier
+        if init is not None:
+            self.init = partial(init_weights, kind=init)
 
         channels = in_channels
         self.stages = nn.ModuleList()

@@ -8,7 +8,8 @@ Wide ResNets may drop between a block's two convolutions (section 2.4 there), af
 BatchNorm. By way of the residual sum that dropout reaches the next block's first BatchNorm (Kim et
 al., UAI 2023, find it useful there; ``zoo.audit`` warns); ``drop_rate`` is 0 by default. Put right
 before the second BatchNorm, as some ports do, it would be an error. Element-wise dropout on maps
-does little, so this one is spatial.
+does little, so this one is spatial. In its place whole branches may be dropped (stochastic depth:
+Huang et al., ECCV 2016), with a rate that grows linearly with the block.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_rates, check_sizes
@@ -29,7 +31,9 @@ from zoo.networks.layers import conv1x1, conv3x3
 class PreActBlock(nn.Module):
     """BN-ReLU-conv-BN-ReLU-dropout-conv, added to the input (He et al. 2016b, figure 4e)."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, drop_rate: float) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, drop_rate: float, drop_path: float
+    ) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.conv1 = conv3x3(in_channels, width, stride)
@@ -39,6 +43,7 @@ class PreActBlock(nn.Module):
         self.downsample = (
             None if stride == 1 and in_channels == width else conv1x1(in_channels, width, stride)
         )
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, width, H / stride, W / stride)."""
@@ -46,7 +51,7 @@ class PreActBlock(nn.Module):
         # Where the shape changes, the projection sees the normalized input.
         shortcut = x if self.downsample is None else self.downsample(out)
         out = self.norm2(self.conv1(out)).relu()
-        return shortcut + self.conv2(self.drop(out))
+        return shortcut + self.drop_path(self.conv2(self.drop(out)))
 
 
 class PreActResNet(ImageNetwork):
@@ -60,6 +65,7 @@ class PreActResNet(ImageNetwork):
             as many.
         widen: k of a WRN-n-k.
         drop_rate: rate of spatial dropout between a block's convolutions; see this file's head.
+        drop_path_rate: rate of stochastic depth at the last block; it grows linearly from 0.
 
     Raises:
         ValueError: no stage, a size below one, or a rate outside [0, 1).
@@ -75,14 +81,15 @@ class PreActResNet(ImageNetwork):
         width: int = 16,
         widen: int = 1,
         drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
         if not layers or min(layers) < 1:
             raise ValueError(f"layers is {list(layers)}: give each stage at least one block")
         check_sizes(num_classes, width=width, widen=widen, in_channels=in_channels)
-        check_rates(drop_rate=drop_rate)
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         self.conv = conv3x3(in_channels, width)
-        channels = width
+        channels, done = width, 0
         self.stages = nn.ModuleList()
         self.num_stages = 1 + len(layers)
         for stage, depth in enumerate(layers):
@@ -90,8 +97,9 @@ class PreActResNet(ImageNetwork):
             blocks = []
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(PreActBlock(channels, out_channels, stride, drop_rate))
-                channels = out_channels
+                path = drop_path_rate * done / max(1, sum(layers) - 1)  # the linear rule
+                blocks.append(PreActBlock(channels, out_channels, stride, drop_rate, path))
+                channels, done = out_channels, done + 1
             self.stages.append(nn.Sequential(*blocks))
         self.norm = nn.BatchNorm2d(channels)
         self.pool = nn.AdaptiveAvgPool2d(1)

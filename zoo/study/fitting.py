@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import nn
 
-from zoo.data.images import LabelledImages
+from zoo.data.images import LabeledImages
 from zoo.data.module import DataModule
 from zoo.errors import UserError
 from zoo.runs.callbacks import TrainingSample
@@ -46,7 +46,7 @@ class _Recorder(Callback):
 
 def fit(
     network: nn.Module,
-    data: LabelledImages,
+    data: LabeledImages,
     *,
     epochs: int,
     seed: int,

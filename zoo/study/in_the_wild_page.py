@@ -374,9 +374,11 @@ def page(blocks: Iterable[Block], tables: dict[str, list[Row]]) -> str:
 
 
 def _inline(text: str) -> str:
-    """Escapes a paragraph; `code` and [links](file) become tags."""
+    """Escapes a paragraph; `code`, **bold** and [links](file) become tags."""
     pieces = html.escape(text).split("`")
     text = "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(pieces))
+    pieces = text.split("**")
+    text = "".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(pieces))
     while "](" in text:
         before, _, rest = text.partition("](")
         before, _, label = before.rpartition("[")

@@ -7,6 +7,7 @@ import html
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -14,6 +15,7 @@ from zoo.core.files import write_text
 from zoo.core.pictures import save_figure
 from zoo.study.pictures import draw_panels
 from zoo.study.runs import Run
+from zoo.study.shift import ACCURACY, LOSS, REPAIRED, RUNNING, SHIFT
 from zoo.study.statements import Judged
 
 TITLE = "What regularizes: experiments on FashionMNIST"
@@ -29,6 +31,10 @@ NAMES = {
     9: "dropout before BatchNorm",
     10: "dropout after the last",
     11: "weight decay",
+    12: "BatchNorm after the activation",
+    13: "residual",
+    14: "residual, dropout",
+    15: "residual, stochastic depth",
 }
 COLUMNS = (
     "experiment",
@@ -39,6 +45,19 @@ COLUMNS = (
     "training accuracy, final",
     "validation accuracy, best → final",
     "test accuracy ± standard error",
+)
+SHIFT_COLUMNS = (
+    "experiment",
+    "variance, dropout on / off",
+    "running / evaluation → re-estimated",
+    "validation loss → re-estimated",
+    "validation accuracy → re-estimated",
+)
+SHIFT_TITLE = "What dropout does to BatchNorm"
+SHIFT_TEXT = (
+    "Ratios of variances of the input of the worst BatchNorm, on clean training images (at "
+    "most 5,000); 1 is no shift. Re-estimated: running statistics from the same images with "
+    "dropout off (zoo.recalibrate), the weights as they were. Means over seeds."
 )
 # What marks a verdict, besides its color, in grey.
 SIGNS = {"reproduced": "✓", "within noise": "≈", "not reproduced": "✗", "one seed": "·"}
@@ -55,6 +74,16 @@ li { margin-bottom: .9em; } .check { color: #444; font-size: 15px; }
 
 def name_of(number: int) -> str:
     return f"{number} {NAMES.get(number, '')}".strip()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a heading, with what a reader must know of them."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: str
 
 
 def write_report(
@@ -84,6 +113,9 @@ def write_report(
         title = f"The gap between the lines shows {message} ({label}; bands: ± 1 s over seeds)"
         save_figure(draw_panels(groups, kind, title), pictures[kind])
     rows = [row_of(number, members) for number, members in runs.items()]
+    tables = [Table("", COLUMNS, rows, "Training is of clean images in evaluation mode.")]
+    if shifts := [shift_row(n, m) for n, m in runs.items() if SHIFT in m[0].curves]:
+        tables.append(Table(SHIFT_TITLE, SHIFT_COLUMNS, shifts, SHIFT_TEXT))
     facts = next(iter(runs.values()))[0].facts
     form = "--quick " if str(facts.get("form")) == "quick" else ""
     command = f"python -m zoo study {folder.parent.name} {form}--seeds {seeds}"
@@ -92,9 +124,9 @@ def write_report(
         f"Measured with `{command}` on {facts.get('hardware', 'unknown hardware')}, "
         f"{facts.get('date', time.strftime('%Y-%m-%d'))}, {total / 60:.0f} minutes of fitting."
     )
-    write_text(folder / "README.md", _markdown(label, rows, judged, pictures, made))
+    write_text(folder / "README.md", _markdown(label, tables, judged, pictures, made))
     page = folder / "index.html"
-    write_text(page, _page(label, rows, judged, pictures, made))
+    write_text(page, _page(label, tables, judged, pictures, made))
     return page
 
 
@@ -120,6 +152,22 @@ def row_of(number: int, runs: Sequence[Run]) -> list[str]:
     ]
 
 
+def shift_row(number: int, runs: Sequence[Run]) -> list[str]:
+    """The cells of an experiment with BatchNorm in the second table."""
+
+    def change(before: str, after: str, form: str) -> str:
+        values = (mean(run.final(metric) for run in runs) for metric in (before, after))
+        return " → ".join(f"{value:{form}}" for value in values)
+
+    return [
+        name_of(number),
+        f"{mean(run.final(SHIFT) for run in runs):.3f}",
+        change(RUNNING, REPAIRED, ".3f"),
+        change("val/loss", LOSS, ".4f"),
+        change("val/accuracy", ACCURACY, ".4f"),
+    ]
+
+
 def tested(runs: Sequence[Run]) -> str:
     """Test accuracy with its standard error: over seeds, or of one seed over images."""
     values = [run.final("test/accuracy") for run in runs]
@@ -131,20 +179,17 @@ def tested(runs: Sequence[Run]) -> str:
 
 def _markdown(
     label: str,
-    rows: Sequence[Sequence[str]],
+    tables: Sequence[Table],
     judged: Sequence[Judged],
     pictures: Mapping[str, Path],
     made: str,
 ) -> str:
-    lines = [
-        "# What regularizes: eight experiments on FashionMNIST",
-        "",
-        f"**{label}.** {made}",
-        "",
-    ]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", f"Training is of clean images in evaluation mode. {label}.", ""]
+    lines = [f"# {TITLE}", "", f"**{label}.** {made}", ""]
+    for table in tables:
+        lines += [f"## {table.title}", ""] if table.title else []
+        lines += ["| " + " | ".join(table.columns) + " |", "|---" * len(table.columns) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in table.rows]
+        lines += ["", f"{table.text} {label}.", ""]
     lines += [f"![{kind} over epochs, {label}]({path.name})" for kind, path in pictures.items()]
     lines += ["", "## What the documents say, and what was measured", ""]
     lines += [RULE, ""]
@@ -163,7 +208,7 @@ RULE = (
 
 def _page(
     label: str,
-    rows: Sequence[Sequence[str]],
+    tables: Sequence[Table],
     judged: Sequence[Judged],
     pictures: Mapping[str, Path],
     made: str,
@@ -177,11 +222,12 @@ def _page(
         f"<title>What regularizes</title><style>{STYLE}</style>",
         f"<h1>{TITLE}</h1>",
         f"<p class=label><b>{html.escape(label)}.</b> {html.escape(made)}</p>",
-        "<table>",
-        cells("th", COLUMNS),
-        *(cells("td", row) for row in rows),
-        f"</table><p>Training is of clean images in evaluation mode. {html.escape(label)}.</p>",
     ]
+    for table in tables:
+        parts += [f"<h2>{table.title}</h2>"] if table.title else []
+        parts += ["<table>", cells("th", table.columns)]
+        parts += [cells("td", row) for row in table.rows]
+        parts += [f"</table><p>{html.escape(f'{table.text} {label}.')}</p>"]
     for kind, path in pictures.items():
         content = base64.b64encode(path.read_bytes()).decode()
         parts.append(f"<img alt='{kind} over epochs' src='data:image/png;base64,{content}'>")

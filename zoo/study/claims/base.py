@@ -43,6 +43,7 @@ class Finding:
     """A part of a claim: what it says, the number measured, its interval and the verdict.
 
     ``low`` and ``high`` are the number ∓ twice its standard error, or exact where both equal it.
+    ``why`` is what explains it where the documents' outcome is not seen.
     """
 
     says: str
@@ -51,10 +52,17 @@ class Finding:
     low: float
     high: float
     verdict: Verdict
+    why: str = ""
 
     def __str__(self) -> str:
         interval = f" [{self.low:.4g}, {self.high:.4g}]" if self.low != self.high else ""
-        return f"{self.verdict:<15} {self.says}\n{'':<16}{self.number}: {self.value:.4g}{interval}"
+        text = f"{self.verdict:<15} {self.says}\n{'':<16}{self.number}: {self.value:.4g}{interval}"
+        return text if self.verdict == "reproduced" else f"{text}\n{'':<16}{self.reason}"
+
+    @property
+    def reason(self) -> str:
+        """Why the documents' outcome is not seen."""
+        return self.why or NOISE
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,9 @@ class Claim:
     draw: Callable[[Numbers], Any]
 
 
+NOISE = "Seeds differ by more than the difference: more of them would tell."
+
+
 def file_of(name: str, form: str, out: Path) -> Path:
     return out / "claims" / f"{name}-{form}.json"
 
@@ -91,7 +102,7 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
     Returns:
         What was written.
     """
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     numbers = claim.measure(form)
     findings = claim.judge(numbers)
     file = file_of(claim.name, form.name, out)
@@ -104,6 +115,8 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
         "findings": [asdict(finding) for finding in findings],
         "command": f"python -m zoo study {claim.name}" + (" --quick" if form.quick else ""),
         "seconds": round(time.perf_counter() - started, 1),
+        # Of all threads together: what other programs on the machine do not lengthen.
+        "cpu_seconds": round(time.process_time() - used, 1),
         "date": time.strftime("%Y-%m-%d"),
         "hardware": processor(),
         "versions": versions(),
@@ -153,17 +166,18 @@ def write_page(names: Iterable[str], out: Path) -> Path:
         lines += [f"## {name}: {result['verdict']}{label}", "", f"> {result['sentence']}", ""]
         lines += [f"![{name}{label}]({name}-{result['form']}.png)", ""]
         lines += ["| the claim says | measured | value | interval | verdict |", "|---" * 5 + "|"]
-        for finding in result["findings"]:
-            low, high = finding["low"], finding["high"]
-            between = "exact" if low == high else f"{low:.4g} to {high:.4g}"
+        findings = [Finding(**finding) for finding in result["findings"]]
+        for f in findings:
+            between = "exact" if f.low == f.high else f"{f.low:.4g} to {f.high:.4g}"
             lines.append(
-                f"| {finding['says']} | {_cell(finding['number'])} | {finding['value']:.4g} "
-                f"| {between} | {finding['verdict']} |"
+                f"| {f.says} | {_cell(f.number)} | {f.value:.4g} | {between} | {f.verdict} |"
             )
+        missed = [f for f in findings if f.verdict != "reproduced"]
+        lines += ["", *(f"- *{f.verdict}*: {f.says} {f.reason}" for f in missed)] if missed else []
         lines += [
             "",
-            f"`{result['command']}`: {result['seconds']:.0f} s on {result['hardware']}, "
-            f"{result['date']}; numbers in [{name}-{result['form']}.json]"
+            f"`{result['command']}`: {_time(result)} on {result['hardware']}, {result['date']}; "
+            f"numbers in [{name}-{result['form']}.json]"
             f"({name}-{result['form']}.json).",
             "",
         ]
@@ -175,8 +189,14 @@ def write_page(names: Iterable[str], out: Path) -> Path:
 INTRODUCTION = (
     "Each number stands with its mean ± twice its standard error over seeds. *Reproduced*: the "
     "difference has the stated sign and exceeds that; *within noise*: it does not; *not "
-    "reproduced*: it has the other sign and exceeds it."
+    "reproduced*: it has the other sign and exceeds it. Where the documents' outcome is not seen, "
+    "a line under the table says why."
 )
+
+
+def _time(result: dict[str, Any]) -> str:
+    cpu = result.get("cpu_seconds")
+    return f"{result['seconds']:.0f} s" + (f" ({cpu:.0f} s of processor time)" if cpu else "")
 
 
 def _cell(text: str) -> str:
@@ -191,7 +211,12 @@ def report(result: dict[str, Any]) -> str:
 
 
 def larger(
-    says: str, number: str, left: Sequence[float], right: Sequence[float], least: float = 0.0
+    says: str,
+    number: str,
+    left: Sequence[float],
+    right: Sequence[float],
+    least: float = 0.0,
+    why: str = "",
 ) -> Finding:
     """A finding that ``left`` exceeds ``right``, by ``least`` or more.
 
@@ -200,20 +225,27 @@ def larger(
         number: what the difference is of, with its unit.
         left, right: a value for each seed.
         least: of the difference.
+        why: what explains it where it is not so.
     """
     gap, error = difference(left, right)
     noise = 0.0 if error is None else 2 * error
     verdict = judge(gap - least, error)
-    return Finding(says, number, gap, gap - noise, gap + noise, verdict)
+    return Finding(says, number, gap, gap - noise, gap + noise, verdict, why)
 
 
 def alike(
-    says: str, number: str, left: Sequence[float], right: Sequence[float], margin: float
+    says: str,
+    number: str,
+    left: Sequence[float],
+    right: Sequence[float],
+    margin: float,
+    why: str = "",
 ) -> Finding:
     """A finding that two means differ by less than ``margin``; arguments as ``larger`` has them."""
     gap, error = difference(left, right)
     noise = 0.0 if error is None else 2 * error
-    return Finding(says, number, gap, gap - noise, gap + noise, judge(margin - abs(gap), error))
+    verdict = judge(margin - abs(gap), error)
+    return Finding(says, number, gap, gap - noise, gap + noise, verdict, why)
 
 
 def exactly(says: str, number: str, value: float, holds: bool) -> Finding:

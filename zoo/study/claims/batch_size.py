@@ -139,6 +139,8 @@ def judge_all(numbers: Numbers) -> list[Finding]:
             "ln of largest over least loss from 2 to 256, BatchNorm's less the others'",
             [spread(losses["BatchNorm"], seed) for seed in seeds],
             other,
+            why=f"In {numbers['epochs']} epochs a large batch takes few steps, which raises the "
+            "loss with every norm and hides the rest.",
         ),
     ]
 

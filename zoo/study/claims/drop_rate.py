@@ -65,9 +65,9 @@ def judge_all(numbers: Numbers) -> list[Finding]:
 def draw(numbers: Numbers) -> Any:
     figure, axes = new_figure(1, 2, 12, 4.5)
     rates = [float(rate) for rate in numbers["rates"]]
-    for kind, color, marker in (("training", COLORS[1], "o"), ("validation", COLORS[2], "s")):
+    for kind, color, style in (("training", COLORS[1], "o--"), ("validation", COLORS[2], "s-")):
         found = [interval(by[kind]) for by in numbers["rates"].values()]
-        axes[0, 0].plot(rates, [m for m, _, _ in found], color=color, marker=marker, label=kind)
+        axes[0, 0].plot(rates, [m for m, _, _ in found], style, color=color, label=kind)
         low, high = [low for _, low, _ in found], [high for _, _, high in found]
         axes[0, 0].fill_between(rates, low, high, color=color, alpha=0.2, linewidth=0)
     axes[0, 0].set_ylim(bottom=0)
@@ -77,7 +77,14 @@ def draw(numbers: Numbers) -> Any:
     axes[0, 1].plot(rates, [m for m, _, _ in found], color=COLORS[3], marker="^")
     low, high = [low for _, low, _ in found], [high for _, _, high in found]
     axes[0, 1].fill_between(rates, low, high, color=COLORS[3], alpha=0.2, linewidth=0)
-    finish(axes[0, 1], "drop rate", f"epochs to a training accuracy of {LEARNED}")
+    epochs = numbers["epochs"]
+    axes[0, 1].axhline(epochs + 1, color="grey", linestyle=":")
+    axes[0, 1].annotate(
+        f"not within {epochs} epochs", (rates[0], epochs + 1), (0, -12), textcoords="offset points"
+    )
+    axes[0, 1].set_ylim(bottom=0)
+    axes[0, 1].yaxis.get_major_locator().set_params(integer=True)
+    finish(axes[0, 1], "drop rate", f"epochs to a training accuracy of {LEARNED}", "speed")
     return figure
 
 

@@ -1,12 +1,19 @@
-"""BatchNorm allows larger learning rates: the largest that trains, with it and without."""
+"""BatchNorm allows larger learning rates: the largest that trains, with it and without.
+
+The network is normalized throughout, as those are of which the documents speak: in ``ConvNet`` a
+hidden linear layer has no BatchNorm, and its units die at the rates that kill them without any.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
+from torch import Tensor, nn
+
 from zoo.data.digits import Digits
-from zoo.networks.convnet import ConvNet
+from zoo.networks.initializers import init_he
 from zoo.study.claims.base import Claim, Finding, Form, Numbers
 from zoo.study.fitting import build, fit
 from zoo.study.pictures import COLORS, STYLES, finish, new_figure
@@ -15,16 +22,35 @@ from zoo.study.verdicts import difference, judge
 RATES = tuple(0.025 * 2**n for n in range(11))
 TIMES = 5  # the least of what the documents say, 5 to 10
 TRAINS = 0.9  # training accuracy at the end; chance is 0.1
+WIDTHS = (1, 16, 32, 32, 32, 32)
+
+
+class PlainNet(nn.Module):
+    """Five times convolution, (BatchNorm), ReLU, and a linear layer: (B, 1, 8, 8) → (B, 10)."""
+
+    def __init__(self, batch_norm: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(WIDTHS):
+            layers.append(nn.Conv2d(before, after, 3, padding=1, bias=not batch_norm))
+            layers += [nn.BatchNorm2d(after)] if batch_norm else []
+            layers.append(nn.ReLU())
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.head = nn.Linear(4 * WIDTHS[-1], 10)
+        init_he(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
 
 
 def measure(form: Form) -> Numbers:
-    epochs = 8 if form.quick else 30
+    epochs = 12 if form.quick else 30
     kinds: dict[str, dict[str, list[dict[str, Any]]]] = {"without": {}, "BatchNorm": {}}
     for kind, by_rate in kinds.items():
         for rate in RATES:
             by_rate[str(rate)] = []
             for seed in range(form.seeds):
-                network = build(seed, ConvNet, batch_norm=kind == "BatchNorm")
+                network = build(seed, PlainNet, batch_norm=kind == "BatchNorm")
                 fitted = fit(
                     network,
                     Digits(shift=0),
@@ -122,7 +148,9 @@ def draw(numbers: Numbers) -> Any:
         axes[0, 0],
         "learning rate (SGD, momentum 0.9)",
         f"training accuracy after {numbers['epochs']} epochs",
+        f"which rates train, each seed a line; 0: diverged, from {TRAINS}: trained",
     )
+    axes[0, 0].axhline(TRAINS, color="grey", linestyle=":")
     axes[0, 0].legend(fontsize=8)
     return figure
 

@@ -120,22 +120,36 @@ def _recalibrated(
 def judge_all(numbers: Numbers) -> list[Finding]:
     arms = numbers["arms"]
 
-    def finding(says: str, arm: str, kind: str, shifts: bool) -> Finding:
+    def finding(says: str, arm: str, kind: str, shifts: bool, why: str = "") -> Finding:
         value, low, high = interval(arms[arm][kind])
         logs, logs_low, logs_high = interval([abs(math.log(v)) for v in arms[arm][kind]])
         excess = logs - NOTHING
         gap = excess if shifts else -excess
         what = "dropout on / off" if kind == "ratio" else "running / evaluation"
         verdict = judge(gap, (logs_high - logs_low) / 4)
-        return Finding(says, f"variance, {what}, worst layer", value, low, high, verdict)
+        return Finding(says, f"variance, {what}, worst layer", value, low, high, verdict, why)
 
     return [
         finding("Dropout before BatchNorm shifts its variance.", "before BatchNorm", "ratio", True),
         finding("Between blocks, too.", "between blocks", "ratio", True),
         finding("After the last BatchNorm, nothing shifts.", "after the last", "ratio", False),
         finding("Recalibration repairs it.", "before, recalibrated", "running", False),
-        finding("Dropout2d before BatchNorm avoids it.", "Dropout2d before", "ratio", False),
-        finding("Gaussian noise avoids it.", "Gaussian before", "ratio", False),
+        finding(
+            "Dropout2d before BatchNorm avoids it.",
+            "Dropout2d before",
+            "ratio",
+            False,
+            "A channel that is dropped or scaled varies from image to image, and BatchNorm takes "
+            "its variance over images too.",
+        ),
+        finding(
+            "Gaussian noise avoids it.",
+            "Gaussian before",
+            "ratio",
+            False,
+            "The shift depends on the variance of the noise, which is that of dropout at this "
+            "rate.",
+        ),
         finding("Uniform noise (± 0.1) avoids it.", "uniform ± 0.1 before", "ratio", False),
         exactly(
             "LayerNorm has no statistics that could shift.",
