@@ -90,8 +90,9 @@ class ConvNet(ImageNetwork):
         spatial_drop_rate: rate of spatial dropout on feature maps.
         spatial: place of spatial dropout: after the ``last`` convolution, or after ``every``
             one, which with BatchNorm shifts the variance of the next (``zoo.audit`` reports it).
-        order: ``norm-first`` is convolution, BatchNorm, ReLU, dropout; ``act-first`` places BatchNorm
-            after ReLU; ``drop-first`` places dropout before BatchNorm, to show the variance shift.
+        order: ``norm-first`` is convolution, BatchNorm, ReLU, dropout; ``act-first`` places
+            BatchNorm after ReLU; ``drop-first`` places dropout before BatchNorm, to show the
+            variance shift.
         activation: ``relu`` or ``tanh``.
         init: how all weights are drawn, a name of ``initializers.init_weights``: ``zero``,
             ``normal``, ``xavier``, ``he``, ``orthogonal`` or ``transformer``; by default
