@@ -38,9 +38,15 @@ WARNINGS = (
     # The zoo keeps runs apart itself, and loads averaged weights without the callback.
     "Checkpoint directory .* exists and is not empty",
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+    # The zoo's own logger is metrics.csv.
+    "Starting from v1.9.0, `tensorboardX` has been removed",
     # Between Lightning and torch.
     ".*LeafSpec.*is deprecated",
 )
+
+
+# Of modules that are frozen or about to be trained; only a task of the zoo sees to that itself.
+EVALUATING = r"Found \d+ module\(s\) in eval mode at the start of training"
 
 
 def _matters(record: logging.LogRecord) -> bool:
