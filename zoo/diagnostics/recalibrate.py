@@ -124,7 +124,7 @@ class Recalibration:
                 cells = ["-" if v is None else f"{v:.4f}" for v in (before, self.after[name])]
                 lines.append(f"{name:<14}{cells[0]:>10}{cells[1]:>10}")
             lines.append(
-                "The statistics are right now; whether the predictions are better is seen above."
+                "BatchNorm statistics updated. Compare the metrics before and after above."
             )
         return "\n".join(lines)
 
