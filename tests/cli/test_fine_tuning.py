@@ -92,7 +92,7 @@ def test_lora_is_resumed_tested_and_loaded_as_plain_weights(zoo_cli) -> None:
         (("--layer_decay", "2"), "layer_decay is 2.0: it must be above 0 and at most 1"),
         (("--unfreeze_epoch", "1"), "say what is frozen before it"),
         (("--weights", "resnet_fmnist"), "give --init_from resnet_fmnist to start from them"),
-        (("--ckpt_path", "resnet_fmnist"), "to start from them, --init_from resnet_fmnist"),
+        (("--ckpt_path", "resnet_fmnist"), "To start from them, give --init_from resnet_fmnist"),
     ],
 )
 def test_what_cannot_be_started_from_is_one_line(zoo_cli, arguments, message) -> None:

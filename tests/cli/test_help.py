@@ -93,7 +93,7 @@ def test_a_class_is_described_by_its_own_arguments(zoo_cli) -> None:
     result = zoo_cli("fit", "--model.network.help", "UNet")
     assert result.code == 0
     assert result.out.startswith("usage: python -m zoo fit --model.network zoo.networks.UNet ")
-    assert "  --model.network.drop_rate 0.5 " in result.out
+    assert "  --model.network.drop_rate 0.5\n" in result.out
     assert "  --model.network (required) " in zoo_cli("test", "--model.help=GAN").out
     names = zoo_cli("fit", "--model.network.help").out
     assert "EfficientNet" in names

@@ -112,7 +112,7 @@ def test_explain(zoo_cli) -> None:
         (["--model", "nowhere.py:build"], "no such file: nowhere.py"),
         (["--model", "nowhere:build"], "No module named 'nowhere'"),
         (["--model", "mine.py:buidl"], "mine.py has no 'buidl'; did you mean 'build'?"),
-        (["--model", "mine.py:build"], "what does mine.py:build take? give its shape"),
+        (["--model", "mine.py:build"], "the input of mine.py:build is not known: give its shape"),
         (["--model", "mine.py:number"], "--model mine.py:number"),
         (["--explain", "dropout"], "no rule named 'dropout'"),
         (["--fail-on", "info", "--jsn"], "did you mean '--json'"),

@@ -50,7 +50,7 @@ def test_runs_of_the_command_line_are_compared(zoo_cli) -> None:
     assert "train_eval/loss" in done.out
     assert Path("together.png").read_bytes().startswith(b"\x89PNG")
     # The gap is read in one line, under the metrics.
-    assert "\ntraining " in Path(runs[0], "summary.txt").read_text()
+    assert "\nloss of training images " in Path(runs[0], "summary.txt").read_text()
 
 
 def test_what_is_no_run_is_refused(zoo_cli) -> None:

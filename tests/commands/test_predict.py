@@ -153,7 +153,7 @@ def test_dropout_sampled_at_prediction(zoo_cli, weights: str) -> None:
         (["some.txt", "--weights", "transformer_shakespeare"], "LanguageModel has none"),
         (["some.txt", "--weights", "resnet_fmnits"], "did you mean 'resnet_fmnist'"),
         (["some.txt", "--weights", "resnet_fmnist", "--top", "0"], "--top is 0"),
-        (["some.txt", "--weights", "resnet_fmnist", "--background", "whte"], "no color"),
+        (["some.txt", "--weights", "resnet_fmnist", "--background", "whte"], "not a color"),
         (["some.txt"], "the following arguments are required: --weights"),
     ],
 )

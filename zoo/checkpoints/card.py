@@ -119,7 +119,7 @@ def form_of(metric: str) -> str:
 
 
 def standard_error(accuracy: float, samples: int) -> float:
-    """Computes the binomial standard error of an accuracy over so many samples."""
+    """Computes the binomial standard error of an accuracy over ``samples`` samples."""
     return math.sqrt(accuracy * (1 - accuracy) / samples)
 
 

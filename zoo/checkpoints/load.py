@@ -43,8 +43,8 @@ def load(
             ``.pth`` with a network's weights.
         network: what the weights of a ``.safetensors`` or ``.pth`` belong to, which such a file
             does not say; an image classifier.
-        num_classes: renews the head for so many classes, whatever their number was.
-        in_channels: adapts the first convolution to so many input channels.
+        num_classes: replaces the head by one for this number of classes.
+        in_channels: adapts the first convolution to this number of input channels.
         overrides: arguments of the network in place of the recorded ones, drop rates for example.
 
     Returns:

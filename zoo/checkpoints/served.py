@@ -24,11 +24,11 @@ class Served:
     output: str  # the output's name
     axis: int  # of the output, along which the largest is the answer
     facts: dict[str, Any]  # what a user of the file must know; JSON values
-    real: Callable[[int], tuple[Tensor, ...]]  # so many samples of real inputs
+    real: Callable[[int], tuple[Tensor, ...]]  # this many samples of real inputs
     whole: Callable[[], Iterator[tuple[Tensor, ...]]] | None  # the test set in batches, if it
     # is the largest output that decides
     data: str  # what ``real`` and ``whole`` come from
-    calibration: Callable[[int], tuple[Tensor, ...]]  # so many samples for quantization
+    calibration: Callable[[int], tuple[Tensor, ...]]  # this many samples for quantization
 
 
 class Classifier(nn.Module):

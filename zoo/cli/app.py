@@ -24,7 +24,7 @@ from zoo.checkpoints.load import (
 )
 from zoo.cli import pretrained, run_folder, trainer
 from zoo.cli.building import RecipeReader, debugging, refused_in_one_line
-from zoo.cli.quiet import without_notices
+from zoo.cli.quiet import EVALUATING, without_notices
 from zoo.core.files import write_text
 from zoo.core.memory import keep_freed_memory
 from zoo.data import ImageFolder
@@ -149,6 +149,8 @@ class ZooCLI(RecipeReader):
         trainer.use_tensor_cores()
         ours: list[Callback] = []
         if self.command == "fit":
+            if isinstance(self.model, Task):
+                warnings.filterwarnings("ignore", EVALUATING)  # it sets the mode of its modules
             if self.options.init_from is not None and self.checkpoint is None:
                 self._initialize()
             ours = self._fine_tuning()

@@ -136,7 +136,8 @@ def _names_in(package: str) -> list[str]:
 def _epilog(command: str, given: list[str]) -> str:
     if given:
         return (
-            "--model.help CLASS, --model.network.help CLASS and --data.help CLASS describe others."
+            "--model.help CLASS, --model.network.help CLASS and --data.help CLASS describe other "
+            "tasks, networks and data sets."
         )
     return (
         f"python -m zoo {command} --recipe NAME --help shows the keys of that recipe with their "

@@ -37,9 +37,15 @@ WARNINGS = (
     ".*smaller than the logging interval",
     # The zoo keeps runs apart itself.
     "Checkpoint directory .* exists and is not empty",
+    # The zoo's own logger is metrics.csv.
+    "Starting from v1.9.0, `tensorboardX` has been removed",
     # Between Lightning and torch.
     ".*LeafSpec.*is deprecated",
 )
+
+
+# Of modules that are frozen or about to be trained; only a task of the zoo sees to that itself.
+EVALUATING = r"Found \d+ module\(s\) in eval mode at the start of training"
 
 
 def _matters(record: logging.LogRecord) -> bool:

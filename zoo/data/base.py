@@ -24,8 +24,8 @@ class ImageData(LabeledImages):
     (B, C, H, W) with zero mean and unit variance after ``on_after_batch_transfer``, and int64
     (B,). Training images are shifted, flipped, cut out and erased; others never are. With
     ``sampling_weights`` an epoch holds each class as often as its number says, and is as long.
-    With ``folds`` the training images are in so many parts of a size, and ``fold``, from 0, is the
-    part held out for validation in place of ``validation_size`` images.
+    With ``folds`` the training images are in this number of equal parts, and ``fold``, from 0, is
+    the part held out for validation in place of ``validation_size`` images.
     """
 
     def __init__(

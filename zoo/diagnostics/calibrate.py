@@ -71,18 +71,18 @@ def calibrate(
 ) -> Calibration:
     """Fits a temperature to a classifier's logits by maximum likelihood on held-out data.
 
-    A temperature changes no prediction; vector scaling may. The model stays untouched and continues
-    giving logits: ``zoo.calibrate(model, loader)(model(x))`` are probabilities.
+    A temperature changes no prediction; vector scaling may. The model stays untouched and still
+    returns logits: ``zoo.calibrate(model, loader)(model(x))`` are probabilities.
 
     Args:
         model: any classifier that gives logits (B, K).
-        loader: held-out (inputs, labels), of which neither training nor a choice has seen any.
+        loader: held-out (inputs, labels), used neither for training nor for any choice.
         method: ``temperature`` (Guo et al., ICML 2017, section 4.2), or ``vector``, a scale and a
             bias a class (the same section).
         forward: runs the model on a batch, where the batches are of another form.
 
     Raises:
-        UserError: there is no maximum (every image is right, or the logits say nothing of the
+        UserError: there is no maximum (every image is right, or the logits do not depend on the
             labels), or the data are not a classifier's.
     """
     if method not in get_args(Scaling):

@@ -61,14 +61,13 @@ def mc_dropout(
 ) -> Uncertainty:
     """Predicts with dropout on, ``samples`` times; the model and the random state stay untouched.
 
-    Every dropout that ``zoo.audit`` sees is active, whatever module or function makes it, and
-    whichever module's mode it obeys: that is tried out. BatchNorm normalizes by its running
-    statistics. Operations before the first active dropout run once, and the others for many samples
-    at once, where two samples show that this gives what one after another gives; the distribution
-    is that of a plain loop, and on one chunk so are the numbers.
+    Every dropout that ``zoo.audit`` sees is active, whichever module or function computes it.
+    BatchNorm normalizes by its running statistics. Operations before the first active dropout run
+    once. The others run for many samples at once if two samples show that this equals a loop; the
+    distribution is that of a loop, and on one chunk the numbers are too.
 
     Args:
-        model: any eager module; what counts is its output, the first tensor of it, or ``logits``.
+        model: any eager module; its output, the first tensor of it or its ``logits`` are sampled.
         x: a tensor (B, …), a tuple (positional) or a mapping (keywords) of such, or what
             ``forward`` takes; tensors whose first dimension is B are taken for rows of the batch.
         samples: S, the number of predictions.
@@ -78,14 +77,14 @@ def mc_dropout(
         outputs: ``logits``, ``probabilities`` or ``values`` (of a regression). By default logits,
             unless the model ends in a softmax or sigmoid.
         forward: takes ``x``, or rows of it, and runs the model, where inputs are of another form.
-        seed: of the masks.
+        seed: seed of the masks.
         drop_path: whether stochastic depth is sampled too.
-        return_samples: whether to keep all of them.
-        batch_size: rows at a time; by default as many as fit into a gigabyte of activations.
+        return_samples: whether to return every sample.
+        batch_size: rows per forward; by default as many as fit into a gigabyte of activations.
 
     Raises:
         UserError: the model has no dropout that training would use, no sample varies, part of it
-            cannot be seen, it does not run in training mode, or its kind of output is not clear.
+            cannot be seen, it does not run in training mode, or the kind of its output is unknown.
     """
     if samples < 1:
         raise UserError(f"samples is {samples}: it must be at least 1")
@@ -146,8 +145,8 @@ def ensemble(
 ) -> Uncertainty:
     """Predicts with several independently trained models, in the form of ``mc_dropout``.
 
-    Deep ensembles (Lakshminarayanan et al., NeurIPS 2017, section 2.4) are usually the better
-    calibrated of the two.
+    Deep ensembles (Lakshminarayanan et al., NeurIPS 2017, section 2.4) are usually better
+    calibrated than MC dropout.
 
     Args:
         models: each predicts in evaluation mode and comes out untouched.
@@ -158,7 +157,7 @@ def ensemble(
         return_samples: whether to keep each model's predictions, (models, B, K).
 
     Raises:
-        UserError: there is no model, or the kind of their outputs is not clear.
+        UserError: there is no model, or the kind of their outputs is not known.
     """
     models = list(models)
     if not models:

@@ -52,18 +52,18 @@ def prediction_sets(
     calibration: Calibration | None = None,
     forward: Forward | None = None,
 ) -> PredictionSets:
-    """Finds the threshold by which sets of classes hold the truth with a given probability.
+    """Finds the threshold of prediction sets that contain the true class with a given probability.
 
-    The promise holds on average over images of the held-out data's distribution, not class by
-    class, and not on images of other kinds.
+    The coverage holds on average over images of the held-out data's distribution, not for each
+    class, and not on out-of-distribution images.
 
     Args:
         model: any classifier that gives logits (B, K); it stays untouched.
         loader: held-out (inputs, labels).
-        coverage: share of the images whose set is to hold the true class, between 0 and 1.
+        coverage: share of the images whose set contains the true class, between 0 and 1.
         method: ``aps``, larger sets for harder images (Romano et al., NeurIPS 2020), or ``lac``,
             the smallest sets on average (Sadinle et al., JASA 2019).
-        calibration: what ``zoo.calibrate`` gave; by default the softmax of the logits.
+        calibration: the result of ``zoo.calibrate``; by default the softmax of the logits.
         forward: runs the model on a batch, where the batches are of another form.
 
     Raises:

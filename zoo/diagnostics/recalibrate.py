@@ -130,7 +130,7 @@ class Recalibration:
                 cells = ["-" if v is None else f"{v:.4f}" for v in (before, self.after[name])]
                 lines.append(f"{name:<14}{cells[0]:>10}{cells[1]:>10}")
             lines.append(
-                "The statistics are right now; whether the predictions are better is seen above."
+                "BatchNorm statistics updated. Compare the metrics before and after above."
             )
         return "\n".join(lines)
 
@@ -148,24 +148,24 @@ def recalibrate(
     Repairs what dropout before BatchNorm has done to the running variance (Hendrycks & Gimpel
     2016, section 3; Li et al., CVPR 2019, section 5), and gives averaged weights statistics of
     their own. The result is that of one huge batch: mean and unbiased variance are pooled over all
-    batches, and a layer is settled only when those before it are. So the loader is gone through
-    once, and then again until nothing moves. Where the passes diverge, as they can in a deep
-    network, the first one's estimate stays, and ``settled`` of the result is false. Under DDP all
-    processes pool what they have seen.
+    batches. A layer's statistics are final only when those of the layers before it are, so the
+    loader is repeated until nothing changes. If the passes diverge, as they can in a deep network,
+    the first estimate stays, and ``settled`` of the result is false. Under DDP all processes are
+    pooled.
 
     Args:
-        model: its running statistics are renewed, but for frozen ones; parameters, modes, momentum
-            and ``num_batches_tracked`` stay as they are.
+        model: its running statistics are re-estimated, except frozen ones; parameters, modes,
+            momentum and ``num_batches_tracked`` stay as they are.
         loader: training data, without augmentation where evaluation has none: inputs, or tuples
             that begin with them. Inputs are a tensor, a tuple (positional) or a mapping (keywords).
-        held_out: (inputs, labels), to see what it does to accuracy, NLL and ECE.
+        held_out: (inputs, labels), to compare accuracy, NLL and ECE before and after.
         forward: runs the model on a batch, where the batches are of another form.
-        passes: over the loader; by default until nothing moves, one more than there are layers at
-            most; three where the loader gives other data each time (random augmentation).
+        passes: passes over the loader; by default until nothing changes, at most one more than
+            there are layers; three if the loader's data are random (augmentation).
 
     Raises:
-        UserError: there is nothing to renew or it cannot be reached, the loader is empty, or the
-            activations are not finite. The model is then as it was.
+        UserError: there is nothing to re-estimate or it cannot be reached, the loader is empty, or
+            the activations are not finite. The model is then as it was.
     """
     batches = list(loader) if iter(loader) is loader else loader  # an iterator goes round once
     run = partial(forward_batch, model, forward=forward)

@@ -44,7 +44,7 @@ class Confidence:
 def confidence(
     model: nn.Module, loader: Iterable[Any], *, forward: Forward | None = None
 ) -> Confidence:
-    """Chooses the confidence by which a classifier's errors are found best on held-out data.
+    """Chooses the confidence that detects a classifier's errors best on held-out data.
 
     Args:
         model: any classifier that gives logits (B, K); it stays untouched.

@@ -143,7 +143,7 @@ def variance_shift(
     batches: int | None = None,
     seed: int = 0,
 ) -> VarianceShift:
-    """Measures, for every BatchNorm, what dropout before it does to the variance of its input.
+    """Measures how dropout shifts the variance of every BatchNorm's input.
 
     Li et al., CVPR 2019, section 3. For dropout → linear → BatchNorm the ratio is exactly
     1 + p / (1 - p) · (wᵀ diag(E[x²]) w) / (wᵀ Cov(x) w). The model comes out untouched.
@@ -153,8 +153,8 @@ def variance_shift(
         loader: batches of inputs, or tuples that begin with them; inputs are a tensor, a tuple
             (positional) or a mapping (keywords).
         forward: runs the model on a batch, where the batches are of another form.
-        batches: of the loader, at most; all by default.
-        seed: of the masks.
+        batches: largest number of batches; all by default.
+        seed: seed of the masks.
 
     Raises:
         UserError: the loader is empty, part of the model is scripted, traced or exported, or it

@@ -19,7 +19,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def freeze(
     model: ModuleT, keep: tuple[str, ...] | None = None, *, through: str | None = None
 ) -> ModuleT:
-    """Freezes a backbone, in place: its parameters, and BatchNorm's running statistics with them.
+    """Freezes a backbone, in place: its parameters and BatchNorm's running statistics.
 
     A frozen normalization stays in evaluation mode whatever ``train()`` is called on, so that a
     fit leaves its buffers bit-identical. Dropout of the backbone follows the module's mode.

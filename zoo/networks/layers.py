@@ -24,8 +24,8 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 class GaussianDropout(nn.Module):
     """Multiplies by noise N(1, rate / (1 - rate)), whose variance is that of dropout at ``rate``.
 
-    Srivastava et al. 2014, section 10. The identity in evaluation and at rate 0. In front of a
-    BatchNorm it shifts the variance just as dropout does.
+    Srivastava et al. 2014, section 10. The identity in evaluation and at rate 0. Placed before
+    BatchNorm, it shifts the variance as dropout does.
     """
 
     def __init__(self, rate: float) -> None:

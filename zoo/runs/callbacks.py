@@ -50,7 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``checkpoints/last.ckpt``: after every epoch, and every so many steps within one.
+    """Keeps ``checkpoints/last.ckpt``: after every epoch, and at intervals of steps within one.
 
     Where the process is asked to end (SIGTERM), it saves once more, between two batches. State that
     is not finite is never saved.

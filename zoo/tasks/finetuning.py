@@ -129,19 +129,19 @@ def finetune(
     """Fine-tunes a trained network, ours or any other.
 
     Args:
-        model: a task, as ``zoo.load`` gives it, which learns as it says itself; or any network of
-            images with logits out, which learns by the next three arguments.
+        model: a task, as ``zoo.load`` returns it, with its own settings; or any image network with
+            logits out, with the settings ``lr``, ``optimizer`` and ``weight_decay``.
         data: a data module, or batches (images, labels), normalized.
-        max_epochs: how long.
-        lr, optimizer, weight_decay: of a network that is not a task.
+        max_epochs: number of epochs.
+        lr, optimizer, weight_decay: settings of a network that is not a task.
         freeze, unfreeze_epoch, layer_decay, lora_rank: as ``prepare`` takes them.
         trainer: further arguments of Lightning's Trainer.
 
     Returns:
-        The task in evaluation mode; matrices of LoRA are merged into its weights.
+        The task in evaluation mode; LoRA matrices are merged into its weights.
 
     Raises:
-        UserError: the network has no such part, or the settings contradict each other.
+        UserError: a part to freeze does not exist, or the settings contradict each other.
     """
     task = (
         model
@@ -176,19 +176,19 @@ class Probe:
 def linear_probe(
     model: nn.Module, train: Iterable[Any], validation: Iterable[Any], seed: int = 0
 ) -> Probe:
-    """Fits a network's classifier on its features, which are computed once, in place.
+    """Fits a network's classifier, in place, on features that are computed once.
 
     Multinomial logistic regression by L-BFGS, the penalty chosen on validation data (Kornblith et
-    al., CVPR 2019, section 3). Nothing but the last layer changes, and no statistics move.
+    al., CVPR 2019, section 3). Only the last layer changes; BatchNorm statistics stay.
 
     Args:
         model: a task, or a network with a linear classifier.
         train: batches (images, labels), normalized, in evaluation's form.
         validation: the same, of other images.
-        seed: of the solver.
+        seed: seed of the solver.
 
     Returns:
-        Accuracy on the validation data, and the cost that was chosen there.
+        Accuracy on the validation data, and the cost chosen on them.
 
     Raises:
         UserError: the network has no linear classifier, or the labels are not its classes.
