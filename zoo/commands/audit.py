@@ -220,12 +220,12 @@ def _audit(options: argparse.Namespace) -> Audited:
 
 
 def _training_batches(data: Any) -> list[Any]:
-    """Training images without augmentation."""
-    if not hasattr(data, "training_sample"):
+    """Training images without augmentation, normalized, and their labels."""
+    if not hasattr(data, "plain"):
         raise UserError("--picture: these data are not images: give --model and --input")
     data.prepare_data()
-    data.setup("fit")
-    return list(islice(data.training_sample(), BATCHES))
+    batches = islice(data.plain("train", 64), BATCHES)
+    return [(data.normalize(images), labels) for images, labels in batches]
 
 
 def _example(task: Any, data: Any) -> tuple[Any, ...]:
