@@ -354,6 +354,8 @@ def run(command: str, arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    # Tasks call train(): what is in evaluation mode after it is frozen, as was asked for.
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
     if command != "fit":  # which alone needs the callbacks that wrote a checkpoint
         warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
     keep_freed_memory()
