@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._inductor
 from torch import Tensor, nn
 
 from zoo.checkpoints import export as module
@@ -158,3 +159,24 @@ def test_what_does_not_exist_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         export(task, digits, tmp_path / "file", **options)
+
+
+def test_without_a_compiler_nothing_is_compiled(
+    task: ImageClassifier, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-c++"))
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, and no-such-c\+\+ is none here"):
+        export(task, digits, tmp_path / "file", "aoti")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_what_is_compiled_ahead_of_time_takes_any_size(
+    task: ImageClassifier, digits: Digits, tmp_path: Path
+) -> None:
+    done = export(task, digits, tmp_path / "digits.pt2", "aoti", preprocessing=True)
+    assert done.agreed == done.samples == digits.sizes()["test"]
+    run = torch._inductor.aoti_load_package(str(done.file))
+    images = torch.randint(0, 256, (3, 1, 40, 13), dtype=torch.uint8)
+    expected = task.predict(list(images))
+    torch.testing.assert_close(run(images).softmax(1), expected, atol=1e-5, rtol=0)

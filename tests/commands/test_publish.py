@@ -84,7 +84,16 @@ def test_a_run_becomes_a_checkpoint(zoo_cli) -> None:
     last = zoo.load(runs / "version_0/checkpoints/last.ckpt")
     images = torch.randn(2, 1, 8, 8)
     assert torch.equal(model(images), last(images))
-    assert zoo_cli("verify", str(folder)).code == 0
+    told = zoo_cli("verify", str(folder), "--metrics")
+    assert told.code == 0, told.out
+    assert "figures measured as stated" in told.out
+    assert "not measured, of training: run, seeds, global_step" in told.out
+    config["metrics"] |= {"test/accuracy": 0.5, "test/auroc": 0.9}
+    (folder / "config.json").write_text(json.dumps(config))
+    told = zoo_cli("verify", str(folder), "--metrics")
+    assert told.code == 1
+    assert f"{folder}: metrics.test/accuracy is stated as 0.5 and measured as 0." in told.out
+    assert f"{folder}: not measured: metrics.test/auroc\n" in told.out
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)

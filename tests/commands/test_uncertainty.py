@@ -51,8 +51,9 @@ def test_an_ensemble_in_one_table(zoo_cli, tmp_path: Path, digits_weights, no_fa
     clean, *corrupted = content["corrupted"]
     assert len(corrupted) == 20
     assert min(row["accuracy"] for row in corrupted) < clean["accuracy"]
-    # Without a recipe the run itself says which data it was trained on.
-    by_run = zoo_cli("uncertainty", "--weights", digits_weights, "--json", "--to", "pictures")
+    # Without a recipe the run's folder says which data it was trained on.
+    run = str(Path(digits_weights).parent.parent)
+    by_run = zoo_cli("uncertainty", "--weights", run, "--json", "--to", "pictures")
     assert by_run.code == 0, by_run.err
     assert json.loads(by_run.out)["rows"]["one forward"] == one
     assert one["accuracy"] > 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,6 +103,8 @@ def export(
         raise UserError("--format safetensors holds weights alone: leave --with away")
     if format == "onnx":
         _require("onnx", "onnxscript", "onnxruntime")
+    if format == "aoti":
+        _require_compiler()
     entry = registry.find(registry.TASKS, type(task).__name__, "task")
     if entry.serve is None:
         raise UserError(f"{type(task).__name__} has no export: its registry entry names no serve")
@@ -243,7 +246,7 @@ def _write_aoti(served: Served, file: Path, facts: dict[str, Any], quantize: str
         )
     except ExportError:
         raise
-    except Exception as error:  # no compiler, or an operation it does not know
+    except Exception as error:  # an operation that it does not know
         raise ExportError(f"the network cannot be compiled: {first_line(error)}") from error
     run: Run = aoti_load_package(str(file))
     return run
@@ -318,6 +321,17 @@ def _require(*packages: str) -> None:
     if missing := [package for package in packages if find_spec(package) is None]:
         raise UserError(
             f"--format onnx needs {', '.join(missing)}: pip install 'lightning-zoo[onnx]'"
+        )
+
+
+def _require_compiler() -> None:
+    from torch._inductor import config
+
+    names = [name for name in config.cpp.cxx if name]
+    if not any(map(shutil.which, names)):
+        raise UserError(
+            f"--format aoti needs a C++ compiler, and {', '.join(names)} is none here: install "
+            "g++, or name another by the environment variable CXX"
         )
 
 

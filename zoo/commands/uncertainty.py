@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> int:
         "rows": rows,
     }
     pictures = ["reliability.png", "certainty.png"]
-    fitted, origin = _fitted(source, network, Images(data, "validation"))
+    fitted, origin = _fitted(task, Images(data, "validation"))
     if fitted is not None:
         logits, labels = labeled_logits("uncertainty", network, images)
         unknown = None
@@ -191,17 +191,14 @@ def _data(source: str | Path, recipe: str | None) -> Any:
     return data
 
 
-def _fitted(source: str | Path, network: Any, images: Any) -> tuple[Any, str]:
+def _fitted(task: Any, images: Any) -> tuple[Any, str]:
     """What the checkpoint keeps of its calibration, else a fit on validation images."""
-    from zoo.checkpoints import store
     from zoo.evaluation import calibrated
 
-    if not str(source).endswith(".ckpt"):
-        kept = store.read_config(store.folder_of(source)).get("calibration")
-        if kept is not None:
-            return calibrated.Fitted.from_config(kept), "as the checkpoint keeps it"
+    if task.calibration:
+        return calibrated.Fitted.from_config(task.calibration), "as the checkpoint keeps it"
     try:
-        fitted = calibrated.validation_fit(network, images)
+        fitted = calibrated.validation_fit(task.network, images)
     except UserError as error:
         return None, f"none ({error})"
     return fitted, f"fitted on {fitted.calibration.images:,} validation images"
