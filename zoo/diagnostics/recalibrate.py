@@ -149,9 +149,7 @@ def recalibrate(
     2016, section 3; Li et al., CVPR 2019, section 5), and gives averaged weights statistics of
     their own. The result is that of one huge batch: mean and unbiased variance are pooled over all
     batches, and a layer is settled only when those before it are. So the loader is gone through
-    once, and then again until nothing moves. Where the passes diverge, as they can in a deep
-    network, the first one's estimate stays, and ``settled`` of the result is false. Under DDP all
-    processes pool what they have seen.
+    once, and then again until nothing moves. Under DDP all processes pool what they have seen.
 
     Args:
         model: its running statistics are renewed, but for frozen ones; parameters, modes, momentum
