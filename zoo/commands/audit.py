@@ -65,8 +65,8 @@ def main(arguments: list[str]) -> int:
         "--picture",
         type=Path,
         metavar="FILE",
-        help="the layers in order, the BatchNorm at fault, and its running variance over the "
-        "variance in evaluation, before and after recalibration (PNG)",
+        help="also draw the layers in order, the BatchNorm at fault, and its running variance over "
+        "the variance in evaluation, before and after recalibration (PNG)",
     )
     parser.add_argument(
         "--explain",

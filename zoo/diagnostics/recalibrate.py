@@ -149,9 +149,7 @@ def recalibrate(
     2016, section 3; Li et al., CVPR 2019, section 5), and gives averaged weights statistics of
     their own. The result is that of one huge batch: mean and unbiased variance are pooled over all
     batches. A layer's statistics are final only when those of the layers before it are, so the
-    loader is repeated until nothing changes. If the passes diverge, as they can in a deep network,
-    the first estimate stays, and ``settled`` of the result is false. Under DDP all processes are
-    pooled.
+    loader is repeated until nothing changes. Under DDP all processes are pooled.
 
     Args:
         model: its running statistics are re-estimated, except frozen ones; parameters, modes,
