@@ -84,7 +84,8 @@ def test_three_commands_and_the_file_that_they_lead_to(zoo_cli: Any) -> None:
         "  1 hidden:\n    flower/.hidden.png",
         "  1 the format '.cr2' is not read:\n    flower/raw.cr2",
         "  1 outside of the class folders:\n    loose.png",
-        " the same bytes in two splits:\n    temple/",
+        " the same bytes in two splits:\n    ",
+        ") has the bytes of temple/",
         "images, read as three equal channels",
     ):
         assert reason in done.out

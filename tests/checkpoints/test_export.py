@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from zoo.checkpoints import export as module
 from zoo.checkpoints.export import ExportError, export
-from zoo.data import Digits
+from zoo.data import Digits, TextFile
 from zoo.errors import UserError
-from zoo.networks import ResNet
-from zoo.tasks import ImageClassifier
+from zoo.networks import ResNet, Transformer
+from zoo.tasks import ImageClassifier, LanguageModel
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,32 @@ def test_torch_export_and_safetensors_give_the_same_logits(
     assert [each.name for each in tmp_path.iterdir()] == [
         each.name for each in tmp_path.iterdir() if ".part" not in each.name
     ]
+
+
+@pytest.mark.parametrize("format", ["torch-export", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_language_model_takes_texts_of_any_length(tmp_path: Path, format: Any) -> None:
+    (tmp_path / "text.txt").write_text("to be, or not to be: that is the question. " * 40)
+    data = TextFile(str(tmp_path / "text.txt"), context_length=16, batch_size=8, validation=0.5)
+    data.prepare_data()
+    size = len(data.facts()["vocabulary"])
+    torch.manual_seed(0)
+    network = Transformer(size, context_length=16, embed_dim=16, depth=2, num_heads=2)
+    task = LanguageModel(network)
+    task.data_info = data.describe()
+    done = export(task.eval(), data, tmp_path / "file", format)
+    assert done.agreed == done.samples
+    assert done.samples is not None
+    assert done.samples > 500  # characters of the held-out text
+    assert done.inputs == {"tokens": "(batch, length) int64"}
+    for shape in ((1, 3), (5, 16)):
+        tokens = torch.randint(size, shape, generator=torch.Generator().manual_seed(0))
+        if format == "onnx":
+            found = module.run_onnx(done.file)(tokens)
+        else:
+            found = torch.export.load(done.file).module()(tokens)
+        torch.testing.assert_close(found, network(tokens), atol=1e-5, rtol=1e-4)
+    with pytest.raises(UserError, match="are for classifiers, and this is a LanguageModel"):
+        export(task, data, tmp_path / "file", format, probabilities=True)
 
 
 @pytest.mark.parametrize("fault", ["values", "shape", "answers"])

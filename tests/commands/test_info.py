@@ -44,6 +44,7 @@ def test_weights_and_recipes_of_every_kind_are_shown(zoo_cli) -> None:
         ("vit_digits", "layer_norm"),
         ("transformer_shakespeare", "rms_norm"),
         ("gan_digits", "BatchNorm"),
+        ("gan_fmnist", "BatchNorm"),  # whose weights do not say what their latents are
     ):
         result = zoo_cli("info", source, "--batch_size", "1")
         assert result.code == 0, result.err

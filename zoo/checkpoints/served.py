@@ -153,7 +153,8 @@ def serve_language_model(task: Any, data: Any, preprocessing: bool, probabilitie
     loader = loaders[0] if isinstance(loaders, list) else loaders
 
     def batches() -> Iterator[tuple[Tensor, ...]]:
-        for tokens, _ in loader:
+        for batch in loader:
+            tokens, _ = data.on_after_batch_transfer(batch, 0)  # loaders give where windows start
             yield (tokens,)
 
     def real(count: int) -> tuple[Tensor, ...]:

@@ -43,7 +43,8 @@ def _network(source: str) -> tuple[Any, Any]:
     from zoo import recipes
     from zoo.checkpoints import store
     from zoo.checkpoints.load import load
-    from zoo.checkpoints.source import TIMM
+    from zoo.checkpoints.source import TIMM, recipe_of
+    from zoo.cli.building import from_recipe
 
     task: Any
     if source.startswith(TIMM):  # its weights are not needed for it
@@ -52,8 +53,6 @@ def _network(source: str) -> tuple[Any, Any]:
         network: Any = timm_network(source.removeprefix(TIMM))
         return network.eval(), torch.zeros(1, *network.pretrained_cfg["input_size"])
     if source in recipes.names() and source not in store.names():
-        from zoo.cli.building import from_recipe
-
         task, data = from_recipe(source)
         if not hasattr(data, "example_input"):
             raise UserError(f"{source}: its data do not say what the network takes")
@@ -63,12 +62,15 @@ def _network(source: str) -> tuple[Any, Any]:
     if "input_shape" in task.data_info and not hasattr(task, "sample"):
         return task.network, torch.zeros(1, *task.data_info["input_shape"])
     length = getattr(task.network, "context_length", None)
-    if length is None:
+    if length is not None:
+        return task.network, torch.zeros(1, length, dtype=torch.long)
+    if (recipe := recipe_of(source)) is None:
         raise UserError(
             f"{source}: {type(task).__name__}'s input is not known without its data: give its "
             "recipe's name"
         )
-    return task.network, torch.zeros(1, length, dtype=torch.long)
+    _, data = from_recipe(recipe)
+    return task.network, tuple(part[:1] for part in task.example_inputs(data))
 
 
 def describe(network: Any, inputs: Any, batch_size: int) -> dict[str, Any]:
