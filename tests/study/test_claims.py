@@ -10,7 +10,19 @@ import torch
 
 from zoo import registry
 from zoo.study.catalog import CLAIMS
-from zoo.study.claims.base import alike, exactly, interval, larger, summed
+from zoo.study.claims.base import (
+    QUICK,
+    Claim,
+    alike,
+    exactly,
+    interval,
+    larger,
+    report,
+    run_claim,
+    summed,
+    write_page,
+)
+from zoo.study.pictures import new_figure
 
 
 def test_findings_state_twice_the_standard_error() -> None:
@@ -54,6 +66,25 @@ def test_a_quick_claim_leaves_numbers_and_a_picture(zoo_cli, tmp_path: Path) -> 
     assert "reproduced" in lines["inverted-dropout"]
     assert "not run" in lines["batch-size"]
     assert "not run" in lines["experiment 7"]
+
+
+def test_what_is_not_seen_is_explained(tmp_path: Path) -> None:
+    findings = [
+        larger("It rises.", "points", [2.0, 2.1], [1.0, 1.1], why="never read"),
+        larger("It falls.", "points", [1.0, 1.1], [2.0, 2.1], why="Because it rises."),
+        larger("It turns.", "points", [1.0, 1.3], [1.1, 1.2]),
+    ]
+    claim = Claim(
+        "toy", "A toy.", lambda _: {}, lambda _: findings, lambda _: new_figure(1, 1, 4, 3)[0]
+    )
+    result = run_claim(claim, QUICK, tmp_path)
+    page = write_page(["toy", "never run"], tmp_path).read_text()
+    for text in (page, report(result)):
+        assert "Because it rises." in text
+        assert "Seeds differ by more than the difference" in text
+        assert "never read" not in text
+    assert "1 of 3 parts reproduced" in page
+    assert "s of processor time)" in page or result["cpu_seconds"] == 0
 
 
 def test_an_unknown_claim_proposes_the_nearest(zoo_cli) -> None:

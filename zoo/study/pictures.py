@@ -129,7 +129,8 @@ def draw_points(axis: Any, values: Mapping[str, Sequence[float]], unit: str, tit
             index, middle, yerr=error, color=color, marker=marker, capsize=5, markersize=8
         )
         axis.plot([index + 0.15] * len(found), found, ".", color=color, alpha=0.5)
-        axis.annotate(f"{middle:.3g}", (index, middle), xytext=(8, 8), textcoords="offset points")
+        place: dict[str, Any] = {"xytext": (-9, 6), "textcoords": "offset points", "ha": "right"}
+        axis.annotate(f"{middle:.3g}", (index, middle), **place)
         axis.set_xlim(-0.6, len(values) - 0.3)
     axis.set_xticks(range(len(values)), list(values), rotation=20, ha="right")
     finish(axis, "", unit, title)

@@ -62,7 +62,7 @@ class Finding:
     @property
     def reason(self) -> str:
         """Why the documents' outcome is not seen."""
-        return self.why or NOISE
+        return self.why or REASONS[self.verdict]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,12 @@ class Claim:
     draw: Callable[[Numbers], Any]
 
 
-NOISE = "Seeds differ by more than the difference: more of them would tell."
+# Where a claim says nothing of its own.
+REASONS: dict[Verdict, str] = {
+    "within noise": "Seeds differ by more than the difference: more of them would tell.",
+    "not reproduced": "The difference is the other way, and more than seeds differ by.",
+    "one seed": "One seed has no spread.",
+}
 
 
 def file_of(name: str, form: str, out: Path) -> Path:
