@@ -7,10 +7,12 @@ Tables stand between ``<!-- table: NAME -->`` and ``<!-- end -->``; docs/rules.m
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # this checkout's package, whichever is installed
 
 
 def recipes_table() -> str:

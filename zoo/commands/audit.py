@@ -33,7 +33,6 @@ class Audited:
     batches: Callable[[], list[Any]]
     data: str  # what the batches are
     learn: bool  # whether the model's running statistics are of no data, or of others
-    forward: Callable[[Any], Any] | None = None
 
 
 def main(arguments: list[str]) -> int:
@@ -125,8 +124,7 @@ def _draw(audited: Audited, picture: Path) -> None:
     if not any("BatchNorm" in kind for kind in audited.report.seen):
         raise UserError(f"--picture: {audited.title} has no BatchNorm, so there is nothing to draw")
     batches = audited.batches()
-    forward = audited.forward
-    repair = measure_repair(audited.model, batches, learn=audited.learn, forward=forward)
+    repair = measure_repair(audited.model, batches, learn=audited.learn)
     source = (
         "running variances gathered on the same in training mode, dropout on, initial weights"
         if audited.learn
@@ -166,10 +164,9 @@ def _audit(options: argparse.Namespace) -> Audited:
             task.network,
             inputs,
             report,
-            lambda: _training_batches(data_of(source)),
+            lambda: _training_batches(task, data_of(source)),
             "its training images",
             learn=False,
-            forward=task.statistics_forward,
         )
     if options.recipe:
         from zoo.cli.building import from_recipe
@@ -189,10 +186,9 @@ def _audit(options: argparse.Namespace) -> Audited:
             network,
             inputs,
             report,
-            lambda: _training_batches(data),
+            lambda: _training_batches(task, data),
             "its training images",
             learn=True,
-            forward=getattr(task, "statistics_forward", None),
         )
     if not options.model:
         raise UserError("audit needs a model: give --recipe NAME, or --model timm:resnet50")
@@ -219,10 +215,12 @@ def _audit(options: argparse.Namespace) -> Audited:
     )
 
 
-def _training_batches(data: Any) -> list[Any]:
+def _training_batches(task: Any, data: Any) -> list[Any]:
     """Training images without augmentation, normalized, and their labels."""
-    if not hasattr(data, "plain"):
-        raise UserError("--picture: these data are not images: give --model and --input")
+    from zoo.tasks.protocols import SamplesImages
+
+    if isinstance(task, SamplesImages) or not hasattr(data, "plain"):
+        raise UserError("--picture: the network's inputs are not images: give --model and --input")
     data.prepare_data()
     batches = islice(data.plain("train", 64), BATCHES)
     return [(data.normalize(images), labels) for images, labels in batches]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,6 @@ def measure_repair(
     batches: Sequence[Any],
     *,
     learn: bool,
-    forward: Callable[[Any], Any] | None = None,
 ) -> Repair:
     """Measures running variance over the variance in evaluation, before and after ``recalibrate``.
 
@@ -80,21 +79,20 @@ def measure_repair(
         learn: first sets the running statistics to those that training mode sees on the batches,
             with dropout on, in place of those that the model holds. Needed where the model holds
             none, or those of other data.
-        forward: runs the model on a batch, where the batches are of another form.
 
     Raises:
         UserError: as ``variance_shift`` and ``recalibrate`` do.
     """
     with untouched(model):
         if learn:
-            _learn(model, batches, partial(forward_batch, model, forward=forward))
-        before = variance_shift(model, batches, forward=forward)
-        recalibrate(model, batches, forward=forward)
-        return Repair(before, variance_shift(model, batches, forward=forward))
+            _learn(model, batches)
+        before = variance_shift(model, batches)
+        recalibrate(model, batches)
+        return Repair(before, variance_shift(model, batches))
 
 
 @torch.no_grad()
-def _learn(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], Any]) -> None:
+def _learn(model: nn.Module, batches: Iterable[Any]) -> None:
     """Remembers what training mode sees, every batch with the same weight."""
     norms = Normalizations(model)
     gathered: dict[RunningStatistics, PooledMoments] = {}
@@ -105,7 +103,7 @@ def _learn(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], Any]) 
     begin_training(model)
     with eagerly(model), norms.watching(gather):
         for batch in batches:
-            run(batch)
+            forward_batch(model, batch)
     for norm, moments in gathered.items():
         if norm in norms.live:
             norm.remember(*moments.reduce())
@@ -191,7 +189,7 @@ def _draw_variances(
     faulty: list[str],
 ) -> None:
     sound = [module for module in before if module not in faulty]
-    axis.axhspan(1 - NOTHING, 1 + NOTHING, color="#eeeeee", label="no shift")
+    axis.axhspan(exp(-NOTHING), exp(NOTHING), color="#eeeeee", label="no shift")
     axis.axhline(1, color="#999999", lw=0.8)
     for module in faulty:
         axis.plot([places[module]] * 2, [before[module], after[module]], color="#cccccc", lw=1)
