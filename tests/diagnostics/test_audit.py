@@ -298,6 +298,15 @@ def test_dropout_that_is_no_module_is_seen(forward, rate) -> None:
     assert "dropout-before-bn" not in findings(model, torch.randn(6, 8))
 
 
+def test_the_line_of_a_notebook_is_told_by_its_cell() -> None:
+    scope = {"F": F}
+    code = "def forward(self, x):\n    return self.norm(F.dropout(x, 0.3, self.training))\n"
+    exec(compile(code, "/tmp/ipykernel_7/12345.py", "exec"), scope)  # as ipykernel names a cell
+    report = audit(Forward(scope["forward"], norm=nn.BatchNorm1d(8)), torch.randn(6, 8))
+    assert "    at line 2 of a notebook's cell" in str(report).splitlines()
+    assert "ipykernel" not in str(report)
+
+
 class OwnNorm(nn.Module):
     """BatchNorm written out by hand."""
 

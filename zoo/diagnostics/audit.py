@@ -146,7 +146,7 @@ class Report:
             for finding in findings[:SHOWN_A_RULE]:
                 yield f"  {finding.severity}: {finding.message}", styles[finding.severity]
                 if finding.source:
-                    yield f"    at {_relative(finding.source)}", "dim"
+                    yield f"    at {_place(finding.source)}", "dim"
             if more := findings[SHOWN_A_RULE:]:
                 yield f"  … and {len(more)} more (--json shows all)", "dim"
             yield f"  fix: {RULES[id].fix}", ""
@@ -171,6 +171,12 @@ class Report:
                 "traced or exported code cannot be followed; audit the model before that)",
                 "bold red",
             )
+
+
+def _place(source: str) -> str:
+    """Where a line of source is, for people: the file of a notebook's cell exists nowhere."""
+    file, _, line = source.rpartition(":")
+    return str(_relative(source)) if Path(file).is_file() else f"line {line} of a notebook's cell"
 
 
 def _relative(file: str | Path) -> Path:
