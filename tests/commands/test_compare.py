@@ -7,7 +7,12 @@ from zoo.study.runs import Run, grouped
 
 
 def run(name: str, accuracy: float, **settings: object) -> Run:
-    curves = {"val/accuracy": [0.5, accuracy], "val/loss": [0.4, 0.6]}
+    curves = {
+        "val/accuracy": [0.5, accuracy],
+        "val/macro_f1": [0.3, 0.7],
+        "val/iou": [0.2, 0.1],
+        "val/loss": [0.4, 0.6],
+    }
     base = {"seed_everything": 0, "model.lr": 0.1, "name": name}
     return Run(name, {**base, **settings}, curves, {"parameters": 1000})
 
@@ -26,6 +31,8 @@ def test_seeds_and_folds_are_averaged_and_other_settings_are_not() -> None:
     # s = 0.02, over the root of three.
     assert found["val/accuracy"] == ["92.00% ± 1.15%", "80.00%"]
     assert found["val/loss, best (epoch)"][1] == "0.4000 (1)"
+    assert found["val/macro_f1, best (epoch)"][1] == "0.7000 (2)"
+    assert found["val/iou, best (epoch)"][1] == "0.2000 (1)"
     assert "mean ± standard error" in compared(groups)
 
 

@@ -16,6 +16,8 @@ from zoo.runs.record import read_record
 
 # Settings of which runs of one experiment are averaged.
 REPEATED = ("seed_everything", "data.init_args.fold")
+# Metrics of which more is better, by the end of their names.
+MORE_IS_BETTER = ("accuracy", "macro_f1", "iou")
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class Run:
         return self.curves[metric][-1]
 
     def best(self, metric: str) -> float:
-        """The largest accuracy, or the least of anything else."""
+        """The largest value where more is better, or the least of anything else."""
         values = self.curves[metric]
-        return max(values) if metric.endswith("accuracy") else min(values)
+        return max(values) if metric.endswith(MORE_IS_BETTER) else min(values)
 
     def epoch_of_best(self, metric: str) -> int:
         """The epoch, from 1, after which a metric was best."""
