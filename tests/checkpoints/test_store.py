@@ -188,6 +188,7 @@ def test_a_new_head_and_more_channels_are_told(caplog: pytest.LogCaptureFixture)
     table = [" ".join(line.split()) for line in caplog.text.splitlines()]
     assert "fc.weight, fc.bias new 3 classes, where there were 10" in table
     assert "conv1.weight adapted from 1 to 3 input channels" in table
+    assert "zoo.load: weights of resnet_fmnist:" in caplog.text  # as they were asked for
     original = zoo.load("resnet_fmnist")
     grey = torch.randn(2, 1, 28, 28)
     features = model.network.forward_features(grey.repeat(1, 3, 1, 1))

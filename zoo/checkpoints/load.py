@@ -71,10 +71,10 @@ def load(
         if isinstance(task, ImageClassifier):
             task.calibration = found.calibration  # of these very weights
         return task.eval()
-    report = transfer(task.network, found.state, found.name, new_head=num_classes is not None)
+    report = transfer(task.network, found.state, str(source), new_head=num_classes is not None)
     task.hparams["network"] = networks.describe(task.network)
     if not report.whole:
-        rank_zero_info(f"zoo.load({str(source)!r}): {report}")
+        rank_zero_info(f"zoo.load: {report}")
     return task.eval()
 
 
