@@ -95,7 +95,10 @@ def test_predictions_are_those_of_torchvision_alone(zoo_cli, weights: str) -> No
             model.predict([wrong])
 
 
-def test_odd_files_are_rows_and_a_table_says_the_rest(zoo_cli, weights: str) -> None:
+def test_odd_files_are_rows_and_a_table_says_the_rest(
+    zoo_cli, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a notebook's kernel does
     folder = write_photos(Path("photos"), each=2, side=40)
     (folder / "brick" / "empty.png").write_bytes(b"")
     (folder / "brick" / "torn.png").write_bytes((folder / "brick" / "0.png").read_bytes()[:200])
@@ -117,6 +120,7 @@ def test_odd_files_are_rows_and_a_table_says_the_rest(zoo_cli, weights: str) -> 
     assert {"clear.png", "deep.tif"} <= names
     assert not {"notes.txt", ".hidden.png"} & names
     assert "images: 14 of 16 files" in result.out
+    assert "\x1b" not in result.err  # what a progress bar would write
     assert "left out: 1 files of folders" in result.out
     assert "of the 7 whose folder names their class" in result.out
     # A transparent image is the background's color.

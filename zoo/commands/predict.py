@@ -171,7 +171,9 @@ def read(task: Any, files: list[Any], options: Any) -> Iterator[tuple[Any, Any]]
     batches = decoded(files, transform, options.batch_size, options.workers, options.background)
     total = -(-len(files) // options.batch_size)
     console = Console(stderr=True)
-    for batch in track(batches, "images", total, console=console, disable=not console.is_terminal):
+    # Not console.is_terminal: Jupyter's FORCE_COLOR, for one, makes that true of any file.
+    hidden = not sys.stderr.isatty()
+    for batch in track(batches, "images", total, console=console, disable=hidden):
         yield batch, transform.normalize(batch.images.to(device)) if batch.indices else None
 
 
