@@ -95,5 +95,5 @@ def test_a_reference_classifier_of_other_classes_is_refused() -> None:
     data = FashionMNIST(fallback=None)
     generator = RealImages(data)
     generator.data_info = {**generator.data_info, "classes": ["cat", "dog"]}
-    with pytest.raises(UserError, match="resnet_fmnist tells"):
+    with pytest.raises(UserError, match="resnet_fmnist has the classes"):
         measure_samples(generator, data, "resnet_fmnist", count=10)
