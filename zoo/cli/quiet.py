@@ -23,6 +23,7 @@ NOTICES = re.compile(
     r"|`Trainer\.fit` stopped: `max_(epochs|steps)="  # "No training batches" stays
     r"|Restoring states from the checkpoint path"
     r"|Loaded model weights from the checkpoint"  # followed by "weights: …"
+    r"|Found current_model_state in the checkpoint"  # averaged weights and trained ones, as saved
 )
 LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
