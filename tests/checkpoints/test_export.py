@@ -121,7 +121,7 @@ def test_torch_export_and_safetensors_give_the_same_logits(
 @pytest.mark.parametrize("format", ["torch-export", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_language_model_takes_texts_of_any_length(tmp_path: Path, format: Any) -> None:
     (tmp_path / "text.txt").write_text("to be, or not to be: that is the question. " * 40)
-    data = TextFile(str(tmp_path / "text.txt"), context_length=16, batch_size=8, validation=0.5)
+    data = TextFile(str(tmp_path / "text.txt"), context_length=16, batch_size=8, validation=0.4)
     data.prepare_data()
     size = len(data.facts()["vocabulary"])
     torch.manual_seed(0)
