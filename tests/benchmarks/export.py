@@ -38,8 +38,8 @@ COLD = {
 @torch.inference_mode()
 def speed(name: str, folder: Path) -> None:
     """Prints images/s of one checkpoint."""
-    task, data = zoo.load(name), data_of(name)
-    with torch.inference_mode(mode=False):
+    with torch.inference_mode(mode=False):  # whose tensors cannot be exported
+        task, data = zoo.load(name), data_of(name)
         files = {
             "onnx": export(task, data, folder / f"{name}.onnx").file,
             "aoti": export(task, data, folder / f"{name}.pt2", "aoti").file,

@@ -328,7 +328,7 @@ def _require_compiler() -> None:
     from torch._inductor import config
 
     names = [name for name in config.cpp.cxx if name]
-    if not any(map(shutil.which, names)):
+    if not any(shutil.which(name) for name in names):
         raise UserError(
             f"--format aoti needs a C++ compiler, and {', '.join(names)} is none here: install "
             "g++, or name another by the environment variable CXX"
