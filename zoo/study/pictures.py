@@ -49,8 +49,8 @@ def draw_band(axis: Any, runs: Sequence[Run], metric: str, color: str, **style: 
 
 
 def finish(axis: Any, x: str, y: str, title: str = "") -> None:
-    """Labels with units, and a light grid; epochs are whole."""
-    if x == "epoch":
+    """Labels with units, and a light grid; epochs and layers are whole."""
+    if x in ("epoch", "layer"):
         axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
