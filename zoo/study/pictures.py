@@ -49,8 +49,8 @@ def draw_band(axis: Any, runs: Sequence[Run], metric: str, color: str, **style: 
 
 
 def finish(axis: Any, x: str, y: str, title: str = "") -> None:
-    """Labels with units, and a light grid; epochs are whole."""
-    if x == "epoch":
+    """Labels with units, and a light grid; epochs and layers are whole."""
+    if x in ("epoch", "layer"):
         axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
@@ -77,8 +77,9 @@ def draw_panels(groups: Mapping[str, Sequence[Run]], kind: str, title: str) -> A
         draw_band(axis, runs, f"train_eval/{kind}", COLORS[1], linestyle="--", label="training")
         draw_band(axis, runs, f"val/{kind}", COLORS[2], linestyle="-", label="validation")
         finish(axis, "epoch", unit, name)
-    for axis in axes.flat[len(groups) :]:
-        axis.set_axis_off()
+    for place in range(len(groups), rows * columns):
+        axes.flat[place].set_axis_off()
+        axes.flat[place - columns].tick_params(labelbottom=True)  # the last of its column
     axes.flat[0].legend()
     values = [
         value
@@ -131,6 +132,6 @@ def draw_points(axis: Any, values: Mapping[str, Sequence[float]], unit: str, tit
         axis.plot([index + 0.15] * len(found), found, ".", color=color, alpha=0.5)
         place: dict[str, Any] = {"xytext": (-9, 6), "textcoords": "offset points", "ha": "right"}
         axis.annotate(f"{middle:.3g}", (index, middle), **place)
-        axis.set_xlim(-0.6, len(values) - 0.3)
+        axis.set_xlim(-0.8, len(values) - 0.5)
     axis.set_xticks(range(len(values)), list(values), rotation=20, ha="right")
     finish(axis, "", unit, title)

@@ -185,7 +185,7 @@ def draw(numbers: Numbers) -> Any:
     axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
     title = f"the same network after {numbers['epochs']} epochs on digits"
     finish(axis, "", "validation accuracy", title)
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(fontsize=8, loc="upper left")
     title = f"convolutional network, no BatchNorm, after {EARLY} epochs"
     draw_points(axes.flat[3], numbers["early"], "validation loss (nats)", title)
     return figure

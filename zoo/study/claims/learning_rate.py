@@ -148,7 +148,7 @@ def draw(numbers: Numbers) -> Any:
         axes[0, 0],
         "learning rate (SGD, momentum 0.9)",
         f"training accuracy after {numbers['epochs']} epochs",
-        f"which rates train, each seed a line; 0: diverged, from {TRAINS}: trained",
+        "each seed a line; 0 where it diverged",
     )
     axes[0, 0].axhline(TRAINS, color="grey", linestyle=":")
     axes[0, 0].legend(fontsize=8)

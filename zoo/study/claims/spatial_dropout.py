@@ -34,7 +34,7 @@ def with_dropout(network: nn.Module, kind: str) -> nn.Module:
 
 
 def measure(form: Form) -> Numbers:
-    epochs = {"classes": 15, "pixels": 60} if form.quick else {"classes": 60, "pixels": 200}
+    epochs = {"classes": 15, "pixels": 48} if form.quick else {"classes": 60, "pixels": 200}
     accuracy: dict[str, list[float]] = {}
     iou: dict[str, list[float]] = {}
     for kind in KINDS:

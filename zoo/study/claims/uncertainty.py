@@ -110,10 +110,12 @@ def draw(numbers: Numbers) -> Any:
         "ood": f"AUROC of {numbers['ood']}",
     }
     logged = [k for k in kinds if all(k in by for by in numbers["ways"].values())]
-    figure, axes = new_figure(1, len(logged), 4.6 * len(logged), 5)
-    for axis, kind in zip(axes.flat, logged, strict=True):
+    figure, axes = new_figure(2, 2, 14, 9)
+    for axis, kind in zip(axes.flat, logged, strict=False):
         values = {name: by[kind] for name, by in numbers["ways"].items()}
         draw_points(axis, values, kinds[kind], "")
+    for axis in axes.flat[len(logged) :]:
+        axis.set_axis_off()
     return figure
 
 

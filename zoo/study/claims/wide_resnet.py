@@ -66,7 +66,7 @@ NETWORKS: dict[str, Any] = {"bottlenecks": BottleneckNet, "Wide ResNet": wide}
 
 
 def measure(form: Form) -> Numbers:
-    epochs = 40 if form.quick else 150  # until what is not regularized has learned its images
+    epochs = 30 if form.quick else 150  # until what is not regularized has learned its images
     # Few images, so that there is something to regularize.
     held_out = 1137
     loss: dict[str, list[float]] = {}
