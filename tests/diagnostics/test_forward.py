@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+import zoo
 from zoo.diagnostics.forward import forward_batch, logits_in
 from zoo.errors import UserError
 
@@ -44,3 +46,19 @@ def test_a_batch_is_a_tensor_a_pair_or_keywords() -> None:
     assert torch.equal(forward_batch(plain, (x, torch.arange(4))), expected)
     assert torch.equal(forward_batch(plain, [x]), expected)
     assert torch.equal(forward_batch(named, {"x": x}), named(x=x))
+
+
+@pytest.mark.parametrize("tool", [zoo.calibrate, zoo.variance_shift, zoo.recalibrate])
+@pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.Conv1d(4, 3, 1)], ids=["linear", "conv"])
+def test_bytes_of_a_loader_are_named(tool: Callable[..., object], layer: nn.Module) -> None:
+    """Loaders of images in memory give bytes, which Lightning's hook normalizes."""
+    model = nn.Sequential(layer, nn.BatchNorm1d(3), nn.Flatten())
+    shape = (8, 4) if isinstance(layer, nn.Linear) else (8, 4, 1)
+    images, labels = torch.randint(0, 256, shape, dtype=torch.uint8), torch.arange(8) % 3
+    with pytest.raises(UserError, match=r"does not take bytes \(uint8\): normalize"):
+        tool(model.eval(), [(images, labels)])
+
+
+def test_other_failures_of_a_model_are_its_own() -> None:
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        zoo.calibrate(nn.Linear(4, 3), [(torch.zeros(8, 5), torch.arange(8) % 3)])

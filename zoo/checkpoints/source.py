@@ -131,7 +131,7 @@ def _from_file(path: Path) -> Source:
         # Knows the keys under which training scripts nest weights, and DataParallel's prefix.
         state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # whatever an unknown pickle, or another format, raises
-        raise UserError(f"{path} is not a file of weights: {first_line(error)[:200]}") from None
+        raise UserError(f"{path} is not a file of weights: {first_line(error)}") from None
     check_state(state, path)
     if state and all(name.startswith("network.") for name in state):
         state = {name.removeprefix("network."): tensor for name, tensor in state.items()}
@@ -231,7 +231,7 @@ def _download(text: str) -> Path:
         folder = snapshot_download(text.removeprefix(HUB), allow_patterns=[CONFIG, WEIGHTS])
     except Exception as error:  # huggingface_hub and its HTTP client have many
         raise UserError(
-            f"{shown(text)} cannot be downloaded: {first_line(error)[:200]}: check the name and "
+            f"{shown(text)} cannot be downloaded: {first_line(error)}: check the name and "
             "the internet connection"
         ) from None
     return Path(folder)

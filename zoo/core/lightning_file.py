@@ -56,7 +56,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "tensors and plain values alone; nothing of it was run"
         ) from None
     except Exception as error:  # whatever an unknown pickle raises
-        raise UserError(f"{path} is not a readable checkpoint: {first_line(error)[:200]}") from None
+        raise UserError(f"{path} is not a readable checkpoint: {first_line(error)}") from None
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{path} is not a Lightning checkpoint: it has no state_dict")
     known = {key: content[key] for key in Content.__annotations__ if key in content}
@@ -126,7 +126,7 @@ def _check_archive(path: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # zipfile has many for a broken archive
-        raise UserError(f"{path} is not a readable checkpoint: {first_line(error)[:200]}") from None
+        raise UserError(f"{path} is not a readable checkpoint: {first_line(error)}") from None
     if damaged is not None:
         raise UserError(
             f"{path} is altered: the checksum of {shown(damaged)} in it does not match: restore "

@@ -28,6 +28,6 @@ def shown(value: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an exception's message, or its type where there is none."""
+    """Returns the first line of an exception's message, cut short, or its type without one."""
     lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    return lines[0].strip()[:200] if lines else type(error).__name__

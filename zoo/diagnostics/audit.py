@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.core.text import nearest
+from zoo.core.text import first_line, nearest
 from zoo.core.version import __version__
 from zoo.diagnostics.activity import measure_activity
 from zoo.diagnostics.forward import Forward, arguments, inputs_of
@@ -24,7 +24,7 @@ from zoo.diagnostics.rules.base import RULES, SEVERITIES, Activity, Finding, Rul
 from zoo.diagnostics.trace.graph import Trace, unknown_statistics
 from zoo.diagnostics.trace.operations import tensors_in
 from zoo.diagnostics.trace.probe import changed_by
-from zoo.diagnostics.trace.recorder import first_line, record
+from zoo.diagnostics.trace.recorder import record
 from zoo.diagnostics.trace.snapshot import to_model, unseen_modules, untouched
 from zoo.errors import UserError
 

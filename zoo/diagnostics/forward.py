@@ -6,8 +6,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from zoo.core.text import first_line
 from zoo.diagnostics.trace.operations import tensors_in
 from zoo.diagnostics.trace.snapshot import to_model
 from zoo.errors import UserError
@@ -62,6 +64,13 @@ def call(model: nn.Module, inputs: Any, forward: Forward | None = None) -> Any:
         return model(*args, **kwargs)
     except TypeError:
         _check(model, args, kwargs)
+        raise
+    except RuntimeError as error:
+        if any(one.dtype == torch.uint8 for one in tensors_in((args, kwargs))):
+            raise UserError(
+                "the model does not take bytes (uint8): normalize the images first, "
+                f"data.normalize(images) ({first_line(error)})"
+            ) from error
         raise
 
 

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
+from zoo.core.text import first_line
 from zoo.diagnostics.forward import Forward, arguments, call, logits_in
 from zoo.diagnostics.moments import Normalizations
 from zoo.diagnostics.predictions import Outputs, Predictions, Task, Uncertainty, join
 from zoo.diagnostics.replay import Recording, agree
 from zoo.diagnostics.trace.graph import DropoutCall, Node, Trace
 from zoo.diagnostics.trace.operations import tensors_in
-from zoo.diagnostics.trace.recorder import Recorder, first_line, record
+from zoo.diagnostics.trace.recorder import Recorder, record
 from zoo.diagnostics.trace.snapshot import (
     Snapshot,
     eagerly,

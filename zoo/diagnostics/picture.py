@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from zoo.core.pictures import save_figure
+from zoo.core.text import first_line
 from zoo.diagnostics.forward import forward_batch
 from zoo.diagnostics.moments import Normalizations, PooledMoments, RunningStatistics
 from zoo.diagnostics.recalibrate import recalibrate
 from zoo.diagnostics.trace.graph import Node
 from zoo.diagnostics.trace.operations import NORMS
-from zoo.diagnostics.trace.recorder import first_line, record
+from zoo.diagnostics.trace.recorder import record
 from zoo.diagnostics.trace.snapshot import begin_training, eagerly, untouched
 from zoo.diagnostics.variance_shift import NOTHING, VarianceShift, variance_shift
 from zoo.errors import UserError

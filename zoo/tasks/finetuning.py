@@ -233,6 +233,10 @@ def features_of(network: nn.Module, batches: Iterable[Any]) -> tuple[Any, Any]:
     labels: list[Tensor] = []
     with evaluating(network), torch.inference_mode():
         for images, targets in batches:
+            if images.dtype == torch.uint8:
+                raise UserError(
+                    "the images are bytes (uint8): normalize them, data.normalize(images)"
+                )
             features.append(pooled_features(network, images.to(device)).float().cpu())
             labels.append(targets.cpu())
     if not features:

@@ -777,7 +777,3 @@ def _in_checkpoint() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
