@@ -102,6 +102,24 @@ def test_recalibrated_statistics_equal_those_of_one_huge_batch(momentum) -> None
     assert model.training
 
 
+def test_a_deep_network_on_batches_of_four_gets_the_statistics_of_one_huge_batch() -> None:
+    """Where the first estimates are rough, and their errors grow from layer to layer."""
+    torch.manual_seed(0)
+    layers = [(nn.Linear(16, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU()) for _ in range(12)]
+    model = nn.Sequential(*(layer for block in layers for layer in block)).eval()
+    whole = copy.deepcopy(model).train()
+    for layer in whole:
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.momentum = 1.0
+    data = torch.randn(32, 16)
+    whole(data)
+    assert zoo.recalibrate(model, data.split(4)).passes <= 13
+    for mine, other in zip(model, whole, strict=True):
+        if isinstance(mine, nn.BatchNorm1d):
+            assert torch.allclose(mine.running_mean, other.running_mean, rtol=1e-2, atol=1e-3)
+            assert torch.allclose(mine.running_var, other.running_var, rtol=1e-2, atol=1e-3)
+
+
 def test_an_iterator_is_gone_round_as_often_as_needed() -> None:
     one, two = deep(), deep()
     zoo.recalibrate(one, batches())

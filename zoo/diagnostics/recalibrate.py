@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +67,8 @@ def estimate_running_statistics(
 
 
 Gathered = dict[RunningStatistics, PooledMoments]
+SETTLED = 1e-3  # deviations by which the statistics of a layer may move and count as settled
+FAR = 0.5  # deviations from the first estimate, which errs by less in batches of any use
 
 
 def _gather(
@@ -115,15 +118,9 @@ class Recalibration:
     passes: int  # over the loader
     before: dict[str, float | None] | None = None
     after: dict[str, float | None] | None = None
-    settled: bool = True  # false: the passes diverged, and the first one's estimate was kept
 
     def __str__(self) -> str:
         lines = [f"{self.layers} BatchNorm layers re-estimated in {self.passes} passes"]
-        if not self.settled:
-            lines.append(
-                "The passes diverged: the statistics are the first pass's, in which each batch is "
-                "normalized by itself. Larger batches make it more exact."
-            )
         if self.before is not None and self.after is not None:
             lines += [f"{'held-out data':<14}{'before':>10}{'after':>10}"]
             for name, before in self.before.items():
@@ -187,12 +184,12 @@ def recalibrate(
     before = _scores(model, held_out, run)
     try:
         with eagerly(model), torch.no_grad():
-            renewed, done, settled = _renew(model, seen, norms, batches, run, passes)
+            renewed, done = _renew(model, seen, norms, batches, run, passes)
     except BaseException:
         for norm, mean, variance in saved:
             norm.remember(mean, variance)
         raise
-    return Recalibration(renewed, done, before, _scores(model, held_out, run), settled)
+    return Recalibration(renewed, done, before, _scores(model, held_out, run))
 
 
 def _renew(
@@ -202,58 +199,73 @@ def _renew(
     batches: Iterable[Any],
     run: Callable[[Any], Any],
     passes: int | None,
-) -> tuple[int, int, bool]:
-    """Layers renewed, passes that it took, and whether they did not diverge."""
+) -> tuple[int, int]:
+    """Layers renewed, and passes that it took."""
     # A first estimate for all layers at once, which leaves little to settle.
     estimated = _gather(model, seen, norms, _large_enough(batches), run, by_batch=True)
     _remember(estimated)
     done, most = 1, passes if passes is not None else len(norms) + 1
     gathered: Gathered = {}
     moved: dict[RunningStatistics, float] = {}
-    first = 0.0  # how far the second pass moved the estimate of the first
+    waiting: Gathered = {}
     while done < most and (not moved or max(moved.values()) > 1e-6):
         done += 1
         gathered = _gather(model, seen, norms, batches, run)
         if not gathered:
             break
-        moved = _settle(gathered)
-        first = first or max(moved.values())
-        # In a deep network the changes of early layers may grow from layer to layer, without end.
-        if estimated and max(moved.values()) > max(10 * first, 1.0):
-            _remember(estimated)
-            return len(estimated), done, False
+        moved, waiting = _settle(gathered, estimated)
         # Nothing that is renewed stands before the first layer: if it moves the second time,
         # the loader gives other data each time, and further passes would not settle anything.
         if done > 2 and next(iter(moved.values())) > 1e-5:
             break
-    _remember(gathered)
+    _remember(gathered | waiting)
     renewed = len(gathered or estimated)
     if not renewed:
         raise UserError(
             f"recalibrate: none of the {len(norms)} normalizations ran in evaluation mode, so "
             "nothing was re-estimated"
         )
-    return renewed, done, True
+    return renewed, done
 
 
-def _settle(gathered: Gathered) -> dict[RunningStatistics, float]:
+def _settle(
+    gathered: Gathered, estimated: Gathered
+) -> tuple[dict[RunningStatistics, float], Gathered]:
     """Gives each layer the moments of all the data before it.
 
     It then normalizes as it would in training by one huge batch, by the variance of the values.
+    What the layers before it have changed grows from layer to layer in a deep network, until
+    nothing is finite any more: a layer far from its first estimate waits for them to settle.
 
     Returns:
-        How far the statistics of each layer have moved, in deviations.
+        How far the statistics of each layer have moved, in deviations; and the first estimates of
+        the layers that wait.
     """
     found = {norm: moments.reduce(correction=0) for norm, moments in gathered.items()}
+    first = {norm: moments.reduce(correction=0) for norm, moments in estimated.items()}
+    moved: dict[RunningStatistics, float] = {}
+    waiting: Gathered = {}
+    settled = True  # all layers so far
+    for norm in found:
+        moved[norm] = _distance(norm, found[norm], (norm.mean, norm.variance))
+        if not settled and norm in first and _distance(norm, found[norm], first[norm]) > FAR:
+            waiting[norm], found[norm] = estimated[norm], first[norm]
+        settled = settled and moved[norm] < SETTLED
     _check_finite(found)
-    moved = {}
     for norm, (mean, variance) in found.items():
-        scale = variance + norm.eps
-        shift = (mean - norm.mean).abs() / scale.sqrt()
-        stretch = (variance - norm.variance).abs() / scale
-        moved[norm] = max(float(shift.max()), float(stretch.max()))
         norm.remember(mean, variance)
-    return moved
+    return moved, waiting
+
+
+def _distance(
+    norm: RunningStatistics, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
+) -> float:
+    """How far two pairs of mean and variance are from each other, in deviations of the first."""
+    scale = one[1] + norm.eps
+    shift = (one[0] - other[0]).abs() / scale.sqrt()
+    stretch = (one[1] - other[1]).abs() / scale
+    farthest = max(float(shift.max()), float(stretch.max()))
+    return farthest if math.isfinite(farthest) else math.inf
 
 
 def _scores(
