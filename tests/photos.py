@@ -54,8 +54,9 @@ def write_odd_files(folder: Path) -> dict[str, np.ndarray]:
     meant: dict[str, np.ndarray] = {}
 
     # 16 bits a pixel of which all, or 12, are used: shown by their own range.
-    own_range = (grey - grey.min()) * (255 / (grey.max() - grey.min()))
-    stretched = np.repeat(own_range.round().astype(np.uint8)[:, :, None], 3, axis=2)
+    grey = grey.copy()
+    grey[0, :2] = 0, 255  # so that the range is that of 8 bits, and nothing is to be rounded
+    stretched = np.repeat(grey[:, :, None], 3, axis=2)
     for name, factor in (("16.tif", 257), ("12.tif", 16), ("12.png", 16)):
         Image.fromarray(grey.astype(np.uint16) * factor).save(brick / f"deep{name}")
         meant[f"brick/deep{name}"] = stretched
