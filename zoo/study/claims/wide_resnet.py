@@ -102,7 +102,8 @@ def judge_all(numbers: Numbers) -> list[Finding]:
             "validation loss (nats), without dropout less with",
             loss["Wide ResNet, dropout 0"],
             loss[wide_arm],
-            why=f"It learns slower with dropout: {numbers['epochs']} epochs of 300 images are few.",
+            why="Dropout makes learning slower (claim drop-rate), and "
+            f"{numbers['epochs']} epochs of 300 images may be too few.",
         ),
         larger(
             "The variance shifts more in bottlenecks.",
