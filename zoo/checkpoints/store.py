@@ -45,6 +45,8 @@ def folder_of(source: str | Path) -> Path:
             return folder
     if is_folder(Path(name)):
         raise UserError(f"{name}: no {CONFIG} in this folder: it is not a checkpoint")
+    if len(Path(name).parts) > 1:
+        raise UserError(f"{name}: there is no such folder or file")
     raise UserError(
         f"no checkpoint named {shown(name)}{nearest(name, names())} "
         f"(shipped: {', '.join(names()) or 'none'}; or give a folder, or a .ckpt file)"

@@ -66,11 +66,9 @@ def add_weights_options(parser: argparse.ArgumentParser, of_recipe: str) -> None
 
     Args:
         parser: of a command.
-        of_recipe: what the command takes from the recipe.
+        of_recipe: help of --recipe, what the command takes from it.
     """
-    parser.add_argument(
-        "--recipe", help=f"{of_recipe}, and its shipped weights unless others are given"
-    )
+    parser.add_argument("--recipe", help=of_recipe)
     parser.add_argument("--weights", help=WEIGHTS_HELP)
     parser.add_argument(
         "--ckpt_path", help="last or best of the recipe's newest run, or any of --weights' names"

@@ -42,7 +42,9 @@ def main(arguments: list[str]) -> int:
         "Exit code 1 if something as severe as --fail-on is found, 2 if part of the model "
         "cannot be audited (scripted, traced or exported code).",
     )
-    add_weights_options(parser, "a recipe: its network, optimizer and batch size")
+    add_weights_options(
+        parser, "a recipe: its network before training, its optimizer and batch size"
+    )
     parser.add_argument(
         "--model",
         help="timm:NAME, torchvision:NAME, my_package.my_file:build or path/file.py:build",

@@ -11,7 +11,9 @@ from zoo.errors import UserError
 
 def main(arguments: list[str]) -> int:
     parser = Parser("sample", "Generate text with a language model, or images with a GAN.")
-    add_weights_options(parser, "a recipe: its network")
+    add_weights_options(
+        parser, "a recipe: its network, and its shipped weights unless others are given"
+    )
     parser.add_argument("--seed", type=int, default=None, help="seed of the random numbers")
     parser.add_argument("--prompt", default=None, help="text: what to continue")
     parser.add_argument("--max_new_tokens", type=int, default=500, help="text: tokens to add")

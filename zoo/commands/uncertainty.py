@@ -21,7 +21,9 @@ def main(arguments: list[str]) -> int:
         "dropout where the network has dropout, and as an ensemble: scores, calibration error, "
         "error detection, prediction sets, corrupted images and out-of-distribution images.",
     )
-    add_weights_options(parser, "a recipe: its data")
+    add_weights_options(
+        parser, "a recipe: its data, and its shipped weights unless others are given"
+    )
     parser.add_argument("--samples", type=int, default=30, help="number of MC dropout samples")
     parser.add_argument("--drop-path", action="store_true", help="sample stochastic depth too")
     parser.add_argument(

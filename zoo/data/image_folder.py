@@ -330,7 +330,7 @@ class ImageFolder(LabeledImages):
             first = contents.left_out[0]
             self._warn(
                 f"{self.folder}: {len(contents.left_out):,} of its files and folders are not read, "
-                f"{first.path} ({first.reason}) among them: report() lists them"
+                f"{first.path} ({first.reason}) among them: fit --check_data lists them"
             )
 
     def _unreadable(self, those: Sequence[LeftOut], advice: str) -> UserError:

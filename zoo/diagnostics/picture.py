@@ -157,6 +157,9 @@ def draw_audit(
     plot.set_xlim(-1, len(layers))
     names, middles = _stages(row, plot, layers)
     plot.set_xticks(middles, names, fontsize=9)
+    unseen = len(places) - len(before)
+    if unseen:
+        measured += f" {unseen} more normalizations have no running variance in evaluation."
     figure.suptitle(f"{title}: {_message(len(faulty), len(before))}", fontsize=13)
     figure.supxlabel(measured, fontsize=8)
     save_figure(figure, picture, dpi=120)
@@ -196,7 +199,7 @@ def _draw_variances(
         axis.plot([places[module]] * 2, [before[module], after[module]], color="#cccccc", lw=1)
     for modules, marker, color, label in (
         (faulty, "v", FAULT, "before, at fault"),
-        (sound, "s", "#777777", "before, other"),
+        (sound, "s", "#777777", "before, other" if faulty else "before"),
     ):
         if modules:
             at = [places[module] for module in modules]
