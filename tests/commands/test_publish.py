@@ -77,7 +77,7 @@ def test_a_run_becomes_a_checkpoint(zoo_cli) -> None:
     # Only what the project ships has a name and a recipe of its own.
     assert 'zoo.load("path/to/tiny")' in text
     assert "`python -m zoo uncertainty --weights path/to/tiny`" in text
-    assert "The license is for those to choose who trained them." in text
+    assert "Whoever trained them chooses the license." in text
     assert ModelCard(text).data.license == "other"
 
     model = zoo.load(folder)
