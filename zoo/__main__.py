@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from zoo import registry
+from zoo.cli.quiet import without_notices
 from zoo.core.files import FULL, full_disk
-from zoo.core.terminal import plain_warnings
 from zoo.core.text import nearest
 from zoo.core.version import __version__
 from zoo.errors import UserError
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "(python -m zoo --help shows them all)"
             )
         run = registry.load(registry.COMMANDS[command].run)
-        with plain_warnings():
+        with without_notices():
             return int(run(arguments[1:]))
     except UserError as error:
         message = str(error)
