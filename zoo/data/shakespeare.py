@@ -141,6 +141,6 @@ def _download(file: Path) -> None:
     except OSError as error:  # URLError and timeouts are
         raise DataMissing(
             f"Shakespeare is not in {file.parent} and could not be downloaded ({error}). Set "
-            "ZOO_DATA to a folder that holds tinyshakespeare/input.txt, or train where there is a "
-            "network; --data.fallback python trains on Python's manual instead"
+            "ZOO_DATA to a folder that holds tinyshakespeare/input.txt, or train with an internet "
+            "connection; --data.fallback python trains on Python's manual instead"
         ) from None
