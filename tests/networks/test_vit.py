@@ -5,10 +5,11 @@ import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo import networks
 from zoo.diagnostics.trace.recorder import record
-from zoo.networks import ViT
+from zoo.networks import ViT, fast
 from zoo.networks.vit import Attention
 
 SMALL = {"image_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -25,6 +26,39 @@ def test_weights_load_strictly_and_give_the_same_logits(name: str) -> None:
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
+
+
+class _Operations(TorchDispatchMode):
+    """Writes down every operation, and type, shape and strides of what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        outputs = result if isinstance(result, (list, tuple)) else [result]
+        tensors = [x for x in outputs if isinstance(x, torch.Tensor)]
+        self.seen.append((str(function), [(x.dtype, x.shape, x.stride()) for x in tensors]))
+        return result
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.1])
+def test_off_the_cpu_a_training_step_is_timms_operation_by_operation(
+    drop_path_rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(network: nn.Module) -> list[tuple]:
+        with _Operations() as operations:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = network.train()(torch.randn(2, 3, 32, 32)).float().mean()
+            loss.backward()
+        return operations.seen
+
+    monkeypatch.setattr(fast, "on_cpu", lambda x: False)
+    name, settings = "vit_small_patch16_224", {"drop_path_rate": drop_path_rate}
+    theirs = step(timm.create_model(name, img_size=32, **settings))
+    assert any(dtype == torch.bfloat16 for _, outputs in theirs for dtype, *_ in outputs)
+    assert step(getattr(networks, name)(image_size=32, **settings)) == theirs
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
