@@ -619,7 +619,7 @@ class GANCard(Card):
         judged = self.config["judged"]
         return (
             f"{judged['agreement']:.2%}, Fréchet distance "
-            f"{judged['frechet'] / judged['frechet_floor']:.1f} × the floor"
+            f"{judged['frechet'] / judged['frechet_floor']:.1f} × that of real images"
         )
 
     def results(self) -> dict[str, float]:

@@ -65,8 +65,7 @@ def table() -> str:
     from zoo.checkpoints.card import form_of, headline
 
     rows = [
-        "| recipe | parameters | measured of the shipped weights | seeds | time "
-        "| hardware | command |",
+        "| weights | parameters | measured | seeds | time | hardware | command |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, config in recipes.checkpoint_configs().items():
@@ -78,9 +77,9 @@ def table() -> str:
         several = "one"
         if len(found) > 1:
             several = f"{len(found)}, mean {sum(found) / len(found):{form_of(metric)}}"
+        measured = f"{metric}: {stated} | {several}".replace("%", " %")  # as the README's text
         rows.append(
-            f"| [{name}](checkpoints/{name}/README.md) | {config['parameters']:,} "
-            f"| {metric}: {stated} | {several} "
+            f"| [{name}](checkpoints/{name}/README.md) | {config['parameters']:,} | {measured} "
             f"| {run['wall_time_s'] / 60:.0f} min | {run['hardware']} | `{run['command']}` |"
         )
     return "\n".join(rows)
