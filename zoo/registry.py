@@ -126,7 +126,7 @@ COMMANDS: dict[str, CommandEntry] = {
     ),
     "study": CommandEntry(
         "zoo.commands.study:main",
-        "the documents' experiments and claims, each with a picture and a verdict",
+        "experiments and claims of course notes on regularization, each with a verdict",
     ),
     "sample": CommandEntry(
         "zoo.commands.sample:main", "generated text or images of trained weights"
@@ -142,7 +142,7 @@ COMMANDS: dict[str, CommandEntry] = {
         "write a network as ONNX, torch.export or AOTInductor, and check it",
     ),
     "verify": CommandEntry(
-        "zoo.commands.verify:main", "check shipped checkpoints: checksums, golden outputs"
+        "zoo.commands.verify:main", "check shipped checkpoints: checksums, stored outputs"
     ),
 }
 

@@ -114,7 +114,7 @@ def _card(config: dict[str, Any]) -> Card:
 
 
 def form_of(metric: str) -> str:
-    """Gives the format of a metric: shares in per cent."""
+    """Gives the format of a metric: shares in percent."""
     return ".2%" if metric.endswith("accuracy") or metric == "agreement" else ".4f"
 
 

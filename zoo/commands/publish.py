@@ -112,7 +112,7 @@ def publish(
         name: of the checkpoint.
         seeds: further runs of the same recipe, for the card's mean.
         to: the folder of checkpoints.
-        temperatures: choose a GAN's (``zoo.temperatures``) in place of the run's.
+        temperatures: choose a GAN's (``zoo.evaluation.temperatures``) in place of the run's.
 
     Raises:
         UserError: the run is not finished, trained on stand-in data, or could have; or it makes no

@@ -19,9 +19,9 @@ def main(arguments: list[str]) -> int:
         return int(audit_the_wild(arguments[1:]))
     parser = Parser(
         "study",
-        "Run the documents' eight experiments (regularization), some that they did not try "
-        "(beyond), or one of their claims, each to a number, a picture and a verdict; or list all "
-        "verdicts.",
+        "Measure what course notes on regularization, called the documents, say: their eight "
+        "experiments (regularization), some that they did not try (beyond), or one of their "
+        "claims, each with a number, a picture and a verdict; or list all verdicts.",
     )
     parser.add_argument(
         "name",
@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a part of the data, fewer epochs: at most 15 minutes on 2 cores, a claim at most 5",
+        help="a part of the data, fewer epochs: made to take at most 15 minutes of 2 cores, a "
+        "claim at most 5",
     )
     parser.add_argument("--seeds", type=int, default=None, help="of every fit")
     parser.add_argument(

@@ -30,8 +30,9 @@ def main(arguments: list[str]) -> int:
         "--ensemble",
         nargs="+",
         default=[],
-        metavar="CKPT",
-        help="further checkpoints of the same classes, the other members of an ensemble",
+        metavar="RUN",
+        help="further weights of the same classes (runs or checkpoints), the other members of an "
+        "ensemble",
     )
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument(

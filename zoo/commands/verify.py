@@ -69,7 +69,7 @@ def golden_difference(name: str) -> float:
     task = load(name)
     now, stored = torch.tensor(store.golden_outputs(task)), torch.tensor(config.get("golden", []))
     if now.shape != stored.shape:
-        raise UserError(f"{name}: {store.CONFIG} has no golden outputs of this network's shape")
+        raise UserError(f"{name}: {store.CONFIG} has no stored outputs of this network's shape")
     difference = float((now - stored).abs().max())
     # Another machine's convolutions sum in another order.
     if not difference < 1e-3:

@@ -35,7 +35,7 @@ def final_metrics(path: Path) -> dict[str, float]:
 
 
 def metric_lines(metrics: Mapping[str, float]) -> list[str]:
-    """Formats a line for each metric, by name; shares are in per cent."""
+    """Formats a line for each metric, by name; shares are in percent."""
     width = max((len(name) for name in metrics), default=0)
     return [
         f"  {name:<{width}}  {value:{form_of(name)}}" for name, value in sorted(metrics.items())

@@ -121,7 +121,7 @@ def dropout_before_bn(subject: Subject) -> Iterator[Finding]:
     "Stochastic depth before BatchNorm shifts its variance a little; this is common practice.",
     source="Huang et al., ECCV 2016, section 3 (ResNet with BatchNorm); Tan & Le, ICML 2019, "
     "section 5.2",
-    fix="nothing, unless zoo.variance_shift shows more than a few per cent",
+    fix="nothing, unless zoo.variance_shift shows more than a few percent",
     bad="""
         from torchvision.ops import StochasticDepth
 
