@@ -48,15 +48,25 @@ class ExportError(UserError):
 
 @dataclass(frozen=True)
 class Exported:
-    """A file and how it compares with the network."""
+    """A file and how it compares with the network.
+
+    Args:
+        file: its path.
+        inputs: name to shape and type, ``(batch, 1, 28, 28) float32``.
+        output: the output's name.
+        difference: the largest at batches of 1, 7 and 64.
+        agreed: samples whose largest output is the network's; None where that means nothing.
+        samples: how many were compared so; None likewise.
+        data: what they are.
+    """
 
     file: Path
-    inputs: dict[str, str]  # name to shape and type, "(batch, 1, 28, 28) float32"
+    inputs: dict[str, str]
     output: str
-    difference: float  # the largest at the batches of ``BATCHES``
-    agreed: int | None  # samples with the same largest output; None where that means nothing
-    samples: int | None  # of how many
-    data: str  # what they are
+    difference: float
+    agreed: int | None
+    samples: int | None
+    data: str
 
 
 def export(

@@ -89,7 +89,7 @@ class Shakespeare(Text):
 
 
 class PythonTopics(Text):
-    """The English text of Python's own manual, in Shakespeare's characters: always to be had.
+    """The English text of Python's own manual, in Shakespeare's characters: always available.
 
     Characters that Shakespeare does not have are left out, so that his networks fit. It differs
     with the version of Python.
