@@ -2,8 +2,8 @@
 
 Every recipe with shipped weights is fitted by its own task and data for some steps of 64 samples.
 In turns a step has all operations, one of them replaced by torch's own, or all of them replaced;
-the ratio is the median step with the replacement over the median step without. In float32, as a
-recipe trains on a processor that only imitates bfloat16; with such arithmetic ratios are others.
+the ratio is the median step with the replacement over the median step without. In the precision
+that the recipe has on this machine: in float32 where bfloat16 is only imitated.
 
     python tests/benchmarks/fast.py [RECIPE …]
 """
@@ -25,7 +25,9 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo import recipes
 from zoo.cli.building import from_recipe
+from zoo.core.devices import imitates_bfloat16
 from zoo.networks import fast, transformer, vit
 
 ROUNDS, BATCH = 16, 64
@@ -113,11 +115,14 @@ def measure(recipe: str) -> None:
         return
     turns = [[], *([name] for name in operations), operations]
     clock = InTurns(turns)
+    precision = recipes.resolve(recipe)["trainer"].get("precision", "32-true")
+    if precision == "bf16-mixed" and imitates_bfloat16("cpu"):
+        precision = "32-true"
     trainer = Trainer(
         max_epochs=1,
         limit_train_batches=len(turns) * (ROUNDS + 1),
         limit_val_batches=0,
-        precision="32-true",
+        precision=precision,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -127,7 +132,7 @@ def measure(recipe: str) -> None:
     )
     trainer.fit(task, datamodule=data)
     ours, *others = map(statistics.median, clock.times)
-    print(f"{recipe}: a step {1000 * ours:.0f} ms; with torch's", flush=True)
+    print(f"{recipe}, {precision}: a step {1000 * ours:.0f} ms; with torch's", flush=True)
     for name, median in zip([*operations, "all of them"], others, strict=True):
         print(f"  {name:16} ratio {median / ours:.2f}", flush=True)
 

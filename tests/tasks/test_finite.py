@@ -140,7 +140,17 @@ def test_losses_are_read_when_they_have_arrived_and_at_most_so_many_steps_later(
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_state_that_is_not_finite_is_named(value: float) -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.randn(4, 2)).sum().backward()
+    optimizer.step()
+
+    def found() -> str | None:
+        state = {"weights": network.state_dict(), "optimizers": [optimizer.state_dict()]}
+        return not_finite({**state, "epoch": 3, "none": None})
+
     network.register_buffer("mask", torch.full((2,), value), persistent=False)
-    assert not_finite(network) is None  # what is not saved may be anything
+    assert found() is None  # what is not saved may be anything
+    optimizer.state[network[0].bias]["exp_avg_sq"][1] = value
+    assert found() == "optimizers.0.state.1.exp_avg_sq"
     network[1].running_var[1] = value
-    assert not_finite(network) == "1.running_var"
+    assert found() == "weights.1.running_var"

@@ -24,16 +24,13 @@ from torch import Tensor, nn
 
 from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_rates, check_sizes
 from zoo.networks.initializers import init_he
+from zoo.networks.layers import conv1x1
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
     """The nearest multiple of 8, never more than 10 % below (as in Tan & Le's code)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
-
-
-def pointwise(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
 
 def depthwise(channels: int, kernel: int, stride: int) -> nn.Conv2d:
@@ -85,7 +82,7 @@ class Separable(Residual):
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.act = nn.SiLU()
         self.se = SqueezeExcite(in_channels, max(1, round(in_channels / 4)))
-        self.conv_pw = pointwise(in_channels, out_channels)
+        self.conv_pw = conv1x1(in_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
 
     def branch(self, x: Tensor) -> Tensor:
@@ -107,14 +104,14 @@ class MBConv(Residual):
     ) -> None:
         super().__init__(in_channels, out_channels, stride, drop_path)
         wide = round_channels(in_channels * expansion)
-        self.conv_pw = pointwise(in_channels, wide)
+        self.conv_pw = conv1x1(in_channels, wide)
         self.bn1 = nn.BatchNorm2d(wide)
         self.conv_dw = depthwise(wide, kernel, stride)
         self.bn2 = nn.BatchNorm2d(wide)
         self.act = nn.SiLU()
         # A quarter of the block's input, not of the expanded channels (Tan & Le's code).
         self.se = SqueezeExcite(wide, max(1, round(in_channels / 4)))
-        self.conv_pwl = pointwise(wide, out_channels)
+        self.conv_pwl = conv1x1(wide, out_channels)
         self.bn3 = nn.BatchNorm2d(out_channels)  # and no activation: the bottleneck is linear
 
     def branch(self, x: Tensor) -> Tensor:
@@ -144,7 +141,7 @@ class FusedMBConv(Residual):
         self.conv_exp = nn.Conv2d(in_channels, wide, kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(wide)
         self.act = nn.SiLU()
-        self.conv_pwl = pointwise(wide, out_channels)
+        self.conv_pwl = conv1x1(wide, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)  # and no activation
 
     def branch(self, x: Tensor) -> Tensor:
@@ -252,7 +249,7 @@ class EfficientNet(ImageNetwork):
         self.stage_ends = [*(stage[4] > 1 for stage in stages[1:]), True]
         self.num_stages = sum(self.stage_ends)
         features = round_channels(head_channels * width)
-        self.conv_head = pointwise(channels, features)
+        self.conv_head = conv1x1(channels, features)
         self.bn2 = nn.BatchNorm2d(features)
         self.drop = nn.Dropout(drop_rate)
         self.num_features, self.num_classes = features, num_classes

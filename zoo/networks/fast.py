@@ -44,7 +44,7 @@ class PooledConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H / 2, W / 2)."""
-        if recorded(input):
+        if not on_cpu(input):
             return F.avg_pool2d(super().forward(input), 2)
         return F.conv2d(input, four_places(self.weight) / 4, self.bias, stride=2, padding=1)
 
@@ -62,7 +62,7 @@ class UpsampledConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, 2 H, 2 W)."""
-        if recorded(input):
+        if not on_cpu(input):
             return super().forward(F.interpolate(input, scale_factor=2.0))
         weight = four_places(self.weight).flip(2, 3).transpose(0, 1)
         return F.conv_transpose2d(input, weight, self.bias, stride=2, padding=1)

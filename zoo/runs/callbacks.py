@@ -21,7 +21,6 @@ from zoo.core.lightning_file import checksum_file, write_checksum
 from zoo.data.images import LabeledImages
 from zoo.errors import UserError
 from zoo.runs.metrics import METRICS_FILE, draw_curves, duration, read_metrics, run_name
-from zoo.tasks.finite import not_finite
 from zoo.tasks.protocols import KeepsSamples, ScoresImages
 
 REDRAWN = 0.1  # seconds between two readings of a running loss: a GPU's step does not wait for one
@@ -94,15 +93,8 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        if name := not_finite(trainer.lightning_module):
-            saved = f"{self.path} is of step {self._saved}" if self._saved else "none was saved"
-            raise UserError(
-                f"{name} is no longer finite at step {trainer.global_step}: it is not saved, and "
-                f"the last checkpoint is as it was ({saved}); lower model.lr, warm up longer, or "
-                "train in trainer.precision 32-true"
-            )
+        trainer.save_checkpoint(self.path, weights_only=False)  # refuses what is not finite
         self._saved = trainer.global_step
-        trainer.save_checkpoint(self.path, weights_only=False)
 
 
 class RunBar(RichProgressBar):

@@ -38,6 +38,10 @@ class TrainingMean(MeanMetric):
         self.weight += weight
 
 
+# What a run goes on from: Lightning's names, the last two those of an average.
+RESUMED = ("state_dict", "optimizer_states", "current_model_state", "averaging_state")
+
+
 class Task(LightningModule):
     """How a network learns, whatever its architecture.
 
@@ -429,7 +433,8 @@ class Task(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._read_losses()
-        if name := not_finite(self):
+        # Optimizers and averages with the weights: all that a resumed run would go on from.
+        if name := not_finite({key: checkpoint.get(key) for key in RESUMED}):
             raise UserError(
                 f"{name} is no longer finite at step {self.global_step}: it is not saved, and the "
                 "last checkpoint is as it was; lower model.lr, warm up longer, or train in "

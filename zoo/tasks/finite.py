@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 LATE = 20  # steps, at most, until a loss is read
 
@@ -66,12 +67,27 @@ def new_event() -> Any:
     return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
-def not_finite(module: nn.Module) -> str | None:
-    """Finds the first entry of a module's state that holds a NaN or an infinity."""
-    state = module.state_dict()
-    floating = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
-    if not floating:
-        return None
-    # One wait for the device in place of one a tensor.
-    whole = torch.stack([tensor.isfinite().all() for tensor in floating.values()]).tolist()
-    return next((name for name, fine in zip(floating, whole, strict=True) if not fine), None)
+def not_finite(state: Any) -> str | None:
+    """Finds the first entry of a state that holds a NaN or an infinity: its keys, with dots.
+
+    Args:
+        state: tensors in mappings and lists, however deep; everything else is left out.
+    """
+    devices: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in _floating(state, ""):
+        devices.setdefault(tensor.device, {})[name] = tensor.isfinite().all()
+    for found in devices.values():  # one wait for a device in place of one a tensor
+        for name, fine in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
+            if not fine:
+                return name
+    return None
+
+
+def _floating(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(state, Tensor):
+        if state.is_floating_point():
+            yield name, state
+    elif isinstance(state, Mapping | list | tuple):
+        parts = state.items() if isinstance(state, Mapping) else enumerate(state)
+        for key, part in parts:
+            yield from _floating(part, f"{name}.{key}" if name else str(key))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
@@ -226,7 +227,8 @@ def observed() -> Iterator[list[str]]:
 
 def host_draws() -> Any:
     """Returns the state of the CPU's random generators that a step may draw from."""
-    return torch.get_rng_state().tolist(), random.getstate()
+    _, numbers, *rest = np.random.get_state()  # noqa: NPY002 which other people's code draws from
+    return torch.get_rng_state().tolist(), random.getstate(), numbers.tolist(), rest
 
 
 @contextmanager

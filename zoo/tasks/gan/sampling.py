@@ -37,7 +37,7 @@ class LatentSampler(Task):
         check_temperature("temperature", value, self.network.num_classes)
         self._temperature = self.hparams["temperature"] = value
 
-    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         """(B, Z) and labels (B,) → images (B, C, H, W) in (-1, 1)."""
         images: Tensor = self.network.generator(latents, labels)
         return images
@@ -51,7 +51,7 @@ class LatentSampler(Task):
 
     def sample(
         self,
-        labels: Sequence[int | str] | Tensor | int,
+        labels: Sequence[int | str] | Tensor,
         seed: int | None = None,
         latents: Tensor | None = None,
         temperature: float | list[float] | None = None,
@@ -59,8 +59,7 @@ class LatentSampler(Task):
         """Generates images.
 
         Args:
-            labels: a class for each image, by number or by name; for a generator without classes,
-                how many images.
+            labels: a class for each image, by number or by name.
             seed: the same seed generates the same images.
             latents: (B, Z), in place of drawn ones.
             temperature: standard deviation of drawn latents, or one for each of the task's
@@ -73,16 +72,12 @@ class LatentSampler(Task):
             UserError: no such class, a negative temperature, or a list of another length.
         """
         if isinstance(labels, int):
-            given, count = None, labels
-            if self.network.num_classes:
-                raise UserError(
-                    f"give a class for each image: [{labels}] for one of class {labels}"
-                )
-        else:
-            numbers = [self._class_number(label) for label in labels]
-            given, count = torch.tensor(numbers, device=self.device), len(numbers)
+            raise UserError(f"give a class for each image: [{labels}] for one of class {labels}")
+        numbers = [self._class_number(label) for label in labels]
+        given = torch.tensor(numbers, device=self.device)
         if latents is None:
-            latents = self._seeded_latents(count, seed) * self._deviations(temperature, given)
+            deviations = self._deviations(temperature, given)
+            latents = self._seeded_latents(len(numbers), seed) * deviations
         return self._images(latents, given)
 
     def interpolate(
@@ -114,21 +109,17 @@ class LatentSampler(Task):
 
     def keep_sample(self, folder: Path, epoch: int) -> None:
         """Saves a grid of an epoch's samples, always of the same latents, and an animation."""
-        classes = self.network.num_classes
-        labels: Any = torch.arange(classes).repeat_interleave(10) if classes else 100
+        labels = torch.arange(self.network.num_classes).repeat_interleave(10)
         pictures.save_grid(self.sample(labels, seed=0), 10, folder / f"samples/{epoch:04d}.png")
         frames = sorted((folder / "samples").glob("[0-9]*.png"))
         pictures.animate(frames, folder / "samples.gif")
 
     def golden(self) -> Tensor:
         latents = ramp([2, self.network.latent_size])
-        return self(latents, self._labels(torch.tensor([0, 1])))
-
-    def _labels(self, labels: Tensor) -> Tensor | None:
-        return labels if self.network.num_classes else None
+        return self(latents, torch.tensor([0, 1]))
 
     @torch.no_grad()
-    def _images(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+    def _images(self, latents: Tensor, labels: Tensor) -> Tensor:
         with evaluating(self.network):
             return self(latents, labels).float().add(1).div(2).clamp(0, 1)
 
@@ -140,13 +131,13 @@ class LatentSampler(Task):
             generator.manual_seed(seed)
         return self.draw(count, generator)
 
-    def _deviations(self, given: float | list[float] | None, labels: Tensor | None) -> Tensor:
+    def _deviations(self, given: float | list[float] | None, labels: Tensor) -> Tensor:
         """Of the latents of each label: (B, 1), or (1, 1) where all have the same."""
         if given is None:
             given = self.temperature
         check_temperature("temperature", given, self.network.num_classes)
         deviations = torch.tensor(given, dtype=torch.float32, device=self.device).view(-1, 1)
-        return deviations if labels is None or len(deviations) == 1 else deviations[labels]
+        return deviations if len(deviations) == 1 else deviations[labels]
 
     def _class_number(self, label: int | str | Tensor) -> int:
         names = [str(name) for name in self.data_info.get("classes", [])]
@@ -182,7 +173,7 @@ def check_temperature(name: str, value: float | list[float], classes: int) -> No
     for number in value if isinstance(value, list) else [value]:
         if not number >= 0:
             raise UserError(f"{name} is {number}: it cannot be negative")
-    if isinstance(value, list) and (not classes or len(value) != classes):
+    if isinstance(value, list) and len(value) != classes:
         raise UserError(
             f"{name} has {len(value)} numbers for {classes} classes: give one for all, or one each"
         )

@@ -142,12 +142,11 @@ class GAN(LatentSampler):
     def example_inputs(self, data: Any) -> tuple[Tensor, ...]:
         batch = data.used.batch_size
         latents = self.draw(batch, torch.Generator().manual_seed(0))
-        classes = self.network.num_classes
-        return (latents, torch.arange(batch) % classes) if classes else (latents,)
+        return latents, torch.arange(batch) % self.network.num_classes
 
     def statistics_forward(self, batch: Any) -> None:
         # Only the generator is averaged, and it has its input from latents.
-        self(self.draw(len(batch[1])), self._labels(batch[1]))
+        self(self.draw(len(batch[1])), batch[1])
 
     def averaged(self) -> nn.Module:
         generator: nn.Module = self.network.generator
@@ -233,7 +232,7 @@ class GAN(LatentSampler):
     def _generator_step(self, part: Part, optimizer: Any) -> Tensor:
         with without_gradient(self.network.discriminator):
             generated = self._moved(self._generated(part), part.generated_offsets)
-            scores = self.network.discriminator(generated, self._labels(part.labels)).float()
+            scores = self.network.discriminator(generated, part.labels).float()
             loss = hinge_generator(scores)
             self._step(self.check_finite(loss), self.network.generator, optimizer)
         return loss.detach()
@@ -266,7 +265,7 @@ class GAN(LatentSampler):
         return loss.detach(), loss_generator.detach()
 
     def _generated(self, part: Part) -> Tensor:
-        images: Tensor = self(part.latents, self._labels(part.labels))
+        images: Tensor = self(part.latents, part.labels)
         return images
 
     def _scores(
@@ -279,8 +278,8 @@ class GAN(LatentSampler):
             column under these classes.
         """
         asked = labels if others is None else torch.stack([labels, others], dim=1)
-        both = self._labels(torch.cat([asked, asked]))
-        scores: Tensor = self.network.discriminator(torch.cat([real, generated]), both)
+        both = torch.cat([real, generated]), torch.cat([asked, asked])
+        scores: Tensor = self.network.discriminator(*both)
         first, second = scores.float().chunk(2)
         return first, second
 
@@ -349,7 +348,7 @@ class GAN(LatentSampler):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = self._denormalized(batch[0]), batch[1]
         generator = torch.Generator().manual_seed(batch_idx)
-        generated = self(self.draw(len(images), generator), self._labels(labels))
+        generated = self(self.draw(len(images), generator), labels)
         real, fake = self._scores(images, generated, labels)
         for name, metric, scores in (
             ("real", self.score_real, real),
@@ -357,9 +356,8 @@ class GAN(LatentSampler):
         ):
             metric.update(scores)
             self.log(f"val/{name}", metric, on_epoch=True, batch_size=len(images))
-        groups = labels if self.network.num_classes else torch.zeros_like(labels)
         for name, pixels in (("real", images), ("generated", generated)):
-            self._spread[name].append(variance_within(pixels, groups))
+            self._spread[name].append(variance_within(pixels, labels))
 
     def on_validation_epoch_end(self) -> None:
         real, generated = (torch.stack(values).mean() for values in self._spread.values())
