@@ -1,7 +1,7 @@
-"""Exported files against eager, images/s at batches of 1 and 64; loading, cold and warm.
+"""Exported files against eager, samples/s at batches of 1 and 64; loading, cold and warm.
 
-Every shipped classifier as an ONNX file (ONNX Runtime) and compiled ahead of time (AOTInductor), in
-turns with the network itself in evaluation mode. Loading is ``zoo.load`` and
+Every shipped network as an ONNX file (ONNX Runtime) and compiled ahead of time (AOTInductor), in
+turns with the network itself in evaluation mode, on real samples. Loading is ``zoo.load`` and
 ``timm.create_model(…, checkpoint_path=…)`` of a network of about the same size from a local file:
 cold is a process of its own, imports included; warm is the second load within a process.
 """
@@ -22,8 +22,9 @@ from torch._inductor import aoti_load_package
 
 import zoo
 from tests.benchmarks.turns import medians
+from zoo import registry
 from zoo.checkpoints import store
-from zoo.checkpoints.export import export, run_onnx
+from zoo.checkpoints.export import ExportError, export, run_onnx
 from zoo.checkpoints.recorded import data_of
 
 ROUNDS = 15
@@ -35,31 +36,29 @@ COLD = {
 }
 
 
-@torch.inference_mode()
 def speed(name: str, folder: Path) -> None:
-    """Prints images/s of one checkpoint."""
-    with torch.inference_mode(mode=False):  # whose tensors cannot be exported
-        task, data = zoo.load(name), data_of(name)
-        files = {
-            "onnx": export(task, data, folder / f"{name}.onnx").file,
-            "aoti": export(task, data, folder / f"{name}.pt2", "aoti").file,
-        }
-    runs: dict[str, Any] = {
-        "eager": task.network,
-        "onnx": run_onnx(files["onnx"]),
-        "aoti": aoti_load_package(str(files["aoti"])),
-    }
-    for batch in (1, 64):
-        images = torch.randn(batch, *data.used.input_shape)
-        calls = {who: partial(run, images) for who, run in runs.items()}
-        found = dict(zip(calls, (batch / each for each in medians(calls, ROUNDS)), strict=True))
-        rates = ", ".join(f"{who} {rate:,.0f}" for who, rate in found.items())
-        print(
-            f"{name}, batch {batch}: images/s {rates}; onnx over eager "
-            f"{found['onnx'] / found['eager']:.2f}, aoti over eager "
-            f"{found['aoti'] / found['eager']:.2f}",
-            flush=True,
-        )
+    """Prints samples/s of one checkpoint: images, or texts of the network's context."""
+    task, data = zoo.load(name), data_of(name)
+    entry = registry.find(registry.TASKS, type(task).__name__, "task")
+    served = registry.load(entry.serve)(task, data, False, False)
+    runs: dict[str, Any] = {"eager": served.module.eval()}
+    for format, load in (("onnx", run_onnx), ("aoti", lambda file: aoti_load_package(str(file)))):
+        try:
+            runs[format] = load(export(task, data, folder / f"{name}-{format}", format).file)
+        except ExportError as error:
+            print(f"{name}: {error}")
+    with torch.inference_mode():
+        for batch in (1, 64):
+            inputs = served.real(batch)
+            calls = {who: partial(run, *inputs) for who, run in runs.items()}
+            found = {who: batch / each for who, each in medians(calls, ROUNDS).items()}
+            rates = ", ".join(f"{who} {rate:,.0f}" for who, rate in found.items())
+            ratios = "".join(
+                f"; {who} over eager {rate / found['eager']:.2f}"
+                for who, rate in found.items()
+                if who != "eager"
+            )
+            print(f"{name}, batch {batch}: samples/s {rates}{ratios}", flush=True)
 
 
 def loading(folder: Path) -> None:
@@ -86,9 +85,8 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         loading(Path(folder))
-        for name in store.names():
-            if hasattr(zoo.load(name).network, "get_classifier"):
-                speed(name, Path(folder))
+        for name in sys.argv[1:] or store.names():
+            speed(name, Path(folder))
 
 
 if __name__ == "__main__":

@@ -50,14 +50,9 @@ def pooled(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=1), 2)
 
 
-def upsampled(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    return F.conv2d(F.interpolate(x, scale_factor=2.0), layer.weight, layer.bias, padding=1)
-
-
 # Each operation: where networks find it, and torch's own.
 OPERATIONS: dict[str, list[tuple[Any, str, Callable[..., Tensor]]]] = {
     "PooledConv2d": [(fast.PooledConv2d, "forward", pooled)],
-    "UpsampledConv2d": [(fast.UpsampledConv2d, "forward", upsampled)],
     "dropout": [(fast.FastDropout, "forward", nn.Dropout.forward), (fast, "dropout", F.dropout)],
     "RMSNorm": [(fast.RMSNorm, "forward", nn.RMSNorm.forward)],
     "attend": [(vit, "attend", attend), (transformer, "attend", attend)],

@@ -34,9 +34,8 @@ class PooledConv2d(nn.Conv2d):
     ``F.avg_pool2d(F.conv2d(x, weight, bias, padding=1), 2)``. Both are linear, so the mean of the
     filter at four places, 4 × 4 large, gives the same in 16 products where the two of them take 36
     (as in the code of Karras et al., ICLR 2018). Parameters are those of the 3 × 3 convolution.
-    With torch's two gan_fmnist's step takes 1.16 times as long in float32, and 1.26 times together
-    with ``UpsampledConv2d``;
-    tests/benchmarks/convolutions.py has it alone.
+    With torch's two gan_fmnist's step takes 1.16 times as long in float32, and 1.05 times in
+    bfloat16; tests/benchmarks/convolutions.py has it alone.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -47,25 +46,6 @@ class PooledConv2d(nn.Conv2d):
         if not on_cpu(input):
             return F.avg_pool2d(super().forward(input), 2)
         return F.conv2d(input, four_places(self.weight) / 4, self.bias, stride=2, padding=1)
-
-
-class UpsampledConv2d(nn.Conv2d):
-    """Nearest upsampling by two and a 3 × 3 convolution after it, as one transposed convolution.
-
-    ``F.conv2d(F.interpolate(x, scale_factor=2.0), weight, bias, padding=1)``. Each output sees four
-    inputs, some of them more than once: four products where the two of them take nine. With torch's
-    two gan_fmnist's step takes 1.02 to 1.17 times as long in float32.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, 2 H, 2 W)."""
-        if not on_cpu(input):
-            return super().forward(F.interpolate(input, scale_factor=2.0))
-        weight = four_places(self.weight).flip(2, 3).transpose(0, 1)
-        return F.conv_transpose2d(input, weight, self.bias, stride=2, padding=1)
 
 
 def four_places(weight: Tensor) -> Tensor:

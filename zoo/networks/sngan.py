@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from zoo.networks.base import Network, check_sizes
-from zoo.networks.fast import PooledConv2d, UpsampledConv2d
+from zoo.networks.fast import PooledConv2d
 from zoo.networks.initializers import init_xavier
 from zoo.networks.layers import in_own_precision
 
@@ -85,19 +85,16 @@ class GeneratorBlock(nn.Module):
         self.norm1 = ClassBatchNorm(in_channels, num_classes, latent_size)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.norm2 = ClassBatchNorm(channels, num_classes, latent_size)
-        self.conv2 = (
-            UpsampledConv2d(channels, channels)
-            if double
-            else nn.Conv2d(channels, channels, 3, padding=1)
-        )
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.shortcut = nn.Conv2d(in_channels, channels, 1) if double else None
 
     def forward(self, x: Tensor, labels: Tensor, latents: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, channels, 2 H, 2 W), or the same size."""
         out = self.conv1(self.norm1(x, labels, latents).relu())
-        out = self.conv2(self.norm2(out, labels, latents).relu())
+        out = self.norm2(out, labels, latents).relu()
         if self.shortcut is None:
-            return out + x
+            return self.conv2(out) + x
+        out = self.conv2(F.interpolate(out, scale_factor=2.0))
         # A 1 × 1 convolution and nearest upsampling commute: the small map is the cheaper one.
         return out + F.interpolate(self.shortcut(x), scale_factor=2.0)
 
