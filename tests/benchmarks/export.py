@@ -36,22 +36,26 @@ COLD = {
 }
 
 
+def load_aoti(file: Path) -> Any:
+    return aoti_load_package(str(file))
+
+
 def speed(name: str, folder: Path) -> None:
     """Prints samples/s of one checkpoint: images, or texts of the network's context."""
     task, data = zoo.load(name), data_of(name)
     entry = registry.find(registry.TASKS, type(task).__name__, "task")
     served = registry.load(entry.serve)(task, data, False, False)
     runs: dict[str, Any] = {"eager": served.module.eval()}
-    for format, load in (("onnx", run_onnx), ("aoti", lambda file: aoti_load_package(str(file)))):
+    for format, end, load in (("onnx", "onnx", run_onnx), ("aoti", "pt2", load_aoti)):
         try:
-            runs[format] = load(export(task, data, folder / f"{name}-{format}", format).file)
+            runs[format] = load(export(task, data, folder / f"{name}.{end}", format).file)
         except ExportError as error:
             print(f"{name}: {error}")
     with torch.inference_mode():
         for batch in (1, 64):
             inputs = served.real(batch)
             calls = {who: partial(run, *inputs) for who, run in runs.items()}
-            found = {who: batch / each for who, each in medians(calls, ROUNDS).items()}
+            found = dict(zip(calls, (batch / each for each in medians(calls, ROUNDS)), strict=True))
             rates = ", ".join(f"{who} {rate:,.0f}" for who, rate in found.items())
             ratios = "".join(
                 f"; {who} over eager {rate / found['eager']:.2f}"
