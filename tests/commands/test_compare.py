@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from zoo.study.compare import compared, different_settings, results
@@ -37,6 +38,18 @@ def test_seeds_and_folds_are_averaged_and_other_settings_are_not() -> None:
     assert "mean ± standard error" in compared(groups)
 
 
+def test_runs_of_the_same_name_stay_apart() -> None:
+    same = [
+        replace(run("x/version_0", 0.9, **{"model.lr": lr}), path=Path(folder, "x", "version_0"))
+        for folder, lr in (("a", 0.1), ("b", 0.2))
+    ]
+    assert set(grouped([*same, run("y", 0.8, **{"model.lr": 0.3})])) == {
+        "a/x/version_0",
+        "b/x/version_0",
+        "y",
+    }
+
+
 def test_runs_of_the_command_line_are_compared(zoo_cli) -> None:
     short = ("fit", "--recipe", "convnet_digits", "--model.network.size", "small")
     short += ("--trainer.max_epochs", "2", "--data.folds", "3")
@@ -48,7 +61,8 @@ def test_runs_of_the_command_line_are_compared(zoo_cli) -> None:
     assert done.code == 0, done.err
     assert "equal settings" in done.out
     assert " ± " in next(line for line in done.out.splitlines() if "val/accuracy" in line)
-    assert "train_eval/loss" in done.out
+    assert "train_eval/loss, best (epoch)" in done.out
+    assert "val/loss - train_eval/loss" in done.out
     assert Path("together.png").read_bytes().startswith(b"\x89PNG")
     # The gap is read in one line, under the metrics.
     summary = Path(runs[0], "summary.txt").read_text()

@@ -79,20 +79,17 @@ def verdicts(out: Path) -> list[str]:
     from zoo.study.claims.base import read_result
     from zoo.study.compare import table
     from zoo.study.regularization import FULL, QUICK, STUDIES, known, of_study
-    from zoo.study.statements import STATEMENTS, judge_all
+    from zoo.study.statements import judge_all
 
     rows: dict[str, list[str]] = {}
-    for study, experiments in STUDIES.items():
-        full, quick = of_study(FULL, study), of_study(QUICK, study)
-        plan = full if (found := known(full, out)) else quick
-        judged = {one.experiment: one.verdict for one in judge_all(found or known(quick, out))}
-        for statement in STATEMENTS:
-            number = statement.experiment
+    for study in STUDIES:
+        judged = [judge_all(known(of_study(plan, study), out)) for plan in (FULL, QUICK)]
+        for full, quick in zip(*judged, strict=True):
+            form, one = (QUICK.form, quick) if full.verdict == "not run" else (FULL.form, full)
+            form = "-" if one.verdict == "not run" else form
+            sentence = one.sentence + (f" ({one.why})" if one.verdict == "not judged" else "")
             # Those that the second study repeats are of the first.
-            if number not in experiments or f"experiment {number}" in rows:
-                continue
-            form = plan.form if number in judged else "-"
-            rows[f"experiment {number}"] = [form, judged.get(number, "not run"), statement.sentence]
+            rows.setdefault(f"experiment {one.experiment}", [form, one.verdict, sentence])
     for name in CLAIMS:
         result = read_result(name, out)
         if result is None:

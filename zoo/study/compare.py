@@ -12,6 +12,8 @@ from zoo.study.runs import Run, is_free
 Groups = Mapping[str, Sequence[Run]]
 # What a run's record says beside metrics: label, key, divided by, form.
 PLAIN = (("parameters", "parameters", 1, ",.0f"), ("minutes", "wall_time_s", 60, ".1f"))
+BEST = ", best (epoch)"  # is added to the name of a metric
+GAP = "val/loss - train_eval/loss"
 
 
 def different_settings(groups: Groups) -> dict[str, list[Any]]:
@@ -25,16 +27,21 @@ def different_settings(groups: Groups) -> dict[str, list[Any]]:
 def results(groups: Groups) -> dict[str, list[str]]:
     """Final values of what was logged, mean ± standard error over a group's runs.
 
-    Validation's best value follows, with the epoch of it.
+    The best value follows, with its epoch, of validation and of clean training images; and the gap
+    between the losses of these.
     """
     names = {name for runs in groups.values() for run in runs for name in run.curves}
     rows: dict[str, list[str]] = {}
     members = list(groups.values())
     for name in sorted(names - {"lr"}):
         logged = [[run for run in runs if name in run.curves] for runs in members]
-        rows[name] = [_mean([run.final(name) for run in runs], name) for runs in logged]
-        if "val" in name.split("/"):
-            rows[f"{name}, best (epoch)"] = [_best(runs, name) for runs in logged]
+        rows[name] = [spread([run.final(name) for run in runs], name) for runs in logged]
+        if {"val", "train_eval"} & set(name.split("/")):
+            rows[name + BEST] = [_best(runs, name) for runs in logged]
+    both = set(GAP.split(" - "))
+    if both <= names:
+        logged = [[run for run in runs if both <= run.curves.keys()] for runs in members]
+        rows[GAP] = [spread([run.gap for run in runs], GAP) for runs in logged]
     for label, key, scale, form in PLAIN:
         found = [[run.facts[key] / scale for run in runs if key in run.facts] for runs in members]
         rows[label] = [f"{mean(values):{form}}" if values else "-" for values in found]
@@ -45,11 +52,11 @@ def _best(runs: Sequence[Run], metric: str) -> str:
     if not runs:
         return "-"
     epoch = mean(run.epoch_of_best(metric) for run in runs)
-    return f"{_mean([run.best(metric) for run in runs], metric)} ({epoch:.0f})"
+    return f"{spread([run.best(metric) for run in runs], metric)} ({epoch:.0f})"
 
 
-def _mean(values: Sequence[float], metric: str) -> str:
-    """``91.20% ± 0.11%`` of several, ``91.20%`` of one."""
+def spread(values: Sequence[float], metric: str) -> str:
+    """Mean ± standard error, ``91.20% ± 0.11%``; ``91.20%`` of one, ``-`` of none."""
     if not values:
         return "-"
     form = form_of(metric)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
-from zoo import recipes, registry
+from zoo import recipes
 from zoo.checkpoints.load import load
 from zoo.cli.app import ZooCLI
 from zoo.cli.building import from_recipe
@@ -24,10 +26,10 @@ from zoo.runs.callbacks import Curves
 from zoo.runs.metrics import duration
 from zoo.runs.record import is_finished, read_record
 from zoo.study.progress import Display, quietly
-from zoo.study.report import write_report
+from zoo.study.report import PAGE, write_report
 from zoo.study.runs import Run, read_run
 from zoo.study.shift import measure_shift
-from zoo.study.statements import judge_all
+from zoo.study.statements import Judged, judge_all
 
 EXPERIMENTS = {
     1: "study/1_small",
@@ -103,62 +105,123 @@ def run(study: str, quick: bool, seeds: int | None, out: Path, runs: Path) -> in
         quick: the form of fewer images and epochs.
         seeds: of each experiment; by default 3, and 1 in quick form.
         out: folder of results and report, ``STUDY/FORM`` within it.
-        runs: folder of checkpoints and logs.
+        runs: folder of checkpoints, logs and locks.
     """
     plan = of_study(QUICK if quick else FULL, study)
     if seeds is not None:
         plan = replace(plan, seeds=seeds)
-    found = measure(plan, out, runs)
-    judged = judge_all(found)
-    page = write_report(plan.label, plan.seeds, found, judged, folder_of(plan, out))
-    for statement in judged:
+    elsewhere = measure(plan, out, runs)
+    for statement in report(plan, out, runs):
         print(f"{statement.verdict:<15} {statement.sentence}")
         print("".join(f"{'':<16}{check}\n" for check in statement.checks), end="")
-    print(f"report: {page}")
+        print(f"{'':<16}why: {statement.why}\n" if statement.why else "", end="")
+    if is_file(page := out / plan.study / plan.form / PAGE):
+        print(f"report: {page}")
+    if elsewhere:
+        print(
+            f"another process was running {', '.join(elsewhere)}: when it has ended, run this "
+            "command again for the whole report"
+        )
     return 0
+
+
+def report(plan: Plan, out: Path, runs: Path) -> list[Judged]:
+    """Judges what is finished of a plan, and writes the report of it."""
+    with held(runs / plan.study / plan.form / "report.lock", wait=True):
+        found = {
+            number: [run for run in members if run.facts["seed"] < plan.seeds]
+            for number, members in known(plan, out).items()
+        }
+        judged = judge_all(found)
+        if any(found.values()):
+            write_report(plan.label, plan.seeds, found, judged, out / plan.study / plan.form)
+    return judged
 
 
 def of_study(plan: Plan, study: str) -> Plan:
     return replace(plan, study=study, experiments=STUDIES[study])
 
 
-def folder_of(plan: Plan, out: Path) -> Path:
-    return out / plan.study / plan.form
+def folder_of(plan: Plan, number: int, root: Path) -> Path:
+    """Where an experiment's results or fits are: what several studies have is the first's."""
+    study = next(study for study, experiments in STUDIES.items() if number in experiments)
+    return root / study / plan.form
 
 
-def measure(plan: Plan, out: Path, runs: Path) -> dict[int, list[Run]]:
-    """Every run of a plan: read where it is finished, else run or gone on with.
+@contextlib.contextmanager
+def held(file: Path, wait: bool = False) -> Iterator[bool]:
+    """Takes a lock among processes, which the system releases when one of them is killed.
+
+    Args:
+        file: of the lock; it stays where it is, empty.
+        wait: for the process that has it.
+
+    Yields:
+        Whether the lock is ours.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:  # a process that was forked from this one may keep the file open
+            fcntl.flock(opened, fcntl.LOCK_UN)
+
+
+def measure(plan: Plan, out: Path, runs: Path) -> list[str]:
+    """Makes or goes on with every run of a plan that is not finished, and reports after each.
+
+    Several processes share the runs: one that another process makes is left to it.
+
+    Returns:
+        Names of the runs that others were still making at the end.
 
     Raises:
         UserError: a result was measured with other settings than the plan's.
     """
-    wanted = [(number, seed) for seed in range(plan.seeds) for number in plan.experiments]
+    wanted = {
+        folder_of(plan, number, out) / f"{Path(recipe).stem}-seed{seed}.json": (number, seed)
+        for seed in range(plan.seeds)
+        for number, recipe in plan.experiments.items()
+    }
     epochs = {number: _epochs(plan, number) for number in plan.experiments}
-    found: dict[int, list[Run]] = {number: [] for number in plan.experiments}
-    with Display(sum(epochs[number] for number, _ in wanted)) as display:
-        for number, seed in wanted:
-            recipe = plan.experiments[number]
-            name = f"{Path(recipe).stem}-seed{seed}"
-            file = folder_of(plan, out) / f"{name}.json"
-            display.name(name)
-            if is_file(file):
-                result = _known(file, plan, number)
-                display.skip(epochs[number])
-            else:
-                result = _fit(plan, number, seed, runs / plan.study / plan.form, name, display)
-                write_json(file, result.as_dict())
-                display.line(f"{_line(result)}  {display.left}")
-            found[number].append(result)
-    return found
+    for file, (number, _) in wanted.items():  # refused before hours are spent
+        if is_file(file) and not _is_current(read_run(file), plan, number):
+            raise UserError(
+                f"{file} was measured with other settings than {plan.experiments[number]} has now: "
+                "give another --out, or remove it to measure it anew"
+            )
+    elsewhere = []
+    with Display(sum(epochs[number] for number, _ in wanted.values())) as display:
+        for file, (number, seed) in wanted.items():
+            fits, done = folder_of(plan, number, runs), display.done
+            display.name(file.stem)
+            if not is_file(file):
+                with held(fits / f"{file.stem}.lock") as ours:
+                    if not ours:
+                        elsewhere.append(file)
+                    elif not is_file(file):  # it was not finished just now
+                        result = _fit(plan, number, seed, fits / file.stem, display)
+                        facts = {"seed": seed, "form": plan.form, "asked": _asked(plan, number)}
+                        facts = {**result.facts, **facts}
+                        write_json(file, replace(result, name=file.stem, facts=facts).as_dict())
+                        report(plan, out, runs)
+                        display.line(f"{file.stem}: {_line(result)}  {display.left}")
+            display.skip(done + epochs[number] - display.done)
+    return [file.stem for file in elsewhere if not is_file(file)]
 
 
 def known(plan: Plan, out: Path) -> dict[int, list[Run]]:
-    """The finished runs of a plan, by experiment; those of which there is none are left out."""
+    """The finished runs of a plan with its present settings, by experiment and of any seed."""
     found = {}
     for number, recipe in plan.experiments.items():
-        files = sorted(folder_of(plan, out).glob(f"{Path(recipe).stem}-seed*.json"))
-        if files:
-            found[number] = [read_run(file) for file in files]
+        files = folder_of(plan, number, out).glob(f"{Path(recipe).stem}-seed*.json")
+        current = [run for run in map(read_run, files) if _is_current(run, plan, number)]
+        found[number] = sorted(current, key=lambda run: run.facts["seed"])
     return found
 
 
@@ -175,34 +238,31 @@ def _asked(plan: Plan, number: int) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _known(file: Path, plan: Plan, number: int) -> Run:
-    result = read_run(file)
-    if result.facts.get("asked") != _asked(plan, number):
-        raise UserError(
-            f"{file} was measured with other settings than {plan.experiments[number]} has now: "
-            "give another --out, or remove it to measure it anew"
-        )
-    return result
+def _is_current(result: Run, plan: Plan, number: int) -> bool:
+    return result.facts.get("asked") == _asked(plan, number)
 
 
 def _line(result: Run) -> str:
-    """A finished run in one line."""
+    """What became of a run, in one line."""
+    if result.diverged:
+        return f"diverged ({result.diverged})"
     values = [
         f"{name} {result.final(name):.4f}"
         for name in ("train_eval/loss", "val/loss", "val/accuracy", "test/accuracy")
         if name in result.curves
     ]
-    return f"{result.name}: {', '.join(values)} in {duration(result.facts['wall_time_s'])}"
+    return f"{', '.join(values)} in {duration(result.facts['wall_time_s'])}"
 
 
 class _Fit(ZooCLI):
     """``zoo fit``, which tells its progress to the study's display and draws no curves of its own.
 
     Drawn after every epoch, they take half a second of each: a tenth of an epoch of the quick form.
+    The run's record has the digest of what was asked.
     """
 
-    def __init__(self, arguments: list[str], display: Display) -> None:
-        self.display = display
+    def __init__(self, arguments: list[str], asked: str, display: Display) -> None:
+        self.asked, self.display = asked, display
         super().__init__("fit", arguments)
 
     def _trainer_arguments(self, *arguments: Any) -> dict[str, Any]:
@@ -210,35 +270,57 @@ class _Fit(ZooCLI):
         own = [each for each in settings["callbacks"] if not isinstance(each, Curves)]
         return {**settings, "callbacks": [*own, self.display]}
 
+    def _facts(self, changed: dict[str, Any]) -> dict[str, Any]:
+        return {**super()._facts(changed), "asked": self.asked}
 
-def _fit(plan: Plan, number: int, seed: int, runs: Path, name: str, display: Display) -> Run:
-    arguments = ["--recipe", plan.experiments[number], *plan.overrides]
-    arguments += ["--seed_everything", str(seed), "--runs", str(runs), "--name", name]
+
+def _fit(plan: Plan, number: int, seed: int, runs: Path, display: Display) -> Run:
+    """Runs an experiment, or goes on with a run of the same settings; one may diverge."""
+    recipe, asked = plan.experiments[number], _asked(plan, number)
+    arguments = ["--recipe", recipe, *plan.overrides, "--seed_everything", str(seed)]
+    arguments += ["--runs", str(runs.parent), "--name", runs.name]
+    # On several GPUs a batch would be several times as large.
+    arguments += ["--trainer.devices", "1"]
     arguments += ["--trainer.enable_progress_bar", "false"]
     arguments += ["--trainer.enable_model_summary", "false"]
-    started = fits_of(runs / name)
-    folder = started[-1] if started else None
+    folder, diverged = _newest(runs, asked), ""
     if folder is None or not is_finished(read_record(folder)):
         last = folder / "checkpoints" / "last.ckpt" if folder else None
         if last is not None and last.is_file():  # the study was killed in the middle of it
             arguments += ["--ckpt_path", last.as_posix()]
-        with quietly(), contextlib.redirect_stdout(io.StringIO()):
-            folder = _Fit(arguments, display).folder
-    result = read_run(folder)
-    images = _test_images(plan, result)
-    facts = {**result.facts, "seed": seed, "form": plan.form, "asked": _asked(plan, number)}
+        try:
+            with quietly(), contextlib.redirect_stdout(io.StringIO()):
+                folder = _Fit(arguments, asked, display).folder
+        except UserError as error:
+            folder = _newest(runs, asked)
+            if folder is None or "the training loss is" not in str(error):
+                raise
+            diverged = str(error)
+    result = read_run(folder, may_be_empty=bool(diverged))
+    curves = {k: list(takewhile(math.isfinite, v)) for k, v in result.curves.items()}
+    cut = [name for name, values in curves.items() if len(values) < len(result.curves[name])]
+    if cut and not diverged:
+        diverged = f"{cut[0]} is not finite at epoch {len(curves[cut[0]]) + 1}"
+    if diverged:
+        curves = {name: values for name, values in curves.items() if values}
+        return replace(result, facts={**result.facts, "diverged": diverged}, curves=curves)
+    _, data = from_recipe(recipe, plan.overrides)
     return replace(
         result,
-        name=name,
-        facts={**facts, "test_images": images},
-        curves={**result.curves, **_shift(plan, number, folder, result)},
+        facts={**result.facts, **_images(data, result)},
+        curves={**curves, **_shift(data, folder, result)},
     )
 
 
-def _shift(plan: Plan, number: int, folder: Path, result: Run) -> dict[str, list[float]]:
+def _newest(runs: Path, asked: str) -> Path | None:
+    """The newest of the runs of these settings; a run of others is let be."""
+    started = reversed(fits_of(runs))
+    return next((each for each in started if read_record(each).get("asked") == asked), None)
+
+
+def _shift(data: Any, folder: Path, result: Run) -> dict[str, list[float]]:
     """The variance shift of a trained network, on the fixed sample of clean training images."""
     network = load(folder / "checkpoints" / "last.ckpt").network
-    _, data = from_recipe(plan.experiments[number], plan.overrides)
     limit = result.settings.get("trainer.limit_val_batches")
     training = islice(data.plain("train", BATCH), TRAINING_SAMPLE // BATCH)
     held_out = islice(data.plain("validation"), limit if isinstance(limit, int) else None)
@@ -249,10 +331,11 @@ def _shift(plan: Plan, number: int, folder: Path, result: Run) -> dict[str, list
     )
 
 
-def _test_images(plan: Plan, result: Run) -> int:
-    """How many images the test accuracy is of."""
-    settings = {k.removeprefix("data.init_args."): v for k, v in result.settings.items()}
-    kind = registry.load(registry.DATA[str(settings["data.class_path"]).rsplit(".", 1)[-1]].data)
-    count = int(kind().sizes()["test"])
-    limit = result.settings.get("trainer.limit_test_batches")
-    return min(count, limit * 500) if isinstance(limit, int) else count
+def _images(data: Any, result: Run) -> dict[str, int]:
+    """How many images the accuracies in validation and test are of."""
+    counts = {}
+    for name, split in (("validation_images", "val"), ("test_images", "test")):
+        limit = result.settings.get(f"trainer.limit_{split}_batches")
+        size = data.sizes()[split]
+        counts[name] = min(size, limit * 500) if isinstance(limit, int) else size
+    return counts

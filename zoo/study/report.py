@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import base64
 import html
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 
+from zoo.checkpoints.card import standard_error
 from zoo.core.files import write_text
 from zoo.core.pictures import save_figure
+from zoo.study.compare import BEST, GAP, Groups, results, spread
 from zoo.study.pictures import draw_panels
 from zoo.study.runs import Run
 from zoo.study.shift import ACCURACY, LOSS, REPAIRED, RUNNING, SHIFT
 from zoo.study.statements import Judged
 
+PAGE = "index.html"
 TITLE = "What regularizes: experiments on FashionMNIST"
 NAMES = {
     1: "small",
@@ -36,31 +36,51 @@ NAMES = {
     14: "residual, dropout",
     15: "residual, stochastic depth",
 }
-COLUMNS = (
-    "experiment",
-    "parameters",
-    "training loss, final",
-    "validation loss, best (epoch) → final",
-    "gap (nats)",
-    "training accuracy, final",
-    "validation accuracy, best → final",
-    "test accuracy ± standard error",
+TEST = "test/accuracy"
+# Headings, and the rows of zoo.study.compare that stand under them.
+LOSSES = {
+    "parameters": "parameters",
+    "training, best (epoch)": f"train_eval/loss{BEST}",
+    "training, final": "train_eval/loss",
+    "validation, best (epoch)": f"val/loss{BEST}",
+    "validation, final": "val/loss",
+    "gap": GAP,
+}
+ACCURACIES = {
+    "training, best (epoch)": f"train_eval/accuracy{BEST}",
+    "training, final": "train_eval/accuracy",
+    "validation, best (epoch)": f"val/accuracy{BEST}",
+    "validation, final": "val/accuracy",
+    "test": TEST,
+}
+TEXT = (
+    "Training is of clean images in evaluation mode. Means ± standard errors over seeds; of one "
+    "seed's test accuracy over images."
 )
-SHIFT_COLUMNS = (
-    "experiment",
-    "variance, dropout on / off",
-    "running / evaluation → re-estimated",
-    "validation loss → re-estimated",
-    "validation accuracy → re-estimated",
-)
+SHIFTS = {
+    "variance, dropout on / off": SHIFT,
+    "running / evaluation": RUNNING,
+    "re-estimated": REPAIRED,
+    "validation loss": "val/loss",
+    "loss, re-estimated": LOSS,
+    "validation accuracy": "val/accuracy",
+    "accuracy, re-estimated": ACCURACY,
+}
 SHIFT_TITLE = "What dropout does to BatchNorm"
 SHIFT_TEXT = (
     "Ratios of variances of the input of the worst BatchNorm, on clean training images (at "
     "most 5,000); 1 is no shift. Re-estimated: running statistics from the same images with "
-    "dropout off (zoo.recalibrate), the weights as they were. Means over seeds."
+    "dropout off (zoo.recalibrate), the weights as they were. Means ± standard errors over seeds."
 )
 # What marks a verdict, besides its color, in grey.
-SIGNS = {"reproduced": "✓", "within noise": "≈", "not reproduced": "✗", "one seed": "·"}
+SIGNS = {
+    "reproduced": "✓",
+    "within noise": "≈",
+    "not reproduced": "✗",
+    "one seed": "·",
+    "not run": "–",
+    "not judged": "–",
+}
 STYLE = """
 body { font: 17px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -105,76 +125,70 @@ def write_report(
     Returns:
         The page.
     """
+    every = [run for members in runs.values() for run in members]
     label += f", {seeds} seed{'s' if seeds > 1 else ''}"
-    groups = {name_of(number): members for number, members in runs.items()}
+    if len(every) < seeds * len(runs):
+        label += f", {len(every)} of {seeds * len(runs)} runs"
+    groups = groups_of(runs)
     pictures = {}
     for kind, message in (("loss", "who overfits"), ("accuracy", "who generalizes")):
         pictures[kind] = folder / f"{kind}.png"
         title = f"The gap between the lines shows {message} ({label}; bands: ± 1 s over seeds)"
         save_figure(draw_panels(groups, kind, title), pictures[kind])
-    rows = [row_of(number, members) for number, members in runs.items()]
-    tables = [Table("", COLUMNS, rows, "Training is of clean images in evaluation mode.")]
-    if shifts := [shift_row(n, m) for n, m in runs.items() if SHIFT in m[0].curves]:
-        tables.append(Table(SHIFT_TITLE, SHIFT_COLUMNS, shifts, SHIFT_TEXT))
-    facts = next(iter(runs.values()))[0].facts
-    form = "--quick " if str(facts.get("form")) == "quick" else ""
+    tables = [
+        table_of("Loss (nats)", LOSSES, TEXT, groups),
+        table_of("Accuracy", ACCURACIES, TEXT, groups),
+    ]
+    if shifted := {n: m for n, m in groups.items() if any(SHIFT in run.curves for run in m)}:
+        tables.append(table_of(SHIFT_TITLE, SHIFTS, SHIFT_TEXT, shifted))
+    form = "--quick " if folder.name == "quick" else ""
     command = f"python -m zoo study {folder.parent.name} {form}--seeds {seeds}"
-    total = sum(run.facts.get("wall_time_s", 0.0) for members in runs.values() for run in members)
+    total = sum(run.facts.get("wall_time_s", 0.0) for run in every)
+    hardware = sorted({str(run.facts.get("hardware", "unknown hardware")) for run in every})
+    dates = [str(run.facts.get("date", "unknown date")) for run in every]
     made = (
-        f"Measured with `{command}` on {facts.get('hardware', 'unknown hardware')}, "
-        f"{facts.get('date', time.strftime('%Y-%m-%d'))}, {total / 60:.0f} minutes of fitting."
+        f"Measured with `{command}` on {'; '.join(hardware)}, "
+        f"{' to '.join(sorted({min(dates), max(dates)}))}, {total / 60:.0f} minutes of fitting."
     )
-    write_text(folder / "README.md", _markdown(label, tables, judged, pictures, made))
-    page = folder / "index.html"
-    write_text(page, _page(label, tables, judged, pictures, made))
+    rule = _rule(every)
+    write_text(folder / "README.md", _markdown(label, tables, judged, pictures, made, rule))
+    page = folder / PAGE
+    write_text(page, _page(label, tables, judged, pictures, made, rule))
     return page
 
 
-def row_of(number: int, runs: Sequence[Run]) -> list[str]:
-    """The cells of an experiment, means over its seeds."""
+def groups_of(runs: Mapping[int, Sequence[Run]]) -> dict[str, list[Run]]:
+    """Experiments by what they are called in tables and pictures, without the runs that diverged.
 
-    def over(metric: str) -> str:
-        return f"{mean(run.final(metric) for run in runs):.4f}"
-
-    best = mean(run.best("val/loss") for run in runs)
-    epoch = mean(run.epoch_of_best("val/loss") for run in runs)
-    gap = mean(run.final("val/loss") - run.final("train_eval/loss") for run in runs)
-    accuracy = mean(run.best("val/accuracy") for run in runs)
-    return [
-        name_of(number),
-        f"{runs[0].facts.get('parameters', 0):,}",
-        over("train_eval/loss"),
-        f"{best:.4f} ({epoch:.0f}) → {over('val/loss')}",
-        f"{gap:+.4f}",
-        over("train_eval/accuracy"),
-        f"{accuracy:.4f} → {over('val/accuracy')}",
-        tested(runs),
-    ]
+    Where all of them did, they are shown as far as they went.
+    """
+    groups = {}
+    for number, members in runs.items():
+        fine = [run for run in members if not run.diverged]
+        name = name_of(number)
+        if len(fine) < len(members):
+            name += f" (diverged: {len(members) - len(fine)} of {len(members)})"
+        if members:
+            groups[name] = fine or list(members)
+    return groups
 
 
-def shift_row(number: int, runs: Sequence[Run]) -> list[str]:
-    """The cells of an experiment with BatchNorm in the second table."""
-
-    def change(before: str, after: str, form: str) -> str:
-        values = (mean(run.final(metric) for run in runs) for metric in (before, after))
-        return " → ".join(f"{value:{form}}" for value in values)
-
-    return [
-        name_of(number),
-        f"{mean(run.final(SHIFT) for run in runs):.3f}",
-        change(RUNNING, REPAIRED, ".3f"),
-        change("val/loss", LOSS, ".4f"),
-        change("val/accuracy", ACCURACY, ".4f"),
-    ]
+def table_of(title: str, columns: Mapping[str, str], text: str, groups: Groups) -> Table:
+    """A table of what ``zoo.study.compare`` knows, by heading; a row for each group."""
+    found = results(groups)
+    if TEST in found:
+        found[TEST] = [tested(runs) for runs in groups.values()]
+    cells = [found.get(row, ["-"] * len(groups)) for row in columns.values()]
+    return Table(title, ["experiment", *columns], [*zip(groups, *cells, strict=True)], text)
 
 
 def tested(runs: Sequence[Run]) -> str:
     """Test accuracy with its standard error: over seeds, or of one seed over images."""
-    values = [run.final("test/accuracy") for run in runs]
-    if len(values) > 1:
-        return f"{mean(values):.4f} ± {stdev(values) / math.sqrt(len(values)):.4f} (seeds)"
-    images = runs[0].facts["test_images"]
-    return f"{values[0]:.4f} ± {math.sqrt(values[0] * (1 - values[0]) / images):.4f} (images)"
+    values = [run.final(TEST) for run in runs if TEST in run.curves]
+    if len(values) != 1:
+        return spread(values, TEST)
+    error = standard_error(values[0], runs[0].facts["test_images"])
+    return f"{values[0]:.2%} ± {error:.2%} (images)"
 
 
 def _markdown(
@@ -183,27 +197,41 @@ def _markdown(
     judged: Sequence[Judged],
     pictures: Mapping[str, Path],
     made: str,
+    rule: str,
 ) -> str:
     lines = [f"# {TITLE}", "", f"**{label}.** {made}", ""]
     for table in tables:
-        lines += [f"## {table.title}", ""] if table.title else []
-        lines += ["| " + " | ".join(table.columns) + " |", "|---" * len(table.columns) + "|"]
+        lines += [f"## {table.title}", "", "| " + " | ".join(table.columns) + " |"]
+        lines += ["|---" * len(table.columns) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in table.rows]
         lines += ["", f"{table.text} {label}.", ""]
     lines += [f"![{kind} over epochs, {label}]({path.name})" for kind, path in pictures.items()]
     lines += ["", "## What the documents say, and what was measured", ""]
-    lines += [RULE, ""]
+    lines += [rule, ""]
     for one in judged:
         lines += [f"- ({one.experiment}) {one.sentence} **{SIGNS[one.verdict]} {one.verdict}**"]
         lines += [f"  - {check}" for check in one.checks]
+        lines += [f"  - Why: {one.why}."] if one.why else []
     return "\n".join(lines) + "\n"
 
 
 RULE = (
     "Each line is a difference that is positive where it is as stated, ± twice its standard error "
     "over seeds. Reproduced: it exceeds that; within noise: it does not; not reproduced: it has "
-    "the other sign and exceeds it. One seed has no spread, and no verdict."
+    "the other sign and exceeds it. One seed has no spread, and no verdict. Errors are over seeds "
+    "alone."
 )
+
+
+def _rule(runs: Sequence[Run]) -> str:
+    """The rule of verdicts, and what its errors leave out."""
+    images = max(run.facts.get("validation_images", 0) for run in runs)
+    if not images:
+        return RULE
+    return (
+        f"{RULE} All runs validate on the same {images:,} images, a sample which gives an accuracy "
+        f"of 90 % a further standard error of {100 * standard_error(0.9, images):.1f} points."
+    )
 
 
 def _page(
@@ -212,6 +240,7 @@ def _page(
     judged: Sequence[Judged],
     pictures: Mapping[str, Path],
     made: str,
+    rule: str,
 ) -> str:
     def cells(tag: str, row: Sequence[str]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
@@ -224,17 +253,17 @@ def _page(
         f"<p class=label><b>{html.escape(label)}.</b> {html.escape(made)}</p>",
     ]
     for table in tables:
-        parts += [f"<h2>{table.title}</h2>"] if table.title else []
-        parts += ["<table>", cells("th", table.columns)]
+        parts += [f"<h2>{table.title}</h2>", "<table>", cells("th", table.columns)]
         parts += [cells("td", row) for row in table.rows]
         parts += [f"</table><p>{html.escape(f'{table.text} {label}.')}</p>"]
     for kind, path in pictures.items():
         content = base64.b64encode(path.read_bytes()).decode()
         parts.append(f"<img alt='{kind} over epochs' src='data:image/png;base64,{content}'>")
-    parts += ["<h2>What the documents say, and what was measured</h2>", f"<p>{RULE}</p><ol>"]
+    parts += ["<h2>What the documents say, and what was measured</h2>", f"<p>{rule}</p><ol>"]
     for one in judged:
         kind = one.verdict.replace(" ", "-")
-        checks = "".join(f"<div class=check>{html.escape(str(c))}</div>" for c in one.checks)
+        lines = [*map(str, one.checks), *([f"Why: {one.why}."] if one.why else [])]
+        checks = "".join(f"<div class=check>{html.escape(line)}</div>" for line in lines)
         parts.append(
             f"<li value={one.experiment}>{html.escape(one.sentence)} "
             f"<b class={kind}>{SIGNS[one.verdict]} {one.verdict}</b>{checks}</li>"

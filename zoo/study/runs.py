@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,34 +26,52 @@ class Run:
     """One fit.
 
     ``settings`` are those of its recipe with dots in their names; ``curves`` the values of each
-    metric at the end of each epoch; ``facts`` what else its record says.
+    metric at the end of each epoch; ``facts`` what else its record says; ``path`` the file or
+    folder that it was read from.
     """
 
     name: str
     settings: Mapping[str, Any]
     curves: Mapping[str, list[float]]
     facts: Mapping[str, Any]
+    path: Path = Path()
+
+    @property
+    def diverged(self) -> str:
+        """What was not finite, and when; empty for a fit that reached its end."""
+        return str(self.facts.get("diverged", ""))
 
     @property
     def epochs(self) -> int:
         return max((len(values) for values in self.curves.values()), default=0)
 
-    def final(self, metric: str) -> float:
-        """The last value of a metric.
+    def values(self, metric: str) -> list[float]:
+        """The values of a metric, one an epoch.
 
         Raises:
-            KeyError: it was not logged.
+            KeyError: it was not logged; the message names metric and run.
         """
-        return self.curves[metric][-1]
+        if not (found := self.curves.get(metric)):
+            raise KeyError(f"{metric} of {self.name}")
+        return found
+
+    def final(self, metric: str) -> float:
+        """The last value of a metric."""
+        return self.values(metric)[-1]
 
     def best(self, metric: str) -> float:
         """The largest value where more is better, or the least of anything else."""
-        values = self.curves[metric]
+        values = self.values(metric)
         return max(values) if metric.endswith(MORE_IS_BETTER) else min(values)
 
     def epoch_of_best(self, metric: str) -> int:
         """The epoch, from 1, after which a metric was best."""
-        return self.curves[metric].index(self.best(metric)) + 1
+        return self.values(metric).index(self.best(metric)) + 1
+
+    @property
+    def gap(self) -> float:
+        """How far the loss of validation ends above that of clean training images."""
+        return self.final("val/loss") - self.final("train_eval/loss")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, with curves short enough to be committed."""
@@ -62,8 +81,12 @@ class Run:
         return {"name": self.name, **self.facts, "settings": dict(self.settings), "curves": curves}
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, may_be_empty: bool = False) -> Run:
     """A run from its folder, ``runs/RECIPE/VERSION``, or from a result of the study (JSON).
+
+    Args:
+        path: the folder or the file.
+        may_be_empty: a run that ended before it logged anything is read, too.
 
     Raises:
         UserError: it is neither.
@@ -74,11 +97,11 @@ def read_run(path: Path) -> Run:
             raise UserError(f"{path} is no result of the study: give a run's folder")
         name, settings, curves = content.get("name"), content["settings"], content["curves"]
         facts = {k: v for k, v in content.items() if k not in ("name", "settings", "curves")}
-        return Run(str(name or path.stem), settings, curves, facts)
+        return Run(str(name or path.stem), settings, curves, facts, path)
     if not is_folder(path):
         raise UserError(f"{path}: no such run: give its folder, runs/RECIPE/VERSION")
     rows = read_metrics(path / METRICS_FILE)
-    if not rows or not is_file(path / CONFIG_FILE):
+    if not (rows or may_be_empty) or not is_file(path / CONFIG_FILE):
         raise UserError(
             f"{path} is no run: {CONFIG_FILE} and {METRICS_FILE} are expected in it (of a run in "
             "parts, give the newest version's folder)"
@@ -86,7 +109,7 @@ def read_run(path: Path) -> Run:
     record = read_record(path)
     kept = ("recipe", "parameters", "wall_time_s", "hardware", "date", "status", "versions", "data")
     facts = {key: record[key] for key in kept if key in record}
-    return Run(run_name(path), flat(recipes.read(path / CONFIG_FILE)), _curves(rows), facts)
+    return Run(run_name(path), flat(recipes.read(path / CONFIG_FILE)), _curves(rows), facts, path)
 
 
 def _curves(rows: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
@@ -100,7 +123,11 @@ def _curves(rows: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
 
 
 def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in seed or fold alone, together, under the name of the first."""
+    """Runs that differ in seed or fold alone, together, under the name of the first.
+
+    Where several groups have the same name, each is called by as much of its path as tells them
+    apart.
+    """
     groups: list[tuple[dict[str, Any], list[Run]]] = []
     for run in runs:
         settings = {k: v for k, v in run.settings.items() if not is_free(k)}
@@ -111,8 +138,12 @@ def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
         else:
             groups.append((settings, [run]))
     names: dict[str, list[Run]] = {}
-    for _, members in groups:
-        name = members[0].name
+    firsts = [members[0] for _, members in groups]
+    for first, (_, members) in zip(firsts, groups, strict=True):
+        name = first.name
+        same = [one.path.absolute() for one in firsts if one.name == name]
+        if len(same) > 1:
+            name = os.path.relpath(first.path, os.path.commonpath(same))
         if len(members) > 1:
             name += f" and {len(members) - 1} more"
         names[name] = members

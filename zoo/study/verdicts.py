@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Any, Literal
+from typing import Literal
 
-Verdict = Literal["reproduced", "within noise", "not reproduced", "one seed"]
+# The last two are of statements for which something is missing, or of which a fit diverged.
+Verdict = Literal[
+    "reproduced", "within noise", "not reproduced", "one seed", "not run", "not judged"
+]
 
 
 def difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, float | None]:
@@ -58,8 +61,12 @@ class Check:
             as_stated = ", as stated" if self.gap > 0 else ", not as stated"
         return f"{self.what}: {self.gap:+.4f}{noise} ({self.verdict}{as_stated})"
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def shortfall(self) -> str:
+        """What is lacking for "reproduced"; empty where nothing is, or where no spread is known."""
+        if self.error is None or self.verdict == "reproduced":
+            return ""
+        return f"{self.what} is {self.gap:+.4f}, and would have to exceed {2 * self.error:.4f}"
 
 
 def more(what: str, left: Sequence[float], right: Sequence[float] | float) -> Check:
