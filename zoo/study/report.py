@@ -13,6 +13,7 @@ from statistics import mean, stdev
 
 from zoo.core.files import write_text
 from zoo.core.pictures import save_figure
+from zoo.core.text import counted
 from zoo.study.pictures import draw_panels
 from zoo.study.runs import Run
 from zoo.study.shift import ACCURACY, LOSS, REPAIRED, RUNNING, SHIFT
@@ -105,7 +106,7 @@ def write_report(
     Returns:
         The page.
     """
-    label += f", {seeds} seed{'s' if seeds > 1 else ''}"
+    label += f", {counted(seeds, 'seed')}"
     groups = {name_of(number): members for number, members in runs.items()}
     pictures = {}
     for kind, message in (("loss", "who overfits"), ("accuracy", "who generalizes")):
@@ -122,7 +123,8 @@ def write_report(
     total = sum(run.facts.get("wall_time_s", 0.0) for members in runs.values() for run in members)
     made = (
         f"Measured with `{command}` on {facts.get('hardware', 'unknown hardware')}, "
-        f"{facts.get('date', time.strftime('%Y-%m-%d'))}, {total / 60:.0f} minutes of fitting."
+        f"{facts.get('date', time.strftime('%Y-%m-%d'))}, "
+        f"{counted(round(total / 60), 'minute')} of fitting."
     )
     write_text(folder / "README.md", _markdown(label, tables, judged, pictures, made))
     page = folder / "index.html"
