@@ -45,7 +45,7 @@ def change(folder: Path, path: str, value: Any) -> None:
         ("network", None, "network is None, expected an object"),
         ("data", ..., "data is missing"),
         ("data.std", [0.0], r"data.std\[0\] is 0.0, expected a number above 0"),
-        ("data.mean", [0.1, 0.2], "data.mean has 2 numbers for 1 channels"),
+        ("data.mean", [0.1, 0.2], "data.mean has 2 numbers for 1 channel$"),
         ("weights_sha256", True, "weights_sha256 is True, expected text"),
         ("weights_sha256", "0" * 63, "expected a sha256"),
         ("task.name", "Task", "no task named 'Task'"),

@@ -147,7 +147,7 @@ def test_fit_goes_on_in_the_same_folder(zoo_cli) -> None:
         ([*DIGITS, "--model.optimizer", "moun"], "did you mean 'muon'?"),
         ([*DIGITS, "--model", "zoo.tasks.ImageClasifier"], "did you mean 'ImageClassifier'?"),
         ([*DIGITS, "--data.batch_size", "0"], "data.batch_size is 0"),
-        ([*DIGITS, "--data.batch_size", "5000"], "has only 1257 images"),
+        ([*DIGITS, "--data.batch_size", "5000"], "has only 1,257 images"),
         ([*DIGITS, "--model.network.layers", "[0]"], "at least one block"),
         ([*DIGITS, "--model.network.in_channels", "3"], "does not take images of 1 × 8 × 8"),
         ([*DIGITS, "--model.network.num_classes", "9"], "give --model.network.num_classes 10"),

@@ -121,7 +121,7 @@ def test_odd_files_are_rows_and_a_table_says_the_rest(
     assert not {"notes.txt", ".hidden.png"} & names
     assert "images: 14 of 16 files" in result.out
     assert "\x1b" not in result.err  # what a progress bar would write
-    assert "left out: 1 files in folders" in result.out
+    assert "left out: 1 file in folders" in result.out
     assert "of the 7 whose folder names their class" in result.out
     # A transparent image is the background's color.
     model = zoo.load(weights)

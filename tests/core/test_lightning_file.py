@@ -103,7 +103,7 @@ def test_nothing_in_a_pickle_runs(tmp_path: Path) -> None:
         ({"global_step": -1}, "global_step is -1"),
         ({"task": ["GAN"]}, "task is"),
         ({"data": {"std": [0.0]}}, "expected a number above 0"),
-        ({"data": {"mean": [0.5], "input_shape": [3, 8, 8]}}, "1 numbers for 3 channels"),
+        ({"data": {"mean": [0.5], "input_shape": [3, 8, 8]}}, "1 number for 3 channels"),
     ],
 )
 def test_another_form_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

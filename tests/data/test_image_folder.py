@@ -194,7 +194,7 @@ def test_an_unreadable_image_of_any_part_is_named_before_the_first_step(
     broken.write_bytes((split / "train" / "red" / "0.png").read_bytes()[:40])
     with pytest.raises(UserError, match=r"red/broken\.png cannot be read as an image: .* skip$"):
         data(split)
-    with pytest.warns(UserWarning, match=r"1 of its files .* not read, .*broken\.png"):
+    with pytest.warns(UserWarning, match=r"1 of its files .* is not read, .*broken\.png"):
         module = data(split, corrupt="skip")
     assert module.sizes() == {"train": 12, "val": 6, "test": 6}
 
@@ -405,7 +405,7 @@ def test_several_processes_see_each_image_exactly_once(split: Path) -> None:
         ({"mean": [0.5], "channels": 3}, "a number for each of data.channels"),
         ({"channels": 2}, "data.channels is 2"),
         ({"background": "whit"}, "'whit', which is not a color"),
-        ({"sampling_weights": [1.0]}, "has 1 numbers for 2 classes"),
+        ({"sampling_weights": [1.0]}, "has 1 number for 2 classes"),
         ({"corrupt": "ignore"}, "choose error or skip"),
         ({"validation": 0.9, "test": 0.1}, "none is left to train on"),
     ],
@@ -571,7 +571,7 @@ def test_a_table_may_name_its_columns_and_the_splits(loose: Path) -> None:
     [
         (["sub/0.png,a", "sub/1.png"], r"labels.csv:2: 'sub/1.png' is not a path and a label"),
         (["sub/0.png,a", "sub/0.png,b"], r"labels.csv:2: sub/0.png has a label already, in line 1"),
-        (["sub/0.png,a", "sub/1.png,a"], "1 classes of training images, and there must be two"),
+        (["sub/0.png,a", "sub/1.png,a"], "1 class of training images, and there must be two"),
         (
             ["path,label,split", "sub/0.png,a,train", "sub/1.png,b,tset"],
             r"labels.csv:3: split is 'tset': write train, val or test",
@@ -608,7 +608,7 @@ def test_channels_follow_the_images_and_can_be_chosen(tmp_path: Path) -> None:
     assert "grayscale: 20 images, read as three equal channels" in color.report()
     gradient(root / "a" / "color.png", 99)
     assert data(root).channels == 3
-    assert "color: 1 images, read as grayscale" in data(root, channels=1).report()
+    assert "color: 1 image, read as grayscale" in data(root, channels=1).report()
 
 
 def test_balanced_sampling_draws_each_class_as_often(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ EYE = torch.eye(3)
     [
         (Given(), [], {}, "the loader gave no batch"),
         (Given(), [EYE], {}, "calibrate: the loader needs labels"),
-        (Given(), [(EYE, torch.arange(3))], {}, "all 3 held-out images are right"),
+        (Given(), [(EYE, torch.arange(3))], {}, "no mistake on 3 held-out images"),
         (Given(), [(EYE, torch.tensor([1, 2, 0]))], {}, "say nothing of the labels"),
         (Given(), [(EYE, torch.tensor([0, 1, 3]))], {}, "labels go from 0 to 3"),
         (Given(), [(EYE, torch.rand(3))], {}, "one class, a whole number"),

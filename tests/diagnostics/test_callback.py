@@ -54,7 +54,7 @@ def test_a_fault_stops_the_fit_before_its_first_step() -> None:
 
 
 def test_a_model_left_in_evaluation_mode_is_noticed() -> None:
-    with pytest.raises(zoo.UserError, match="1 findings of severity error"):
+    with pytest.raises(zoo.UserError, match="1 finding of severity error"):
         fit(network(), evaluate=True)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, TypedDict
 from zoo import registry
 from zoo.core.checkpoint_config import Calibration, Seed
 from zoo.core.schema import Count, Positive, Sha256, Size, check
-from zoo.core.text import shown
+from zoo.core.text import counted, shown
 from zoo.errors import UserError
 
 # Columns of what `python -m zoo uncertainty` measures.
@@ -226,8 +226,8 @@ class Card:
             run["command"],
             "```",
             "",
-            f"- {run['epochs']} epochs, {run['steps']:,} steps, {run['wall_time_s'] / 60:.1f} "
-            f"minutes, seed {run['seed']}, on {run['date']}",
+            f"- {counted(run['epochs'], 'epoch')}, {counted(run['steps'], 'step')}, "
+            f"{run['wall_time_s'] / 60:.1f} minutes, seed {run['seed']}, on {run['date']}",
             f"- {', '.join(run[fact] for fact in ('hardware', 'precision') if fact in run)}",
             f"- {', '.join(f'{name} {version}' for name, version in run['versions'].items())}",
             f"- {self.amount()}; the resolved recipe, task and network are in `config.json`",
@@ -251,7 +251,7 @@ class Card:
 
     def proof(self) -> list[str]:
         counts = self.config["proof"]["audit"].items()
-        found = ", ".join(f"{count} {severity}" for severity, count in counts)
+        found = ", ".join(counted(count, severity) for severity, count in counts)
         return [f"- `python -m zoo audit {self.option()}`: {found}."]
 
     @property
@@ -396,8 +396,8 @@ class ClassifierCard(Card):
         lines, proof = super().proof(), self.config["proof"]
         if shift := proof["variance_shift"]:
             lines.append(
-                f"- `zoo.variance_shift` over {shift['layers']} BatchNorm layers: the ratio "
-                f"farthest from 1 is that of `{shift['module']}`, {shift['ratio']:.3f} with "
+                f"- `zoo.variance_shift` over {counted(shift['layers'], 'BatchNorm layer')}: the "
+                f"ratio farthest from 1 is that of `{shift['module']}`, {shift['ratio']:.3f} with "
                 f"dropout on to off; its running variance is {shift['running_ratio']:.3f} of the "
                 "variance in evaluation, on images that are not augmented."
             )

@@ -23,7 +23,7 @@ from zoo import networks, registry
 from zoo.checkpoints.served import Classifier, Served
 from zoo.checkpoints.store import plain_state
 from zoo.core.files import written_whole
-from zoo.core.text import first_line
+from zoo.core.text import counted, first_line
 from zoo.core.version import __version__
 from zoo.errors import UserError
 
@@ -299,7 +299,7 @@ def _compare(served: Served, run: Run, file: Path, quantize: str | None) -> Expo
         ours, theirs = served.module(*inputs), run(*inputs)
         if theirs.shape != ours.shape:
             raise ExportError(
-                f"{file} was not written: for {count} samples the file gives "
+                f"{file} was not written: for {counted(count, 'sample')} the file gives "
                 f"{tuple(theirs.shape)}, and the network {tuple(ours.shape)}"
             )
         difference = max(difference, float((theirs - ours).abs().max()))

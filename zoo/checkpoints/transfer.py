@@ -11,7 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from zoo.checkpoints.rebuild import form
-from zoo.core.text import shown
+from zoo.core.text import counted, shown
 from zoo.errors import UserError
 from zoo.networks.base import classifier_name
 from zoo.networks.layers import adapt_input
@@ -34,7 +34,7 @@ class Transferred:
         """A table: a line for all that was loaded, and for what was not a line for each reason."""
         parts = dict.fromkeys(name.split(".")[0] for name in self.loaded)
         total = len(self.loaded) + sum(fate != "not used" for _, fate, _ in self.changed)
-        rows = [(", ".join(parts), "loaded", f"{len(self.loaded)} of {total} tensors")]
+        rows = [(", ".join(parts), "loaded", f"{len(self.loaded):,} of {counted(total, 'tensor')}")]
         reasons: dict[tuple[str, str], list[str]] = {}
         for name, fate, why in self.changed:
             reasons.setdefault((fate, why), []).append(name)
@@ -118,7 +118,7 @@ def _why_new(mine: Tensor, theirs: Tensor | None) -> str:
         return "not in the file"
     if theirs.shape == mine.shape:
         return f"the {len(mine)} classes are others"
-    return f"{len(mine)} classes, where there were {len(theirs)}"
+    return f"{counted(len(mine), 'class', 'classes')}, where there were {len(theirs):,}"
 
 
 def _look(ours: Mapping[str, Any], state: Mapping[str, Any]) -> str:

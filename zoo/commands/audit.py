@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.commands import Parser, add_weights_options, chosen_weights
-from zoo.core.text import nearest
+from zoo.core.text import counted, nearest
 from zoo.errors import UserError
 
 BATCHES = 4  # that a picture is measured on
@@ -139,7 +139,8 @@ def _draw(audited: Audited, picture: Path) -> None:
         repair,
         picture,
         title=audited.title,
-        measured=f"Median over channels on {len(batches)} batches of {audited.data}; {source}.",
+        measured=f"Median over channels on {counted(len(batches), 'batch', 'batches')} of "
+        f"{audited.data}; {source}.",
     )
 
 

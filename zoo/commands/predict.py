@@ -13,6 +13,7 @@ from typing import Any
 from zoo.cli.start import start
 from zoo.commands import WEIGHTS_HELP, Parser
 from zoo.core.files import written_whole
+from zoo.core.text import counted
 from zoo.errors import UserError
 
 Row = dict[str, Any]
@@ -215,15 +216,16 @@ def _cell(value: Any) -> Any:
 def _report(rows: list[Row], others: int, file: Path | None, stream: Any) -> None:
     """What was predicted, and what was left out."""
     read_ones = [row for row in rows if "error" not in row]
-    lines = [f"images: {len(read_ones)} of {len(rows)} files"]
+    lines = [f"images: {len(read_ones):,} of {counted(len(rows), 'file')}"]
     known = [row for row in read_ones if "true_class" in row]
     if known:
         right = sum(row["true_class"] == row["classes"][0]["class"] for row in known)
         lines.append(
-            f"accuracy: {right / len(known):.2%} of the {len(known)} whose folder names their class"
+            f"accuracy: {right / len(known):.2%} of the {len(known):,} whose folder names their "
+            "class"
         )
     if others:
-        lines.append(f"left out: {others} files in folders without an image suffix")
+        lines.append(f"left out: {counted(others, 'file')} in folders without an image suffix")
     if file is not None:
         lines.append(f"predictions: {file}")
     print("\n".join(lines), file=stream)

@@ -9,6 +9,7 @@ from typing import Any
 
 from zoo.checkpoints.card import CALIBRATED_COLUMNS, COLUMNS, cell
 from zoo.commands import Parser, add_weights_options, chosen_weights
+from zoo.core.text import counted
 from zoo.errors import UserError
 
 CORRUPTED_IMAGES = 2000  # of each kind and strength, unless --images says otherwise
@@ -170,7 +171,7 @@ def main(arguments: list[str]) -> int:
         return 0
     print("\n".join(_report(result)))
     print(
-        f"\n{len(known.labels):,} {options.split} images of {data.used.name}"
+        f"\n{counted(len(known.labels), f'{options.split} image')} of {data.used.name}"
         + (f"; out of distribution: {len(ood[1]):,} of {ood[0]}" if ood else "")
     )
     print(f"calibration: {origin}")

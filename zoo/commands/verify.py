@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zoo.commands import Parser
+from zoo.core.text import counted
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +47,8 @@ def compare_figures(name: str) -> bool:
     wrong = [key for key in both if differ(stated[key], measured[key])]
     for key in wrong:
         print(f"{name}: {key} is stated as {stated[key]} and measured as {measured[key]}")
-    print(f"{name}: {len(both) - len(wrong)} of {len(both)} figures measured as stated")
+    right, total = len(both) - len(wrong), counted(len(both), "figure")
+    print(f"{name}: {right:,} of {total} measured as stated")
     if missing := [key for key in stated if key not in measured]:
         print(f"{name}: not measured: {', '.join(missing)}")
     print(f"{name}: not measured, of training: run, seeds, global_step")

@@ -12,6 +12,7 @@ from typing import Any, NotRequired, TypedDict
 from zoo.core.files import read_json
 from zoo.core.renamed import renamed_network, renamed_task
 from zoo.core.schema import Count, Positive, Sha256, Size, check
+from zoo.core.text import counted
 from zoo.errors import UserError
 
 CONFIG, MANIFEST = "config.json", "MANIFEST.json"
@@ -112,8 +113,9 @@ def check_data(data: Any, source: str) -> None:
     channels = data["input_shape"][0] if data.get("input_shape") else None
     for name in ("mean", "std"):
         if channels is not None and name in data and len(data[name]) != channels:
+            numbers = counted(len(data[name]), "number")
             raise UserError(
-                f"{source}: data.{name} has {len(data[name])} numbers for {channels} channels"
+                f"{source}: data.{name} has {numbers} for {counted(channels, 'channel')}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Help with words that were misspelt, and values in a message."""
+"""Help with words that were misspelt, and values and counts in a message."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ def shown(value: object) -> str:
         return _SHORT.repr(value)
     except ValueError:  # a whole number of more digits than Python prints
         return f"a {type(value).__name__} of many digits"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Formats a count with its noun: ``1 file``, ``2 files``, ``1,000 files``.
+
+    Args:
+        number: how many.
+        noun: of one.
+        plural: of none and of several, where it is not ``noun`` with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.seeds import step_seed
+from zoo.core.text import counted
 from zoo.data.augment import cutout, erase, shift_and_flip
 from zoo.data.batches import Batches
 from zoo.data.images import TRAINING_SAMPLE, LabeledImages, Split, check_folds, draws
@@ -97,14 +98,18 @@ class ImageData(LabeledImages):
         """
         if self.folds is not None and self.fold is not None:
             if self.folds > len(order):
-                raise UserError(f"data.folds is {self.folds}, and there are {len(order)} images")
+                raise UserError(
+                    f"data.folds is {self.folds}, but the training set has only "
+                    f"{counted(len(order), 'image')}"
+                )
             parts = list(order.tensor_split(self.folds))
             held_out = parts.pop(self.fold)
             return held_out, torch.cat(parts)
         size = self.validation_size
         if size >= len(order):
             raise UserError(
-                f"data.validation_size is {size}, but the training set has only {len(order)} images"
+                f"data.validation_size is {size}, but the training set has only "
+                f"{counted(len(order), 'image')}"
             )
         return order[:size], order[size:]
 
@@ -158,7 +163,7 @@ class ImageData(LabeledImages):
         if not len(batches):
             raise UserError(
                 f"data.batch_size is {batches.batch_size} a process, but the training set has "
-                f"only {len(batches.inputs)} images"
+                f"only {counted(len(batches.inputs), 'image')}"
             )
         return batches
 

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from zoo.core.files import is_folder
 from zoo.core.seeds import step_seed
+from zoo.core.text import counted
 from zoo.data.checking import Checked, check_files
 from zoo.data.decode import Color, decode, rgb
 from zoo.data.images import TRAINING_SAMPLE, LabeledImages, Split, check_folds, draws
@@ -223,9 +224,9 @@ class ImageFolder(LabeledImages):
         gray, images = contents.gray(), contents.images()
         notes = []
         if self.channels == 3 and gray:
-            notes = [f"grayscale: {gray:,} images, read as three equal channels"]
+            notes = [f"grayscale: {counted(gray, 'image')}, read as three equal channels"]
         elif self.channels == 1 and gray < images:
-            notes = [f"color: {images - gray:,} images, read as grayscale"]
+            notes = [f"color: {counted(images - gray, 'image')}, read as grayscale"]
         self._reported = True
         assert self.folder is not None
         return describe(self.folder, contents.classes, contents.parts, contents.left_out, notes)
@@ -265,8 +266,8 @@ class ImageFolder(LabeledImages):
                 aside, rest = order[:tested], order[tested:]
                 if len(rest) < self.folds:
                     raise UserError(
-                        f"{self.folder}: class {name!r} has {len(rest)} images, which cannot be in "
-                        f"{self.folds} folds"
+                        f"{self.folder}: class {name!r} has {counted(len(rest), 'image')}, which "
+                        f"cannot be in {self.folds} folds"
                     )
                 validated = rest[self.fold :: self.folds]
                 held = len(validated)
@@ -274,8 +275,8 @@ class ImageFolder(LabeledImages):
                 order = validated + aside + others
             if held + tested >= len(mine):
                 raise UserError(
-                    f"{self.folder}: class {name!r} has {len(mine)} images, of which none is left "
-                    "to train on"
+                    f"{self.folder}: class {name!r} has {counted(len(mine), 'image')}, of which "
+                    "none is left to train on"
                 )
             parts["val"] += [mine[i] for i in order[:held]]
             parts["test"] += [mine[i] for i in order[held : held + tested]]
@@ -327,9 +328,10 @@ class ImageFolder(LabeledImages):
         if contents.unreadable and self.corrupt == "error":
             raise self._unreadable(contents.unreadable, "or give --data.corrupt skip")
         if contents.left_out and not self._reported:
-            first = contents.left_out[0]
+            first, number = contents.left_out[0], len(contents.left_out)
+            verb = "is" if number == 1 else "are"
             self._warn(
-                f"{self.folder}: {len(contents.left_out):,} of its files and folders are not read, "
+                f"{self.folder}: {number:,} of its files and folders {verb} not read, "
                 f"{first.path} ({first.reason}) among them: fit --check_data lists them"
             )
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from zoo.core.text import counted
 from zoo.data.module import DataModule
 from zoo.data.normalization import Normalization
 from zoo.errors import UserError
@@ -109,8 +110,8 @@ def draws(given: Literal["balanced"] | list[float] | None, counts: Tensor) -> Te
         raise UserError(f"data.sampling_weights is {given!r}: give balanced, or a number a class")
     if len(given) != len(counts):
         raise UserError(
-            f"data.sampling_weights has {len(given)} numbers for {len(counts)} classes: give one "
-            "each"
+            f"data.sampling_weights has {counted(len(given), 'number')} for "
+            f"{counted(len(counts), 'class', 'classes')}: give one each"
         )
     if not all(0 <= weight < float("inf") for weight in given) or not any(given):
         raise UserError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zoo.core.files import read_text
-from zoo.core.text import nearest, shown
+from zoo.core.text import counted, nearest, shown
 from zoo.data.decode import SUFFIXES
 from zoo.errors import UserError
 
@@ -65,8 +65,8 @@ def list_folders(folder: Path) -> Listing:
     classes = [place.name for place in named[first]]
     if len(classes) < 2:
         raise UserError(
-            f"{roots[first]}: {len(classes)} sub-folders, and there must be one for each class, "
-            "two at least (or give --data.labels FILE)"
+            f"{roots[first]}: {counted(len(classes), 'sub-folder')}, and there must be one for "
+            "each class, two at least (or give --data.labels FILE)"
         )
     listing = Listing(classes, {part: [] for part in roots}, left_out)
     for part, places in named.items():
@@ -127,7 +127,8 @@ def list_labels(folder: Path, file: Path) -> Listing:
         found.append((path, cells["label"], part))
     classes = _sorted({label for _, label, part in found if part in ("all", "train")})
     if len(classes) < 2:
-        raise UserError(f"{file}: {len(classes)} classes of training images, and there must be two")
+        few = counted(len(classes), "class", "classes")
+        raise UserError(f"{file}: {few} of training images, and there must be two")
     places = {name: label for label, name in enumerate(classes)}
     listing = Listing(classes, {"train": []} if "split" in columns else {"all": []})
     for path, name, part in found:
@@ -219,7 +220,7 @@ def describe(
         notes: further lines.
     """
     images = sum(map(len, parts.values()))
-    lines = [f"{folder}: {images:,} images of {len(classes):,} classes"]
+    lines = [f"{folder}: {counted(images, 'image')} of {counted(len(classes), 'class', 'classes')}"]
     lines += [*_table(classes, parts), *notes]
     reasons: dict[str, list[LeftOut]] = {}
     for one in left_out:

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from zoo.core.text import counted
 from zoo.data.batches import Batches
 from zoo.data.module import DataModule
 from zoo.errors import UserError
@@ -151,8 +152,8 @@ class Text(DataModule):
             for part, kept in self._tokens.items():
                 if len(kept) < self.context_length + 1:
                     raise UserError(
-                        f"{used.name}: {len(kept)} characters of {part} text, and a window has "
-                        f"{self.context_length}: give a smaller data.context_length"
+                        f"{used.name}: {counted(len(kept), 'character')} of {part} text, and a "
+                        f"window has {self.context_length}: give a smaller data.context_length"
                     )
         task = getattr(self.trainer, "lightning_module", None)
         network = getattr(task, "network", None)
@@ -177,15 +178,15 @@ class Text(DataModule):
             if here or there:
                 difference = f"{(here or there)[0]!r} is only in {name if here else 'the model'}"
             raise UserError(
-                f"the model was trained on {len(known)} characters, and {name} has {len(ours)} "
-                f"others: {difference}, and tokens would mean other characters than it learned; "
-                "train a fresh network on this text"
+                f"the model was trained on {counted(len(known), 'character')}, and {name} has "
+                f"{counted(len(ours), 'other')}: {difference}, and tokens would mean other "
+                "characters than it learned; train a fresh network on this text"
             )
         size = getattr(network, "vocab_size", len(ours))
         if size != len(ours):
             raise UserError(
-                f"{name} has {len(ours)} characters, and the network's vocabulary {size}: give "
-                f"--model.network.vocab_size {len(ours)}"
+                f"{name} has {counted(len(ours), 'character')}, and the network's vocabulary "
+                f"{size:,}: give --model.network.vocab_size {len(ours)}"
             )
 
     def sizes(self) -> dict[str, int]:
@@ -278,7 +279,7 @@ def encode(text: str, vocabulary: str, source: str = "the text") -> Tensor:
         unknown = error.args[0]
         raise UserError(
             f"{source} holds {unknown!r} at character {text.index(unknown)}, which is not in the "
-            f"vocabulary of {len(vocabulary)} characters"
+            f"vocabulary of {counted(len(vocabulary), 'character')}"
         ) from None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.core.text import first_line, nearest
+from zoo.core.text import counted, first_line, nearest
 from zoo.core.version import __version__
 from zoo.diagnostics.activity import measure_activity
 from zoo.diagnostics.forward import Forward, arguments, inputs_of
@@ -153,11 +153,7 @@ class Report:
         counts = Counter(finding.severity for finding in self.findings)
         yield "", ""
         if self.findings:
-            words = [
-                f"{counts[s]} {s}{'s' if counts[s] > 1 else ''}"
-                for s in reversed(SEVERITIES)
-                if counts[s]
-            ]
+            words = [counted(counts[s], s) for s in reversed(SEVERITIES) if counts[s]]
             yield ", ".join(words), "bold"
         elif self.audited:
             yield "clean", "bold green"

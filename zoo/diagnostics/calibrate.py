@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from zoo.core.text import counted
 from zoo.diagnostics.calibration import scores
 from zoo.diagnostics.forward import Forward
 from zoo.diagnostics.held_out import labeled_logits
@@ -53,7 +54,7 @@ class Calibration:
             if self.temperature is not None
             else f"a scale and a bias for each of {len(self.scale)} classes"
         )
-        lines = [f"{fitted}, fitted on {self.images:,} held-out images"]
+        lines = [f"{fitted}, fitted on {counted(self.images, 'held-out image')}"]
         if self.before is not None and self.after is not None:
             lines.append(f"{'held-out':<14}{'before':>10}{'after':>10}")
             for name in ("accuracy", "nll", "brier", "ece"):
@@ -95,14 +96,15 @@ def fit_scaling(logits: Tensor, labels: Tensor, method: Scaling = "temperature")
     """Fits a scaling to logits (N, K) and labels (N,)."""
     if bool((logits.argmax(1) == labels).all()):
         raise UserError(
-            f"calibrate: all {len(labels)} held-out images are right, so any confidence is too "
-            "low and no temperature fits: give more of them"
+            f"calibrate: the model makes no mistake on {counted(len(labels), 'held-out image')}, "
+            "so any confidence is too low and no temperature fits: give more of them"
         )
     scale = _maximize(logits, labels, torch.ones(1, dtype=torch.float64))
     if not float(scale) > 1e-6:
         raise UserError(
-            f"calibrate: the logits say nothing of the labels of {len(labels)} held-out images, so "
-            "no temperature fits: check that labels and classes agree"
+            "calibrate: the logits say nothing of the labels of "
+            f"{counted(len(labels), 'held-out image')}, so no temperature fits: check that labels "
+            "and classes agree"
         )
     bias: tuple[float, ...] = ()
     if method == "vector":

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
+from zoo.core.text import counted
 from zoo.diagnostics.audit import Report, audit
 from zoo.diagnostics.forward import inputs_of
 from zoo.diagnostics.rules.base import SEVERITIES
@@ -51,8 +52,8 @@ class AuditCallback(Callback):
             rank_zero_warn(f"AuditCallback: part of the model is not audited: {what}")
         if self.fail_on != "never" and report.at_least(self.fail_on):
             raise UserError(
-                f"the audit found {len(report.at_least(self.fail_on))} findings of severity "
-                f"{self.fail_on} or higher: the fit was not started"
+                f"the audit found {counted(len(report.at_least(self.fail_on)), 'finding')} of "
+                f"severity {self.fail_on} or higher: the fit was not started"
             )
 
     def _audit(self, trainer: Trainer, module: LightningModule) -> Report | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.core.text import counted
 from zoo.diagnostics.forward import Forward, forward_batch
 from zoo.diagnostics.predictions import Predictions
 from zoo.diagnostics.trace.snapshot import eagerly, set_mode, untouched
@@ -76,6 +77,6 @@ def labeled_logits(
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise UserError(
             f"{tool}: labels go from {int(labels.min())} to {int(labels.max())}, and the model "
-            f"gives {logits.shape[1]} classes: leave out images of no class"
+            f"gives {counted(logits.shape[1], 'class', 'classes')}: leave out images of no class"
         )
     return logits, labels

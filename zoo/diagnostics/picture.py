@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from zoo.core.pictures import save_figure
-from zoo.core.text import first_line
+from zoo.core.text import counted, first_line
 from zoo.diagnostics.forward import forward_batch
 from zoo.diagnostics.moments import Normalizations, PooledMoments, RunningStatistics
 from zoo.diagnostics.recalibrate import recalibrate
@@ -159,7 +159,8 @@ def draw_audit(
     plot.set_xticks(middles, names, fontsize=9)
     unseen = len(places) - len(before)
     if unseen:
-        measured += f" {unseen} more normalizations have no running variance in evaluation."
+        more = counted(unseen, "more normalization has", "more normalizations have")
+        measured += f" {more} no running variance in evaluation."
     figure.suptitle(f"{title}: {_message(len(faulty), len(before))}", fontsize=13)
     figure.supxlabel(measured, fontsize=8)
     save_figure(figure, picture, dpi=120)
@@ -168,7 +169,7 @@ def draw_audit(
 def _message(faulty: int, total: int) -> str:
     if not faulty:
         return f"none of {total} BatchNorm layers is at fault"
-    return f"{faulty} of {total} BatchNorm layers at fault"
+    return f"{faulty} of {counted(total, 'BatchNorm layer')} at fault"
 
 
 def _draw_row(axis: Any, layers: list[Layer], faulty: list[int]) -> None:

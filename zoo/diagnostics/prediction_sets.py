@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from zoo.core.text import counted
 from zoo.diagnostics.calibrate import Calibration
 from zoo.diagnostics.forward import Forward
 from zoo.diagnostics.held_out import labeled_logits
@@ -91,9 +92,10 @@ def fit_sets(
     # The 1 is the image to come: it is as likely at every rank among the held-out ones.
     rank = math.ceil((len(labels) + 1) * coverage)
     if rank > len(labels):
+        images = counted(len(labels), "held-out image is", "held-out images are")
         raise UserError(
-            f"prediction_sets: {len(labels)} held-out images are too few for a coverage of "
-            f"{coverage}: give at least {math.ceil(round(coverage / (1 - coverage), 6))}"
+            f"prediction_sets: {images} too few for a coverage of {coverage}: give at least "
+            f"{math.ceil(round(coverage / (1 - coverage), 6))}"
         )
     scores = _scores(method, _probabilities(logits, calibration), seed)
     own = scores.gather(1, labels[:, None])[:, 0]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.modes import evaluating
+from zoo.core.text import counted
 from zoo.diagnostics import calibration
 from zoo.diagnostics.forward import forward_batch, logits_in
 from zoo.diagnostics.held_out import labels_in
@@ -120,7 +121,8 @@ class Recalibration:
     after: dict[str, float | None] | None = None
 
     def __str__(self) -> str:
-        lines = [f"{self.layers} BatchNorm layers re-estimated in {self.passes} passes"]
+        layers = counted(self.layers, "BatchNorm layer")
+        lines = [f"{layers} re-estimated in {counted(self.passes, 'pass', 'passes')}"]
         if self.before is not None and self.after is not None:
             lines += [f"{'held-out data':<14}{'before':>10}{'after':>10}"]
             for name, before in self.before.items():

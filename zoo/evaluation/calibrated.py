@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.core.text import counted
 from zoo.diagnostics import calibration as measures
 from zoo.diagnostics.calibrate import Calibration, fit_scaling
 from zoo.diagnostics.held_out import labeled_logits
@@ -77,7 +78,8 @@ def fit(logits: Tensor, labels: Tensor) -> Fitted:
     calibration = Calibration((1 / temperature,), images=len(labels))
     possible = [c for c in COVERAGES if round(c / (1 - c), 6) <= len(labels)]
     if STATED not in possible:
-        raise UserError(f"{len(labels)} validation images are too few for sets of {STATED:.0%}")
+        images = counted(len(labels), "validation image is", "validation images are")
+        raise UserError(f"{images} too few for sets of {STATED:.0%}")
     return Fitted(
         calibration,
         {c: fit_sets(logits, labels, c, "aps", calibration) for c in possible},

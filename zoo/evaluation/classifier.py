@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from zoo import registry
+from zoo.core.text import counted
 from zoo.data.base import ImageData
 from zoo.data.images import LabeledImages, Split
 from zoo.data.module import DataMissing
@@ -129,7 +130,7 @@ def predictors(
     """Lists the ways of predicting that a model allows, by name."""
     found: dict[str, Predictor] = {"one forward": lambda x: single(model, x)}
     if samples:
-        found[f"MC dropout, {samples} samples"] = lambda x: mc_dropout(
+        found[f"MC dropout, {counted(samples, 'sample')}"] = lambda x: mc_dropout(
             model, x, samples, seed=seed, drop_path=drop_path
         )
     if others:

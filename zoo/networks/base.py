@@ -11,6 +11,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from zoo.core.renamed import renamed_network
+from zoo.core.text import counted
 from zoo.networks.checkpointing import recomputed
 from zoo.networks.initializers import init_he
 
@@ -163,7 +164,9 @@ class ImageNetwork(Network):
         else:
             wanted = {index + count if index < 0 else index for index in indices}
         if not wanted or not wanted <= set(range(count)):
-            raise ValueError(f"indices is {indices}: {type(self).__name__} has {count} stages")
+            raise ValueError(
+                f"indices is {indices}: {type(self).__name__} has {counted(count, 'stage')}"
+            )
         return wanted
 
     def get_classifier(self) -> nn.Module:

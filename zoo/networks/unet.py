@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from zoo.core.text import counted
 from zoo.networks.base import ImageNetwork, check_choice, check_rates, check_sizes
 from zoo.networks.initializers import init_he
 
@@ -116,7 +117,8 @@ class UNet(ImageNetwork):
         """
         if x.shape[2] % 2**self.depth or x.shape[3] % 2**self.depth:
             raise ValueError(
-                f"an image of {x.shape[2]} × {x.shape[3]} cannot be halved {self.depth} times"
+                f"an image of {x.shape[2]} × {x.shape[3]} cannot be halved "
+                f"{counted(self.depth, 'time')}"
             )
         kept = []
         for level, block in enumerate(self.down):

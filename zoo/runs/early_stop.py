@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from zoo.core.text import nearest, shown
+from zoo.core.text import counted, nearest, shown
 from zoo.errors import UserError
 from zoo.tasks.base import Task, metric_prefix
 
@@ -43,8 +43,8 @@ class EarlyStop(EarlyStopping):
             )
         elif self.stopped_epoch:
             rank_zero_info(
-                f"stopped after {self.stopped_epoch + 1} epochs: {self.monitor} has not improved "
-                f"on {self.best_score:.4f} for {self.wait_count} validations"
+                f"stopped after {counted(self.stopped_epoch + 1, 'epoch')}: {self.monitor} has not "
+                f"improved on {self.best_score:.4f} for {counted(self.wait_count, 'validation')}"
             )
 
 

@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 
 from zoo import recipes, registry
 from zoo.checkpoints.card import form_of
+from zoo.core.text import counted
 from zoo.runs.metrics import duration, read_metrics, run_name
 
 # A gap is overfitting from 0.1 nats on and half the training loss: on 5,000 images each, the
@@ -88,9 +89,8 @@ def summary(folder: Path, facts: dict[str, Any], task: str) -> str:
     lines = [f"{run_name(folder)}: {facts['parameters']:,} parameters"]
     if data:
         lines[0] += f", {data['name']}"
-    epochs = f"{facts['epochs']} epoch{'s' if facts['epochs'] != 1 else ''}"
     lines.append(
-        f"{epochs}, {facts['steps']:,} steps in "
+        f"{counted(facts['epochs'], 'epoch')}, {counted(facts['steps'], 'step')} in "
         f"{duration(facts['wall_time_s'])}, seed {facts['seed']}"
     )
     lines += metric_lines(facts["metrics"])
@@ -127,7 +127,7 @@ def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
     cpu = models[0].strip() if models else platform.processor() or platform.machine()
-    return f"{cpu}, {os.cpu_count()} cores"
+    return f"{cpu}, {counted(cores, 'core')}" if (cores := os.cpu_count()) else cpu
 
 
 def versions() -> dict[str, str]:

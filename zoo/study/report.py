@@ -11,6 +11,7 @@ from pathlib import Path
 from zoo.checkpoints.card import standard_error
 from zoo.core.files import write_text
 from zoo.core.pictures import save_figure
+from zoo.core.text import counted
 from zoo.study.compare import BEST, GAP, Groups, results, spread
 from zoo.study.pictures import draw_panels
 from zoo.study.runs import Run
@@ -126,7 +127,7 @@ def write_report(
         The page.
     """
     every = [run for members in runs.values() for run in members]
-    label += f", {seeds} seed{'s' if seeds > 1 else ''}"
+    label += f", {counted(seeds, 'seed')}"
     if len(every) < seeds * len(runs):
         label += f", {len(every)} of {seeds * len(runs)} runs"
     groups = groups_of(runs)
@@ -148,7 +149,8 @@ def write_report(
     dates = [str(run.facts.get("date", "unknown date")) for run in every]
     made = (
         f"Measured with `{command}` on {'; '.join(hardware)}, "
-        f"{' to '.join(sorted({min(dates), max(dates)}))}, {total / 60:.0f} minutes of fitting."
+        f"{' to '.join(sorted({min(dates), max(dates)}))}, "
+        f"{counted(round(total / 60), 'minute')} of fitting."
     )
     rule = _rule(every)
     write_text(folder / "README.md", _markdown(label, tables, judged, pictures, made, rule))

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 
 from zoo.core.modes import evaluating
+from zoo.core.text import counted
 from zoo.errors import UserError
 from zoo.networks import freezing
 from zoo.networks.base import classifier_name
@@ -204,8 +205,8 @@ def linear_probe(
     held_out, answers = features_of(network, validation)
     if int(labels.max()) >= head.out_features:
         raise UserError(
-            f"label {int(labels.max())} of the data, and the classifier has {head.out_features} "
-            "outputs: replace it, zoo.load(..., num_classes=...)"
+            f"label {int(labels.max())} of the data, and the classifier has "
+            f"{counted(head.out_features, 'output')}: replace it, zoo.load(..., num_classes=...)"
         )
     # In units of the features' own size, so that the same costs serve every network.
     scale = float(known.std()) or 1.0

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from zoo.core.modes import evaluating
+from zoo.core.text import counted
 from zoo.data.transform import Picture, Transform, to_pixels
 from zoo.diagnostics.forward import logits_in
 from zoo.diagnostics.trace.snapshot import eagerly
@@ -149,12 +150,13 @@ class ImageClassifier(Task):
             ) from None
         if classes and outputs != classes:
             raise UserError(
-                f"{name} has {classes} classes, and the network {outputs} outputs: give "
-                f"--model.network.num_classes {classes}"
+                f"{name} has {counted(classes, 'class', 'classes')}, and the network "
+                f"{counted(outputs, 'output')}: give --model.network.num_classes {classes}"
             )
         if isinstance(self.class_weights, list) and len(self.class_weights) != outputs:
+            numbers = counted(len(self.class_weights), "number")
             raise UserError(
-                f"model.class_weights has {len(self.class_weights)} numbers for {outputs} classes: "
+                f"model.class_weights has {numbers} for {counted(outputs, 'class', 'classes')}: "
                 "give one each"
             )
 

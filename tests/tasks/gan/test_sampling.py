@@ -122,7 +122,7 @@ def test_each_class_may_have_a_temperature_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"temperature is -1\.0: it cannot be negative"):
         task.temperature = [1.0] * 9 + [-1.0]
     assert task.temperature == own[::-1]
-    with pytest.raises(UserError, match="temperature has 1 numbers for 10 classes"):
+    with pytest.raises(UserError, match="temperature has 1 number for 10 classes"):
         GAN(networks.SNGAN(10, 1, 8, 16, 8, 8, 1), temperature=[1.0])
 
 

@@ -77,11 +77,15 @@ def bn_small_batch(subject: Subject) -> Iterator[Finding]:
     }
     norms = [(node, norm) for node, norm in _live(subject) if node.module not in synchronized]
     if subject.batch_size is not None and subject.batch_size < 16 and norms:
-        first = norms[0][0]
+        first, number = norms[0][0], len(norms)
+        which = (
+            f"BatchNorm {name(first.module)} is"
+            if number == 1
+            else f"{number} BatchNorm layers, the first {name(first.module)}, are"
+        )
         yield Finding(
             first.module,
-            f"{len(norms)} BatchNorm layers, the first {name(first.module)}, are to be trained on "
-            f"batches of {subject.batch_size}",
+            f"{which} to be trained on batches of {subject.batch_size}",
             source=first.source,
         )
 

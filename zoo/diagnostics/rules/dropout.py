@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from zoo.core.text import counted
 from zoo.diagnostics.rules.base import Finding, Subject, name, rule, scales
 from zoo.diagnostics.trace.graph import MERGED, STRAIGHT, Node, way
 from zoo.diagnostics.trace.operations import DROPOUTS, NORMS, PASS_THROUGH
@@ -402,7 +403,7 @@ def dropout_rank_mismatch(subject: Subject) -> Iterator[Finding]:
         if expected is not None and len(node.shape) != expected:
             yield Finding(
                 node.module,
-                f"{node.op} in {name(node.module)} got {len(node.shape)} dimensions "
+                f"{node.op} in {name(node.module)} got {counted(len(node.shape), 'dimension')} "
                 f"{list(node.shape)} and expects {expected}",
                 origin=node.module,
                 source=node.source,

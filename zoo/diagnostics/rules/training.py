@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from zoo.core.text import counted
 from zoo.diagnostics.rules.base import Finding, Subject, name, rule
 from zoo.diagnostics.trace.snapshot import keeps_running_statistics
 
@@ -86,7 +87,7 @@ def left_in_eval_at_fit(subject: Subject) -> Iterator[Finding]:
             yield Finding(
                 path,
                 f"{name(path)} is in evaluation mode at the start of the fit, with "
-                f"{len(faults)} dropout or BatchNorm layers that training needs",
+                f"{counted(len(faults), 'dropout or BatchNorm layer')} that training needs",
             )
 
 
@@ -189,9 +190,11 @@ def dead_units(subject: Subject) -> Iterator[Finding]:
         dead = len(channels)
         which = ", ".join(map(str, channels[:SHOWN])) + (", …" if dead > SHOWN else "")
         if dead and seen.samples >= ENOUGH:
+            verb = "is" if dead == 1 else "are"
             yield Finding(
                 seen.node.module,
-                f"{dead} of {seen.active.numel()} channels of {seen.node.op} in "
-                f"{name(seen.node.module)} are never active over {seen.samples} samples: {which}",
+                f"{dead:,} of {counted(seen.active.numel(), 'channel')} of {seen.node.op} in "
+                f"{name(seen.node.module)} {verb} never active over {seen.samples} "
+                f"samples: {which}",
                 source=seen.node.source,
             )

@@ -11,6 +11,7 @@ from typing import Any
 
 from zoo.core.files import is_file, read_json, write_json, write_text
 from zoo.core.pictures import save_figure
+from zoo.core.text import counted
 from zoo.runs.summary import processor, versions
 from zoo.study.pictures import set_title
 from zoo.study.verdicts import Verdict, difference, judge
@@ -135,7 +136,8 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
 def save_picture(claim: Claim, result: dict[str, Any], path: Path) -> None:
     """Draws a result under the theory's sentence and what became of it."""
     figure = claim.draw(result["numbers"])
-    label = f"Measured ({result['form']} form, {result['seeds']} seeds): {result['verdict']}."
+    seeds = counted(result["seeds"], "seed")
+    label = f"Measured ({result['form']} form, {seeds}): {result['verdict']}."
     set_title(figure, f"The documents: {claim.sentence}\n{label}")
     save_figure(figure, path, dpi=130)
 

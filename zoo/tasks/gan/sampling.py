@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from zoo.core import pictures
 from zoo.core.modes import evaluating
+from zoo.core.text import counted
 from zoo.errors import UserError
 from zoo.tasks.base import Task, ramp
 
@@ -175,5 +176,6 @@ def check_temperature(name: str, value: float | list[float], classes: int) -> No
             raise UserError(f"{name} is {number}: it cannot be negative")
     if isinstance(value, list) and len(value) != classes:
         raise UserError(
-            f"{name} has {len(value)} numbers for {classes} classes: give one for all, or one each"
+            f"{name} has {counted(len(value), 'number')} for "
+            f"{counted(classes, 'class', 'classes')}: give one for all, or one each"
         )
