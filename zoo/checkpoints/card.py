@@ -216,6 +216,9 @@ class Card:
             "",
             *self.measured(),
             "",
+            f"`python -m zoo verify {self.name if self.shipped else 'FOLDER'} --metrics` measures "
+            "these numbers again.",
+            "",
             "## Proof",
             "",
             *self.proof(),
