@@ -47,6 +47,23 @@ def test_max_logit_p_norm_is_what_it_says() -> None:
     assert Confidence(2)(torch.ones(1, 3)).tolist() == [0.0]
 
 
+@pytest.mark.parametrize("p", [2, 5])
+def test_rounding_ranks_no_answers(p: int) -> None:
+    logits = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)) * 7
+    assert Confidence(p)(logits).unique().tolist() == pytest.approx([2 ** (-1 / p)], abs=1e-6)
+
+
+def test_a_norm_that_ranks_next_to_nothing_is_not_chosen() -> None:
+    # One class is above the mean, and it is wrong where the others are far apart, to which the
+    # 1-norm is blind.
+    generator = torch.Generator().manual_seed(0)
+    others = -torch.rand(1000, 9, generator=generator)
+    logits = torch.cat([-others.sum(1, keepdim=True), others], dim=1)
+    assert Confidence(1)(logits).unique().tolist() == pytest.approx([0.5], abs=1e-6)
+    wrong = others.std(1) > others.std(1).median()
+    assert choose_confidence(logits, wrong.long()).p not in (None, 1)
+
+
 def test_the_confidence_is_chosen_on_held_out_data() -> None:
     model = Overconfident()
     # The labels are drawn by these logits: nothing ranks better than their maximum probability.
@@ -59,7 +76,7 @@ def test_the_confidence_is_chosen_on_held_out_data() -> None:
     chosen = choose_confidence(unit * scale, labels)
     right = unit.argmax(1) == labels
     assert chosen.p is not None
-    found = {p: aurc(Confidence(p)(unit * scale), right) for p in (None, *range(1, 11))}
+    found = {p: aurc(Confidence(p)(unit * scale), right) for p in (None, *selective.POWERS)}
     assert found[chosen.p] == min(found.values()) < found[None] - 0.01
 
 

@@ -14,7 +14,9 @@ from zoo.core.pictures import save_figure
 from zoo.diagnostics.forward import Forward
 from zoo.diagnostics.held_out import labeled_logits
 
-POWERS = range(1, 11)
+# Not 1: where one class alone is above the mean, it is half of the 1-norm, whatever the logits.
+POWERS = range(2, 11)
+STEP = 2.0**-20  # of a confidence: what differs by less differs by rounding
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Confidence:
     """How far each answer can be trusted, from logits (B, K): the higher, the more.
 
     With a number ``p`` it is MaxLogit-pNorm (Cattelan & Silva, UAI 2024): the largest of the
-    centered logits, divided by their p-norm. Without one it is the maximum probability. The values
-    rank answers; they are not probabilities.
+    centered logits, divided by their p-norm, in steps of a millionth: of two classes all answers
+    have the same, and rounding must not rank them. Without a number it is the maximum probability.
+    The values rank answers; they are not probabilities.
     """
 
     p: int | None = None
@@ -36,9 +39,10 @@ class Confidence:
         """Of each row (B,)."""
         if self.p is None:
             return logits.softmax(1).amax(1)
-        centered = logits - logits.mean(1, keepdim=True)
+        centered = logits.double() - logits.double().mean(1, keepdim=True)
         norm = torch.linalg.vector_norm(centered, self.p, 1)
-        return centered.amax(1) / norm.clamp_min(torch.finfo(logits.dtype).tiny)
+        share = centered.amax(1) / norm.clamp_min(torch.finfo(torch.float64).tiny)
+        return ((share / STEP).round() * STEP).float()  # exact: a share has at most 20 bits
 
 
 def confidence(
