@@ -12,8 +12,11 @@ import torch
 import torch._inductor
 from torch import Tensor, nn
 
+import zoo
+from tests.conftest import needs_fashion_mnist
 from zoo.checkpoints import export as module
 from zoo.checkpoints.export import ExportError, export
+from zoo.checkpoints.recorded import data_of
 from zoo.data import Digits, TextFile
 from zoo.errors import UserError
 from zoo.networks import ResNet, Transformer
@@ -206,3 +209,25 @@ def test_what_is_compiled_ahead_of_time_takes_any_size(
     images = torch.randint(0, 256, (3, 1, 40, 13), dtype=torch.uint8)
     expected = task.predict(list(images))
     torch.testing.assert_close(run(images).softmax(1), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@needs_fashion_mnist
+@pytest.mark.parametrize(("name", "kept"), [("convnet_fmnist", True), ("vit_fmnist", False)])
+def test_int8_is_kept_where_it_gives_the_networks_answers(
+    name: str, kept: bool, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    task, data, file = zoo.load(name), data_of(name), tmp_path / "int8.onnx"
+    if not kept:
+        with pytest.raises(ExportError, match=r"for 9,8\d\d of 10,000 .* at least 99\.5% is requi"):
+            export(task, data, file, quantize="int8")
+        assert not list(tmp_path.iterdir())
+        return
+    done = export(task, data, file, quantize="int8")
+    assert done.samples == 10_000
+    assert done.agreed >= 9_950
+    weights = onnx.load(str(file)).graph.initializer
+    quantized = sum(np.prod(one.dims) for one in weights if one.data_type == onnx.TensorProto.INT8)
+    assert quantized > 0.9 * sum(p.numel() for p in task.network.parameters())
+    assert file.stat().st_size < 0.35 * 4 * sum(p.numel() for p in task.network.parameters())
