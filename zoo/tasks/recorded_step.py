@@ -227,8 +227,12 @@ def observed() -> Iterator[list[str]]:
 
 def host_draws() -> Any:
     """Returns the state of the CPU's random generators that a step may draw from."""
-    _, numbers, *rest = np.random.get_state()  # noqa: NPY002 which other people's code draws from
+    _, numbers, *rest = _numpy_state()
     return torch.get_rng_state().tolist(), random.getstate(), numbers.tolist(), rest
+
+
+def _numpy_state() -> Any:
+    return np.random.get_state()  # noqa: NPY002 other people's code draws from it
 
 
 @contextmanager

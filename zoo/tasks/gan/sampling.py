@@ -38,7 +38,7 @@ class LatentSampler(Task):
         check_temperature("temperature", value, self.network.num_classes)
         self._temperature = self.hparams["temperature"] = value
 
-    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
         """(B, Z) and labels (B,) → images (B, C, H, W) in (-1, 1)."""
         images: Tensor = self.network.generator(latents, labels)
         return images
