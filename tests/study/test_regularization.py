@@ -91,7 +91,7 @@ def test_a_finished_run_is_never_repeated_and_a_report_is_written(
     monkeypatch.setattr(regularization, "_fit", lambda *_: pytest.fail("was fitted again"))
     assert measure(plan, out, runs) == []
     assert [one.experiment for one in report(plan, out, runs)] == [2]
-    text = (folder / "index.html").read_text()
+    text = (folder / "report.html").read_text()
     assert text.count("data:image/png;base64,") == 2
     assert "http" not in text  # nothing is fetched: the page is whole
     assert "TINY FORM, 1 seed" in text
@@ -166,7 +166,7 @@ def test_studies_share_the_experiments_that_both_have(tmp_path: Path, fitted: li
         "regularization/full/2_medium-seed0.json",
         "beyond/full/9_dropout_first-seed0.json",
     }
-    assert (out / "beyond/full/index.html").is_file()
+    assert (out / "beyond/full/report.html").is_file()
     first = Plan("full", "FORM", 1, (), {1: EXPERIMENTS[1], 2: EXPERIMENTS[2]})
     measure(first, out, runs)
     assert fitted == [(2, 0), (9, 0), (1, 0)]

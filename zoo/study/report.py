@@ -18,7 +18,7 @@ from zoo.study.runs import Run
 from zoo.study.shift import ACCURACY, LOSS, REPAIRED, RUNNING, SHIFT
 from zoo.study.statements import Judged
 
-PAGE = "index.html"
+PAGE = "report.html"  # beside README.md, of which a site makes index.html
 TITLE = "What regularizes: experiments on FashionMNIST"
 NAMES = {
     1: "small",
@@ -114,7 +114,7 @@ def write_report(
     judged: Sequence[Judged],
     folder: Path,
 ) -> Path:
-    """Writes ``index.html``, ``README.md`` and two pictures.
+    """Writes ``report.html``, ``README.md`` and two pictures.
 
     Args:
         label: what form of the study this is; every table and picture states it.
