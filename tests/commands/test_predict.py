@@ -213,6 +213,11 @@ def test_sets_and_probabilities_are_by_what_publish_fitted(zoo_cli, weights: str
             likelier.append(row[f"class_{rank}"])
             reached += float(row[f"probability_{rank}"])
         assert set(chosen) <= set(likelier)
+    # Dropout changes no set: it was fitted to the probabilities of one forward.
+    alone = [row["set"] for row in rows("predictions.csv")]
+    sampled = zoo_cli("predict", "photos", "--weights", weights, "--sets", "0.9", "--mc", "3")
+    assert sampled.code == 0, sampled.err
+    assert [row["set"] for row in rows("predictions.csv")] == alone
     refused = zoo_cli("predict", "photos", "--weights", weights, "--sets", "0.8")
     assert refused.code == 2
     assert "was calibrated for 0.9, 0.95" in refused.err

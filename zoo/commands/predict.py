@@ -122,16 +122,16 @@ def predict_files(task: Any, files: list[Any], options: Any, sets: Any = None) -
         rows |= {index: {"error": reason} for index, reason in batch.unreadable.items()}
         if images is None:
             continue
-        if options.mc is None:
-            with torch.inference_mode():
-                probabilities = task.predict_step(images, 0).cpu()
-            spread = None
-        else:
+        with torch.inference_mode():
+            probabilities = task.predict_step(images, 0).cpu()
+        # Of one forward with --mc, too: to its calibrated probabilities the sets were fitted.
+        chosen = None if sets is None else sets(probabilities.double().log())
+        spread = None
+        if options.mc is not None:
             spread = mc_dropout(
                 task.network, images, options.mc, task="multiclass", outputs="logits"
             )
             probabilities = spread.mean
-        chosen = None if sets is None else sets(probabilities.double().log())
         values, order = probabilities.topk(min(options.top, probabilities.shape[1]))
         for place, index in enumerate(batch.indices):
             ranked = zip(order[place].tolist(), values[place].tolist(), strict=True)
