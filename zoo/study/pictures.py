@@ -18,7 +18,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "//", "..", "xx")
 WIDTH = 10.0  # inches: what a projector's slide shows without shrinking the type
 TITLE, PANEL, TEXT = 17, 14, 11.5  # points
-TYPE = {
+TYPE: dict[Any, Any] = {
     "font.size": TEXT,
     "axes.titlesize": PANEL,
     "axes.titlelocation": "left",

@@ -158,7 +158,8 @@ def judge_all(numbers: Numbers) -> list[Finding]:
     return [
         larger(
             "BatchNorm's noise is less with larger batches.",
-            "relative noise of an image's features, batch of 2 less batch of 256",
+            "relative noise of an image's features, batch of 2 less batch of 256, over "
+            f"{len(noises['BatchNorm']['2'])} seeds",
             noises["BatchNorm"]["2"],
             noises["BatchNorm"]["256"],
         ),

@@ -138,10 +138,10 @@ def spreads(numbers: Numbers, kind: str) -> list[float]:
 
 def judge_all(numbers: Numbers) -> list[Finding]:
     accuracy = numbers["accuracy"]
-    what = "growth of the mean square of activations a layer"
 
     def kept(says: str, name: str, target: float, room: float, why: str = "") -> Finding:
         values = growth(numbers, name)
+        what = f"growth of the mean square of activations a layer, over {len(values)} seeds"
         return within(says, what, values, [room - abs(math.log(v / target)) for v in values], why)
 
     both = (accuracy["plain"]["zero"], accuracy["BatchNorm"]["zero"])

@@ -73,7 +73,7 @@ def judge_all(numbers: Numbers) -> list[Finding]:
     distorted = [
         within(
             f"Before {name}, the mean is distorted.",
-            f"mean over masks / output without dropout, at rate {RATE}",
+            f"mean over masks / output without dropout, at rate {RATE}, over {len(kept)} seeds",
             numbers["slopes"][name],
             [abs(1 - value) - TOLERANCE for value in numbers["slopes"][name]],
         )
@@ -82,7 +82,7 @@ def judge_all(numbers: Numbers) -> list[Finding]:
     return [
         within(
             "The expectation is kept.",
-            f"mean over masks / activation, at the worst rate, {worst}",
+            f"mean over masks / activation, at the worst rate, {worst}, over {len(kept)} seeds",
             kept,
             [TOLERANCE - abs(value - 1) for value in kept],
         ),
