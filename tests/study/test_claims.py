@@ -195,7 +195,7 @@ def test_what_is_not_seen_is_explained(tmp_path: Path) -> None:
 
 def test_a_run_that_diverges_keeps_its_losses() -> None:
     task = learning_rate.Recorded(
-        build(0, learning_rate.PlainNet, batch_norm=False), lr=1e3, warmup=0.0, momentum=0.0
+        build(0, learning_rate.PlainNet, batch_norm=False), lr=1e3, warmup=0.0, schedule="constant"
     )
     fitted = train(task, Digits(64, shift=0), epochs=2, seed=0)
     assert fitted.diverged
