@@ -88,19 +88,27 @@ def best(ways: Scores, way: str, kind: str) -> str:
 def judge_all(numbers: Numbers) -> list[Finding]:
     ways: Scores = numbers["ways"]
 
-    def finding(says: str, what: str, kind: str, higher: bool) -> Finding:
+    def finding(says: str, what: str, kind: str, higher: bool, why: str = "") -> Finding:
         mc, many = best(ways, MC, kind), best(ways, ENSEMBLE, kind)
         rates = f"(drop rates {mc.rpartition(' ')[2]} and {many.rpartition(' ')[2]})"
         if higher:
             number = f"{what}, the ensemble's less MC dropout's {rates}"
-            return larger(says, number, ways[many][kind], ways[mc][kind])
+            return larger(says, number, ways[many][kind], ways[mc][kind], why=why)
         number = f"{what}, MC dropout's less the ensemble's {rates}"
-        return larger(says, number, ways[mc][kind], ways[many][kind])
+        return larger(says, number, ways[mc][kind], ways[many][kind], why=why)
 
+    errors = {
+        way: ", ".join(f"{mean(ways[f'{way}, drop rate {rate}']['ece']):.3f}" for rate in RATES)
+        for way in (MC, ENSEMBLE)
+    }
+    depends = (
+        f"At drop rates of {', '.join(map(str, RATES))} the ECE of MC dropout is {errors[MC]}, "
+        f"that of the ensembles {errors[ENSEMBLE]}: which is less depends on the rate."
+    )
     few, mc = ways[_mc(RATES[-1], PASSES[0])], ways[_mc(RATES[-1], PASSES[-1])]
     findings = [
         finding("Ensembles predict better than MC dropout.", "NLL (nats)", "nll", False),
-        finding("They are better calibrated.", "ECE", "ece", False),
+        finding("They are better calibrated.", "ECE", "ece", False, depends),
         finding("They tell errors better.", "AUROC of errors by entropy", "errors", True),
         larger(
             "More passes approximate better.",
@@ -127,7 +135,8 @@ def draw(numbers: Numbers) -> Any:
     figure, axes = new_figure(1, len(KINDS), WIDTH, 0.5 * len(ways) + 1.2, sharey=True)
     order = sorted(ways, key=lambda name: name.rpartition(", drop rate")[0])
     for axis, (kind, (unit, title)) in zip(axes.flat, KINDS.items(), strict=True):
-        draw_points(axis, {name: ways[name][kind] for name in order}, unit, title)
+        values = {name.replace(", drop", "\ndrop"): ways[name][kind] for name in order}
+        draw_points(axis, values, unit, title)
     return figure
 
 
