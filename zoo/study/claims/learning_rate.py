@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
@@ -30,7 +31,8 @@ TIMES = 5  # the least of what the documents say, 5 to 10
 TRAINS = 0.9  # training accuracy at the end; chance is 0.1
 WIDTHS = (1, 16, 32, 32, 32, 32)
 BATCH = 64
-CLIPPED = (1e-3, 1e2)  # of the losses drawn, in nats
+SMOOTH = 5  # stored losses that a drawn one is the mean of
+CLIPPED = (1e-3, 1e3)  # of the losses drawn, in nats
 
 
 class PlainNet(nn.Module):
@@ -177,16 +179,16 @@ def draw(numbers: Numbers) -> Any:
             top.plot(rates, values, label=None if seed else label, **line(index, 2))
         axis = axes["bc"[index]]
         drawn = list(by_rate.items())[1::2]
-        for place, ((rate, runs), color) in enumerate(zip(drawn, palette(len(drawn)), strict=True)):
-            for seed, run in enumerate(runs):
-                end = _draw_run(axis, run, color, line(place, len(drawn))["linestyle"])
-                ended = sum(each["diverged"] for each in runs)
-                mark = f", {ended} of {len(runs)} diverge" if ended else ""
-                end.set_label(None if seed else f"{float(rate):g}{mark}")
+        for place, (rate, runs) in enumerate(drawn):
+            color, style = palette(len(drawn))[place], line(place, len(drawn))["linestyle"]
+            ended = sum(run["diverged"] for run in runs)
+            mark = f", {ended} of {len(runs)} diverge" if ended else ""
+            axis.plot([], color=color, linestyle=style, label=f"{float(rate):g}{mark}")
+            _draw_runs(axis, runs, color, style)
         axis.set_yscale("log")
         axis.set_ylim(*CLIPPED)
-        finish(axis, "step", "training loss (nats)", label)
-        axis.legend(loc="lower left", title="learning rate")
+        finish(axis, "step", "training loss (nats)", f"{label}: mean and range")
+        axis.legend(loc="upper right", title="learning rate")
     axes["c"].sharey(axes["b"])
     top.set_xscale("log")
     top.xaxis.set_major_formatter("{x:g}")
@@ -201,16 +203,35 @@ def draw(numbers: Numbers) -> Any:
     return figure
 
 
-def _draw_run(axis: Any, run: dict[str, Any], color: str, style: str) -> Any:
-    """A run's losses, clipped at the panel's edge; a cross where it diverged."""
-    points = [math.nan if v is None else min(max(v, CLIPPED[0]), CLIPPED[1]) for v in run["loss"]]
-    steps = [run["every"] * index for index in range(len(points))]
-    (drawn,) = axis.plot(steps, points, color=color, linestyle=style, linewidth=1.6)
-    if run["diverged"]:
-        known = [place for place, value in zip(steps, points, strict=True) if value == value]
-        end = known[-1] if known else 0
-        axis.plot(end, points[end] if known else CLIPPED[1], "X", color=color, clip_on=False)
-    return drawn
+def _draw_runs(axis: Any, runs: list[dict[str, Any]], color: str, style: str) -> None:
+    """The runs of a rate: their mean and range; one that diverges by itself, up to a cross.
+
+    Means are geometric, over seeds and SMOOTH stored losses; all is clipped at the panel's edge.
+    """
+    whole = [_smooth(_clipped(run)) for run in runs if not run["diverged"]]
+    if whole:
+        columns = list(zip(*whole, strict=True))
+        steps = [max(run["every"] for run in runs) * (i + SMOOTH // 2) for i in range(len(columns))]
+        axis.plot(steps, [_geometric(column) for column in columns], color=color, linestyle=style)
+        low, high = [min(column) for column in columns], [max(column) for column in columns]
+        axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+    for run in runs:
+        if run["diverged"]:
+            points = _clipped(run) or [CLIPPED[1]]
+            axis.plot(range(len(points)), points, color=color, linestyle=style)
+            axis.plot(len(points) - 1, points[-1], "X", color=color, clip_on=False)
+
+
+def _clipped(run: dict[str, Any]) -> list[float]:
+    return [min(max(v, CLIPPED[0]), CLIPPED[1]) for v in run["loss"] if v is not None]
+
+
+def _geometric(values: Sequence[float]) -> float:
+    return math.exp(mean(math.log(value) for value in values))
+
+
+def _smooth(values: list[float]) -> list[float]:
+    return [_geometric(values[i : i + SMOOTH]) for i in range(len(values) - SMOOTH + 1)]
 
 
 def message(numbers: Numbers) -> str:
