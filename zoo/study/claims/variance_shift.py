@@ -177,17 +177,19 @@ def judge_all(numbers: Numbers) -> list[Finding]:
         pairs = zip(arms[AT_FAULT]["loss"], arms[arm]["loss"], strict=True)
         lower = [before - after for before, after in pairs]
         running = arms[arm]["running"]
-        why = running and (
-            f"Its running variance is {mean(running):.1f} times that of evaluation, with "
-            f"element-wise dropout {mean(arms[AT_FAULT]['running']):.1f} times."
-        )
+        why = ""
+        if running:
+            why = (
+                f"Its running variance is {mean(running):.1f} times that of evaluation, with "
+                f"element-wise dropout {mean(arms[AT_FAULT]['running']):.1f} times."
+            )
         findings.append(
             within(
                 f"{what} lowers the held-out loss.",
                 "validation loss (nats), dropout before BatchNorm less this",
                 lower,
                 lower,
-                why or "",
+                why,
             )
         )
     return findings
