@@ -41,7 +41,6 @@ from zoo.study.pictures import COLORS, large_type, new_figure, palette, set_titl
 # leaves this list when its claim is measured anew.
 FORMER = {
     "batch-size-quick",
-    "initialization-quick",
     "lm-regularization-quick",
     "spatial-dropout-quick",
     "wide-resnet-quick",
