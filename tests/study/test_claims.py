@@ -37,20 +37,7 @@ from zoo.study.claims.base import (
 from zoo.study.fitting import build, train
 from zoo.study.pictures import COLORS, large_type, new_figure, palette, set_title
 
-# Measured before their rules changed: their numbers are not what is judged and drawn now. A name
-# leaves this list when its claim is measured anew.
-FORMER = {
-    "batch-size-quick",
-    "lm-regularization-quick",
-    "spatial-dropout-quick",
-    "wide-resnet-quick",
-}
-STORED = [
-    pytest.param(file, id=file.stem, marks=pytest.mark.xfail)
-    if file.stem in FORMER
-    else pytest.param(file, id=file.stem)
-    for file in sorted(Path("docs/study/claims").glob("*.json"))
-]
+STORED = sorted(Path("docs/study/claims").glob("*.json"))
 
 
 def test_findings_state_twice_the_standard_error() -> None:
@@ -131,7 +118,7 @@ def test_colors_grow_lighter_so_that_greys_differ() -> None:
         assert len(set(chosen)) == count
 
 
-@pytest.mark.parametrize("file", STORED)
+@pytest.mark.parametrize("file", STORED, ids=lambda file: file.stem)
 def test_stored_results_are_judged_and_drawn_without_measuring(file: Path) -> None:
     result = json.loads(file.read_text())
     claim = registry.load(CLAIMS[result["claim"]])
