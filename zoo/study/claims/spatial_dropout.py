@@ -140,7 +140,8 @@ def message(numbers: Numbers) -> str:
     accuracy, iou = numbers["accuracy"], numbers["iou"]
 
     def gain(found: dict[str, list[float]], kind: str, without: str) -> str:
-        return f"{mean(found[kind]) - mean(found[without]):+.3f}".replace("-", "−")
+        difference = round(mean(found[kind]) - mean(found[without]), 3) + 0.0  # no −0.000
+        return f"{difference:+.3f}".replace("-", "−")
 
     depth = gain(accuracy, "residual, stochastic depth", "residual, nothing")
     return (
