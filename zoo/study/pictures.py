@@ -1,28 +1,83 @@
-"""Pictures that a teacher shows: colors that survive grey printing, bands over seeds, units."""
+"""Pictures that a teacher shows: large type, colors that survive grey printing, bands, units."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from statistics import mean, stdev
 from typing import Any
 
 from zoo.study.runs import Run
 
-# Okabe & Ito's palette for color blindness, from dark to light, so that greys differ too.
-COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+# From dark to light, the lightness L* (CIE 1976) growing by about ten from each to the next, so
+# that greys differ; neighbors differ in blue against orange, which color blindness leaves.
+COLORS = ("#000000", "#5E1A0A", "#0A4A8F", "#B03A00", "#0B84C4", "#CC79A7", "#E69F00", "#8FD3D8")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+HATCHES = ("", "//", "..", "xx")
+WIDTH = 10.0  # inches: what a projector's slide shows without shrinking the type
+TITLE, PANEL, TEXT = 17, 14, 11.5  # points
+TYPE: dict[Any, Any] = {
+    "font.size": TEXT,
+    "axes.titlesize": PANEL,
+    "axes.titlelocation": "left",
+    "axes.labelsize": TEXT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": TEXT,
+    "legend.title_fontsize": TEXT,
+    "legend.framealpha": 0.8,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 7.0,
+}
 
 
-def new_figure(rows: int, columns: int, width: float, height: float, **sharing: Any) -> Any:
-    """A figure without a window, and its axes (rows, columns)."""
+@contextmanager
+def large_type() -> Iterator[None]:
+    """Figures that are made within have type for a projector; also as a decorator."""
+    from matplotlib import rc_context
+
+    with rc_context(TYPE):
+        yield
+
+
+def palette(count: int) -> list[str]:
+    """So many colors from dark to light, as far apart in lightness as the eight allow."""
+    if count > len(COLORS):
+        return [COLORS[index % len(COLORS)] for index in range(count)]
+    return [COLORS[(2 * index + 1) * len(COLORS) // (2 * count)] for index in range(count)]
+
+
+def line(index: int, count: int) -> dict[str, Any]:
+    """Color, line style and marker of a line among so many: each tells it by itself."""
+    return {
+        "color": palette(count)[index],
+        "linestyle": STYLES[index % len(STYLES)],
+        "marker": MARKERS[index % len(MARKERS)],
+    }
+
+
+def _empty(width: float, height: float) -> Any:
+    """A figure without a window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def new_figure(rows: int, columns: int, width: float, height: float, **sharing: Any) -> Any:
+    """A figure without a window, and its axes (rows, columns)."""
+    figure = _empty(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
+
+
+def new_mosaic(layout: Sequence[str], height: float, **options: Any) -> Any:
+    """A figure as wide as a slide, and its axes by the letters of the rows of a layout."""
+    figure = _empty(WIDTH, height)
+    return figure, figure.subplot_mosaic("\n".join(layout), **options)
 
 
 def band(values: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[float]]:
@@ -48,38 +103,78 @@ def draw_band(axis: Any, runs: Sequence[Run], metric: str, color: str, **style: 
         axis.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
 
 
+def draw_over(
+    axis: Any, places: Sequence[float], values: Sequence[Sequence[float]], **style: Any
+) -> None:
+    """A line through means over seeds, with a band of twice their standard error."""
+    middle = [mean(found) for found in values]
+    errors = [_error(found) for found in values]
+    axis.plot(places, middle, **style)
+    low = [m - e for m, e in zip(middle, errors, strict=True)]
+    high = [m + e for m, e in zip(middle, errors, strict=True)]
+    axis.fill_between(places, low, high, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def _error(values: Sequence[float]) -> float:
+    """Twice the standard error over seeds; 0 to draw where there is one."""
+    return 2 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
 def finish(axis: Any, x: str, y: str, title: str = "") -> None:
-    """Labels with units, and a light grid; epochs and layers are whole."""
+    """Labels with units, broken where the panel ends, and a light grid; epochs are whole."""
     if x in ("epoch", "layer"):
         axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
+    width, height = _inches(axis)
+    axis.set_xlabel(_broken(x, 11.5 * width))
+    axis.set_ylabel(_broken(y, 11.5 * height))
+    axis.tick_params(labelsize=TEXT)  # ticks are made later, when the type may be another
     axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)
     if title:
-        axis.set_title(title, fontsize=11)
+        axis.set_title(_broken(title, 9 * width))
 
 
+def _inches(axis: Any) -> tuple[float, float]:
+    """About how wide and how high a panel is, without its labels."""
+    place = axis.get_subplotspec()
+    grid, figure = place.get_gridspec(), axis.get_figure()
+    width = figure.get_figwidth() * len(place.colspan) / grid.ncols - 0.8
+    height = figure.get_figheight() * len(place.rowspan) / grid.nrows - 0.9
+    return max(1.0, width), max(1.0, height)
+
+
+def _broken(text: str, characters: float) -> str:
+    return "\n".join(
+        line for part in text.splitlines() for line in textwrap.wrap(part, max(8, int(characters)))
+    )
+
+
+@large_type()
 def draw_panels(groups: Mapping[str, Sequence[Run]], kind: str, title: str) -> Any:
     """A panel for each group, all with the same axes: training dashed, validation solid.
 
     Args:
         groups: runs that differ in their seed alone, by what the panel is called.
         kind: ``loss`` or ``accuracy``.
-        title: of the picture, its message.
+        title: of the picture: its message, and what else it says in further lines.
     """
-    columns = min(4, len(groups))
+    columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
     figure, axes = new_figure(
-        rows, columns, 3.4 * columns, 3 * rows + 0.7, sharex=True, sharey=True
+        rows, columns, max(6.0, WIDTH * columns / 3), 2.7 * rows + 0.3, sharex=True, sharey=True
     )
     unit = "loss (nats)" if kind == "loss" else "accuracy"
+    dark, light = palette(2)
     for axis, (name, runs) in zip(axes.flat, groups.items(), strict=False):
-        draw_band(axis, runs, f"train_eval/{kind}", COLORS[1], linestyle="--", label="training")
-        draw_band(axis, runs, f"val/{kind}", COLORS[2], linestyle="-", label="validation")
+        draw_band(axis, runs, f"train_eval/{kind}", light, linestyle="--", label="training")
+        draw_band(axis, runs, f"val/{kind}", dark, linestyle="-", label="validation")
         finish(axis, "epoch", unit, name)
+        axis.label_outer()
     for place in range(len(groups), rows * columns):
         axes.flat[place].set_axis_off()
-        axes.flat[place - columns].tick_params(labelbottom=True)  # the last of its column
+        above = axes.flat[place - columns]  # the last of its column
+        above.tick_params(labelbottom=True)
+        above.set_xlabel("epoch")
     axes.flat[0].legend()
     values = [
         value
@@ -91,47 +186,66 @@ def draw_panels(groups: Mapping[str, Sequence[Run]], kind: str, title: str) -> A
         axes.flat[0].set_ylim(max(0.0, sorted(values)[len(values) // 20] - 0.02), 1.005)
     elif values:
         axes.flat[0].set_ylim(0, 1.15 * sorted(values)[-1 - len(values) // 20])
-    set_title(figure, title)
+    set_title(figure, *title.split("\n", 1))
     return figure
 
 
-def set_title(figure: Any, text: str) -> None:
-    """A title that is broken where the figure ends, line by line."""
-    width = round(8.5 * figure.get_figwidth())
-    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, width)]
-    figure.suptitle("\n".join(lines), fontsize=12)
+def set_title(figure: Any, message: str, text: str = "") -> None:
+    """Writes the message over the panels, in large type, and a text in smaller type below it.
+
+    The figure grows by their height, and the panels keep theirs.
+    """
+    width = figure.get_figwidth() - 0.3
+    head, below = _broken(message, 7.6 * width), _broken(text, 11.2 * width)
+    head_height = 1.25 * TITLE * (head.count("\n") + 1) / 72
+    text_height = 1.3 * TEXT * (below.count("\n") + 1) / 72 if below else 0.0
+    margin = 0.1
+    height = figure.get_figheight() + head_height + text_height + 2 * margin
+    panels = figure.get_figheight() / height
+    figure.set_figheight(height)
+    figure.get_layout_engine().set(rect=(0, 0, 1, panels))
+    style = {"ha": "left", "va": "top"}
+    figure.text(0.015, 1 - margin / height, head, fontsize=TITLE, **style)
+    figure.text(0.015, 1 - (margin + head_height) / height, below, fontsize=TEXT, **style)
 
 
+@large_type()
 def draw_together(groups: Mapping[str, Sequence[Run]], title: str) -> Any:
     """Every group in the same two panels, loss and accuracy: training dashed, validation solid."""
     logged = {name for runs in groups.values() for run in runs for name in run.curves}
     kinds = [kind for kind in ("loss", "accuracy") if f"val/{kind}" in logged]
-    figure, axes = new_figure(1, max(1, len(kinds)), 6 * max(1, len(kinds)), 4.5)
+    columns = max(1, len(kinds))
+    figure, axes = new_figure(1, columns, WIDTH * max(0.6, columns / 2), 4.2)
+    colors = palette(len(groups))
     for axis, kind in zip(axes.flat, kinds, strict=False):
         for index, (name, runs) in enumerate(groups.items()):
-            color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-            style = {"marker": marker, "markevery": 0.2, "markersize": 5}
+            style = {"marker": MARKERS[index % len(MARKERS)], "markevery": 0.2, "markersize": 6}
+            color = colors[index]
             draw_band(axis, runs, f"train_eval/{kind}", color, linestyle="--", **style)
             draw_band(axis, runs, f"val/{kind}", color, linestyle="-", label=name, **style)
         unit = "loss (nats)" if kind == "loss" else "accuracy"
-        finish(axis, "epoch", unit, f"validation {kind} solid, training dashed")
-        axis.legend(fontsize=8)
+        finish(axis, "epoch", unit, f"{kind}: validation solid, training dashed")
+        axis.legend()
     set_title(figure, title)
     return figure
 
 
 def draw_points(axis: Any, values: Mapping[str, Sequence[float]], unit: str, title: str) -> None:
-    """A mean for each name, with twice its standard error over seeds and every seed as a dot."""
-    for index, found in enumerate(values.values()):
-        middle = mean(found)
-        error = 2 * stdev(found) / len(found) ** 0.5 if len(found) > 1 else 0.0
-        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-        axis.errorbar(
-            index, middle, yerr=error, color=color, marker=marker, capsize=5, markersize=8
-        )
-        axis.plot([index + 0.15] * len(found), found, ".", color=color, alpha=0.5)
-        place: dict[str, Any] = {"xytext": (-9, 6), "textcoords": "offset points", "ha": "right"}
-        axis.annotate(f"{middle:.3g}", (index, middle), **place)
-        axis.set_xlim(-0.8, len(values) - 0.5)
-    axis.set_xticks(range(len(values)), list(values), rotation=20, ha="right")
-    finish(axis, "", unit, title)
+    """A row for each name: the mean, twice its standard error, and every seed as a small dot."""
+    count = len(values)
+    for index, (found, color) in enumerate(zip(values.values(), palette(count), strict=True)):
+        middle, place = mean(found), count - 1 - index
+        style = {"color": color, "marker": MARKERS[index % len(MARKERS)], "markersize": 9}
+        axis.errorbar(middle, place, xerr=_error(found), capsize=5, **style)
+        axis.plot(found, [place - 0.25] * len(found), ".", color=color, markersize=6)
+        where: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+        axis.annotate(f"{middle:.3g}", (middle, place), fontsize=TEXT, **where)
+    name_rows(axis, list(values))
+    axis.margins(x=0.18)
+    finish(axis, unit, "", title)
+
+
+def name_rows(axis: Any, names: Sequence[str]) -> None:
+    """Names from top to bottom along a panel whose rows stand at len - 1, …, 1, 0."""
+    axis.set_yticks(range(len(names)), [_broken(name, 24) for name in reversed(names)])
+    axis.set_ylim(-0.5, len(names) - 0.4)

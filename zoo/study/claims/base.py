@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from zoo.core.files import is_file, read_json, write_json, write_text
+from zoo import registry
+from zoo.core.files import is_file, read_json, write_text
 from zoo.core.pictures import save_figure
 from zoo.core.text import counted
 from zoo.runs.summary import processor, versions
-from zoo.study.pictures import set_title
+from zoo.study.catalog import CLAIMS
+from zoo.study.pictures import large_type, set_title
 from zoo.study.verdicts import Verdict, difference, judge
 
 Numbers = dict[str, Any]  # JSON values
@@ -35,6 +39,18 @@ class Form:
     def name(self) -> str:
         return "quick" if self.quick else "full"
 
+    @property
+    def draws(self) -> int:
+        """Seeds of what takes no training, and so costs little; one where one was asked for."""
+        return 1 if self.seeds == 1 else max(10, self.seeds)
+
+    @property
+    def arguments(self) -> str:
+        """How this form is asked for on the command line, with a space before it."""
+        usual = QUICK if self.quick else FULL
+        seeds = "" if self.seeds == usual.seeds else f" --seeds {self.seeds}"
+        return (" --quick" if self.quick else "") + seeds
+
 
 QUICK, FULL = Form(True, 3), Form(False, 5)
 
@@ -43,27 +59,36 @@ QUICK, FULL = Form(True, 3), Form(False, 5)
 class Finding:
     """A part of a claim: what it says, the number measured, its interval and the verdict.
 
-    ``low`` and ``high`` are the number ∓ twice its standard error, or exact where both equal it.
-    ``why`` is what explains it where the documents' outcome is not seen.
+    ``low`` and ``high`` are the number ∓ twice its standard error over seeds; None of one seed,
+    which has no spread, and of what is ``exact``: computed without anything random, or the same by
+    construction whatever the seed. ``why`` explains what is not as the documents say.
     """
 
     says: str
     number: str  # what is measured, with its unit
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     verdict: Verdict
     why: str = ""
+    exact: bool = False
 
     def __str__(self) -> str:
-        interval = f" [{self.low:.4g}, {self.high:.4g}]" if self.low != self.high else ""
-        text = f"{self.verdict:<15} {self.says}\n{'':<16}{self.number}: {self.value:.4g}{interval}"
+        text = f"{self.verdict:<15} {self.says}\n{'':<16}{self.number}: {self.value:.4g}"
+        text += f" ({self.interval})"
         return text if self.verdict == "reproduced" else f"{text}\n{'':<16}{self.reason}"
+
+    @property
+    def interval(self) -> str:
+        """The interval as text, or why there is none."""
+        if self.low is None or self.high is None:
+            return "exact" if self.exact else "one seed"
+        return f"{self.low:.4g} to {self.high:.4g}"
 
     @property
     def reason(self) -> str:
         """Why the documents' outcome is not seen."""
-        return self.why or REASONS[self.verdict]
+        return REASONS[self.verdict] if self.verdict == "one seed" or not self.why else self.why
 
 
 @dataclass(frozen=True)
@@ -75,7 +100,8 @@ class Claim:
         sentence: what the documents say.
         measure: runs the experiment; returns JSON values.
         judge: findings from them, by a rule that is code.
-        draw: a figure of them; the sentence and its verdict become the title.
+        draw: a figure of them, from nothing else.
+        message: what was measured, in one sentence: the picture's title.
     """
 
     name: str
@@ -83,6 +109,7 @@ class Claim:
     measure: Callable[[Form], Numbers]
     judge: Callable[[Numbers], list[Finding]]
     draw: Callable[[Numbers], Any]
+    message: Callable[[Numbers], str]
 
 
 # Where a claim says nothing of its own.
@@ -109,17 +136,15 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
         What was written.
     """
     started, used = time.perf_counter(), time.process_time()
-    numbers = claim.measure(form)
-    findings = claim.judge(numbers)
-    file = file_of(claim.name, form.name, out)
+    numbers = rounded(claim.measure(form))
     result = {
         "claim": claim.name,
         "form": form.name,
         "seeds": form.seeds,
-        "sentence": claim.sentence,
-        "verdict": summed([finding.verdict for finding in findings]),
-        "findings": [asdict(finding) for finding in findings],
-        "command": f"python -m zoo study {claim.name}" + (" --quick" if form.quick else ""),
+        "sentence": "",
+        "verdict": "",
+        "findings": [],
+        "command": f"python -m zoo study {claim.name}{form.arguments}",
         "seconds": round(time.perf_counter() - started, 1),
         # Of all threads together: what other programs on the machine do not lengthen.
         "cpu_seconds": round(time.process_time() - used, 1),
@@ -128,18 +153,70 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
         "versions": versions(),
         "numbers": numbers,
     }
+    return conclude(claim, result, out)
+
+
+def conclude(claim: Claim, result: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Judges the numbers of a result, and writes it and its picture."""
+    findings = claim.judge(result["numbers"])
+    result["sentence"] = claim.sentence
+    result["verdict"] = summed([finding.verdict for finding in findings])
+    result["findings"] = [asdict(finding) for finding in findings]
+    file = file_of(claim.name, result["form"], out)
     save_picture(claim, result, file.with_suffix(".png"))
-    write_json(file, result)
+    write_text(file, in_lines(result) + "\n")
     return result
 
 
+def redraw(claims: Mapping[str, str] = CLAIMS, out: Path = Path("docs/study")) -> Path:
+    """Judges and draws every stored result anew, without measuring, and writes their page.
+
+    Args:
+        claims: where each is found, by name.
+        out: where ``run_claim`` wrote.
+    """
+    for name, place in claims.items():
+        for form in (FULL, QUICK):
+            if isinstance(result := _stored(name, form, out), dict):
+                conclude(registry.load(place), result, out)
+    return write_page(claims, out)
+
+
+def rounded(content: Any) -> Any:
+    """The same JSON value with six digits of each number, which is more than is ever read."""
+    if isinstance(content, dict):
+        return {name: rounded(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [rounded(value) for value in content]
+    if isinstance(content, float) and math.isfinite(content):
+        return float(f"{content:.6g}")
+    return content
+
+
+def in_lines(content: Any, indent: str = "") -> str:
+    """JSON with an entry a line; a list of plain values is one line."""
+    inner = indent + "  "
+    if isinstance(content, dict) and content:
+        names = [json.dumps(name, ensure_ascii=False) for name in content]
+        values = [in_lines(value, inner) for value in content.values()]
+        parts = [f"{name}: {value}" for name, value in zip(names, values, strict=True)]
+    elif isinstance(content, list) and any(isinstance(value, dict | list) for value in content):
+        parts = [in_lines(value, inner) for value in content]
+    else:
+        return json.dumps(content, ensure_ascii=False)
+    ends = "{}" if isinstance(content, dict) else "[]"
+    return f"{ends[0]}\n{inner}" + f",\n{inner}".join(parts) + f"\n{indent}{ends[1]}"
+
+
 def save_picture(claim: Claim, result: dict[str, Any], path: Path) -> None:
-    """Draws a result under the theory's sentence and what became of it."""
-    figure = claim.draw(result["numbers"])
+    """Draws a result under what was measured, with the documents' sentence below."""
     seeds = counted(result["seeds"], "seed")
-    label = f"Measured ({result['form']} form, {seeds}): {result['verdict']}."
-    set_title(figure, f"The documents: {claim.sentence}\n{label}")
-    save_figure(figure, path, dpi=130)
+    text = f"The documents: {claim.sentence}\n"
+    text += f"Measured in {result['form']} form, {seeds}: {result['verdict']}."
+    with large_type():
+        figure = claim.draw(result["numbers"])
+        set_title(figure, claim.message(result["numbers"]), text)
+        save_figure(figure, path, dpi=120)
 
 
 def summed(verdicts: Sequence[Verdict]) -> str:
@@ -149,13 +226,15 @@ def summed(verdicts: Sequence[Verdict]) -> str:
     return f"{verdicts.count('reproduced')} of {len(verdicts)} parts reproduced"
 
 
+def _stored(name: str, form: Form, out: Path) -> dict[str, Any] | None:
+    file = file_of(name, form.name, out)
+    content = read_json(file) if is_file(file) else None
+    return content if isinstance(content, dict) else None
+
+
 def read_result(name: str, out: Path) -> dict[str, Any] | None:
     """What is known of a claim: the full form's result, else the quick one's, else nothing."""
-    for form in (FULL, QUICK):
-        file = file_of(name, form.name, out)
-        if is_file(file) and isinstance(content := read_json(file), dict):
-            return content
-    return None
+    return _stored(name, FULL, out) or _stored(name, QUICK, out)
 
 
 def write_page(names: Iterable[str], out: Path) -> Path:
@@ -175,9 +254,8 @@ def write_page(names: Iterable[str], out: Path) -> Path:
         lines += ["| the claim says | measured | value | interval | verdict |", "|---" * 5 + "|"]
         findings = [Finding(**finding) for finding in result["findings"]]
         for f in findings:
-            between = "exact" if f.low == f.high else f"{f.low:.4g} to {f.high:.4g}"
             lines.append(
-                f"| {f.says} | {_cell(f.number)} | {f.value:.4g} | {between} | {f.verdict} |"
+                f"| {f.says} | {_cell(f.number)} | {f.value:.4g} | {f.interval} | {f.verdict} |"
             )
         missed = [f for f in findings if f.verdict != "reproduced"]
         lines += ["", *(f"- *{f.verdict}*: {f.says} {f.reason}" for f in missed)] if missed else []
@@ -196,8 +274,10 @@ def write_page(names: Iterable[str], out: Path) -> Path:
 INTRODUCTION = (
     "Each number stands with its mean ± twice its standard error over seeds. *Reproduced*: the "
     "difference has the stated sign and exceeds that; *within noise*: it does not; *not "
-    "reproduced*: it has the other sign and exceeds it. Where the documents' outcome is not seen, "
-    "a line under the table says why."
+    "reproduced*: it has the other sign and exceeds it. *Exact* is a number without anything "
+    "random in it, or one that is the same by construction whatever the seed: it has a verdict and "
+    "needs no interval. One seed has no interval and no verdict. Where the documents' outcome is "
+    "not seen, a line under the table says why."
 )
 
 
@@ -235,9 +315,12 @@ def larger(
         why: what explains it where it is not so.
     """
     gap, error = difference(left, right)
-    noise = 0.0 if error is None else 2 * error
     verdict = judge(gap - least, error)
-    return Finding(says, number, gap, gap - noise, gap + noise, verdict, why)
+    if least and not why and verdict == "within noise":
+        why = f"The interval reaches over {least:g}: more seeds would tell."
+    elif least and not why:
+        why = f"The difference is less than {least:g}, by more than seeds differ."
+    return Finding(says, number, gap, *_around(gap, error), verdict, why)
 
 
 def alike(
@@ -250,18 +333,52 @@ def alike(
 ) -> Finding:
     """A finding that two means differ by less than ``margin``; arguments as ``larger`` has them."""
     gap, error = difference(left, right)
-    noise = 0.0 if error is None else 2 * error
     verdict = judge(margin - abs(gap), error)
-    return Finding(says, number, gap, gap - noise, gap + noise, verdict, why)
+    if not why and verdict == "within noise":
+        why = f"The interval reaches over the margin of {margin:g}: more seeds would tell."
+    elif not why:
+        why = f"The difference is larger than {margin:g}, by more than seeds differ."
+    return Finding(says, number, gap, *_around(gap, error), verdict, why)
 
 
-def exactly(says: str, number: str, value: float, holds: bool) -> Finding:
-    """A finding that needs no statistics."""
-    return Finding(says, number, value, value, value, "reproduced" if holds else "not reproduced")
+def within(
+    says: str, number: str, values: Sequence[float], room: Sequence[float], why: str = ""
+) -> Finding:
+    """A finding that a number lies where the documents have it.
+
+    Args:
+        says: what the documents say.
+        number: what is measured, with its unit.
+        values: of it, one for each seed.
+        room: for each seed, how far the value is on the right side of the bound.
+        why: what explains it where it is not so.
+    """
+    verdict = judge(mean(room), standard_error(room))
+    if not why and verdict == "within noise":
+        why = "The interval reaches over the bound: more seeds would tell."
+    elif not why:
+        why = "It lies on the other side of the bound, by more than seeds differ."
+    middle = mean(values)
+    return Finding(says, number, middle, *_around(middle, standard_error(values)), verdict, why)
+
+
+def exactly(says: str, number: str, value: float, holds: bool, why: str = "") -> Finding:
+    """A finding that needs no statistics: nothing in it is random, or nothing random matters."""
+    verdict: Verdict = "reproduced" if holds else "not reproduced"
+    why = why or "The number is another, in every run."
+    return Finding(says, number, value, None, None, verdict, why, exact=True)
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """That of a mean over seeds; None of one, whose spread is not known."""
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def _around(value: float, error: float | None) -> tuple[float | None, float | None]:
+    return (None, None) if error is None else (value - 2 * error, value + 2 * error)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean over seeds, and mean ∓ twice its standard error."""
-    middle = mean(values)
-    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    """Mean over seeds, and mean ∓ twice its standard error, to be drawn; of one seed all equal."""
+    middle, error = mean(values), standard_error(values) or 0.0
     return middle, middle - 2 * error, middle + 2 * error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import mean
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from zoo.diagnostics.calibration import scores
 from zoo.diagnostics.mc_dropout import ensemble, mc_dropout, single
 from zoo.study.claims.base import Claim, Finding, Form, Numbers, alike, larger
 from zoo.study.claims.members import MEMBERS, groups, held_out, train_members
-from zoo.study.pictures import draw_points, new_figure
+from zoo.study.pictures import draw_points, new_mosaic
 
 RATE = 0.5
 CLOSE = 0.1  # of a subnetwork's own distance
@@ -88,21 +89,30 @@ def judge_all(numbers: Numbers) -> list[Finding]:
 
 
 def draw(numbers: Numbers) -> Any:
-    figure, axes = new_figure(1, 4, 17, 4.8)
-    draw_points(
-        axes[0, 0],
-        numbers["distance"],
-        "divergence from the geometric mean (nats)",
-        f"of {numbers['samples']} subnetworks",
-    )
-    axes[0, 0].set_yscale("log")
-    for axis, (kind, unit) in zip(
-        axes.flat[1:],
-        (("accuracy", "accuracy"), ("nll", "NLL (nats)"), ("ece", "ECE")),
-        strict=True,
-    ):
-        draw_points(axis, {name: by[kind] for name, by in numbers["ways"].items()}, unit, "")
+    figure, axes = new_mosaic(("aaa", "bcd"), 5.6, height_ratios=(1, 1.1))
+    title = f"from the geometric mean of {numbers['samples']} subnetworks: lower is nearer"
+    draw_points(axes["a"], numbers["distance"], "divergence (nats)", title)
+    axes["a"].set_xscale("log")
+    kinds = {
+        "accuracy": ("accuracy", "higher is better"),
+        "nll": ("NLL (nats)", "lower is better"),
+        "ece": ("ECE", "lower is better"),
+    }
+    for letter, (kind, (unit, title)) in zip("bcd", kinds.items(), strict=True):
+        values = {name: by[kind] for name, by in numbers["ways"].items()}
+        draw_points(axes[letter], values, unit, title)
+        axes[letter].tick_params(labelleft=letter == "b")
     return figure
+
+
+def message(numbers: Numbers) -> str:
+    distance = {name: mean(values) for name, values in numbers["distance"].items()}
+    share = distance["weight scaling"] / distance["one subnetwork"]
+    one, mc, many = (mean(by["nll"]) for by in numbers["ways"].values())
+    return (
+        f"Weight scaling is as near to the geometric mean as {share:.1%} of a subnetwork's "
+        f"distance; NLL {one:.3f} nats, by MC dropout {mc:.3f}, of {MEMBERS} networks {many:.3f}"
+    )
 
 
 CLAIM = Claim(
@@ -112,4 +122,5 @@ CLAIM = Claim(
     measure,
     judge_all,
     draw,
+    message,
 )

@@ -15,12 +15,13 @@ from zoo.core.files import write_text
 from zoo.data.shakespeare import Shakespeare
 from zoo.data.text import TextFile
 from zoo.networks.transformer import Transformer
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, larger
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, larger, within
 from zoo.study.fitting import build, train
-from zoo.study.pictures import draw_points, new_figure
+from zoo.study.pictures import WIDTH, draw_points, new_figure
 from zoo.tasks.language_model import LanguageModel
 
 MEMBERS = 4
+ENSEMBLE = f"{MEMBERS} networks with both"
 USUAL = 0.1  # AdamW's weight decay of language models
 # Name → (drop rate, weight decay).
 ARMS = {
@@ -32,9 +33,9 @@ ARMS = {
 
 
 def measure(form: Form) -> Numbers:
-    characters, width, depth = (30_000, 64, 2) if form.quick else (200_000, 192, 4)
-    passes = 30 if form.quick else 20
-    shakespeare = Shakespeare(context_length=64)
+    characters, width, depth, length = (15_000, 64, 2, 32) if form.quick else (200_000, 192, 4, 64)
+    passes = 25 if form.quick else 20
+    shakespeare = Shakespeare(context_length=length)
     shakespeare.prepare_data()
     loss: dict[str, list[float]] = {}
     gap: dict[str, list[float]] = {}
@@ -44,13 +45,14 @@ def measure(form: Form) -> Numbers:
         members: list[nn.Module] = []
         for name, (drop_rate, decay) in ARMS.items():
             loss[name], gap[name] = [], []
-            for seed in range(max(form.seeds, MEMBERS) if name == "both" else form.seeds):
-                data = TextFile(str(path), context_length=64, batch_size=16)
+            # As many ensembles as seeds, which share no member.
+            for seed in range(form.seeds * MEMBERS if name == "both" else form.seeds):
+                data = TextFile(str(path), context_length=length, batch_size=16)
                 network = build(
                     seed,
                     Transformer,
                     vocab_size=len(data.vocabulary),
-                    context_length=64,
+                    context_length=length,
                     embed_dim=width,
                     depth=depth,
                     num_heads=4,
@@ -67,8 +69,17 @@ def measure(form: Form) -> Numbers:
                 gap[name].append(held_out - nats([fitted.network], data, "train"))
                 if name == "both":
                     members.append(fitted.network)
-        together = nats(members[:MEMBERS], data, "val")
-    return {"loss": loss, "gap": gap, "ensemble": together, "characters": characters}
+        together = [
+            nats(members[first : first + MEMBERS], data, "val")
+            for first in range(0, len(members), MEMBERS)
+        ]
+    return {
+        "loss": loss,
+        "gap": gap,
+        "ensembles": together,
+        "characters": characters,
+        "passes": passes,
+    }
 
 
 def nats(networks: list[nn.Module], data: TextFile, part: str, windows: int = 100) -> float:
@@ -83,18 +94,26 @@ def nats(networks: list[nn.Module], data: TextFile, part: str, windows: int = 10
     )
 
 
+def rival(loss: dict[str, list[float]]) -> str:
+    """The best of what is not an ensemble."""
+    return min(ARMS, key=lambda name: mean(loss[name]))
+
+
 def judge_all(numbers: Numbers) -> list[Finding]:
-    loss, gap = numbers["loss"], numbers["gap"]
-    seeds = len(loss["neither"])
-    both = loss["both"][:seeds]
+    loss, gap, together = numbers["loss"], numbers["gap"], numbers["ensembles"]
     over = "held-out loss (nats a character)"
-    rival = min(ARMS, key=lambda name: mean(loss[name]))
-    together = [numbers["ensemble"]]
+    first = rival(loss)
     underfits = (
         f"With dropout the gap is {mean(gap['dropout']):.2f} nats, without it "
         f"{mean(gap['neither']):.2f}: a network of this size underfits with it, and has not "
         "learned in these passes what it could."
     )
+    # Each ensemble against the mean of its own members.
+    members = [
+        mean(loss["both"][MEMBERS * index : MEMBERS * (index + 1)])
+        for index in range(len(together))
+    ]
+    gains = [own - joint for own, joint in zip(members, together, strict=True)]
     return [
         larger(
             "Dropout helps.",
@@ -113,7 +132,7 @@ def judge_all(numbers: Numbers) -> list[Finding]:
             "Both help more than dropout.",
             f"{over}, dropout's less both's",
             loss["dropout"],
-            both,
+            loss["both"],
             why=underfits,
         ),
         larger(
@@ -122,29 +141,41 @@ def judge_all(numbers: Numbers) -> list[Finding]:
             gap["neither"],
             gap["both"],
         ),
-        larger(
+        within(
             "An ensemble of four is better than its members.",
-            f"{over}, of its members less its own",
-            loss["both"],
-            together * len(loss["both"]),
+            f"{over}, the mean of its members less its own",
+            gains,
+            gains,
         ),
         larger(
             "And does most of all.",
-            f"{over}, of {rival} (the best of the others) less its own",
-            loss[rival],
-            together * len(loss[rival]),
-            why="Its members have dropout and weight decay both." if rival != "both" else "",
+            f"{over}, of {first} (the best of the others) less its own",
+            loss[first],
+            together,
+            why="Its members have dropout and weight decay both." if first != "both" else "",
         ),
     ]
 
 
 def draw(numbers: Numbers) -> Any:
-    figure, axes = new_figure(1, 2, 13, 5)
-    values = {**numbers["loss"], f"ensemble of {MEMBERS}": [numbers["ensemble"]]}
-    text = f"{numbers['characters']:,} characters of tiny-shakespeare"
-    draw_points(axes[0, 0], values, "held-out loss (nats a character)", text)
-    draw_points(axes[0, 1], numbers["gap"], "held-out − training loss (nats)", "gap")
+    figure, axes = new_figure(1, 2, WIDTH, 4.0)
+    values = {**numbers["loss"], ENSEMBLE: numbers["ensembles"]}
+    draw_points(axes[0, 0], values, "held-out loss (nats a character)", "lower is better")
+    draw_points(
+        axes[0, 1], numbers["gap"], "held-out − training loss (nats)", "gap: lower overfits less"
+    )
     return figure
+
+
+def message(numbers: Numbers) -> str:
+    loss = {name: mean(values) for name, values in numbers["loss"].items()}
+    loss[ENSEMBLE] = mean(numbers["ensembles"])
+    order = sorted(loss, key=lambda name: loss[name])
+    return (
+        f"Lowest held-out loss after {numbers['passes']} passes: {order[0]}; then "
+        + ", ".join(f"{name}" for name in order[1:])
+        + f" ({loss[order[0]]:.2f} to {loss[order[-1]]:.2f} nats)"
+    )
 
 
 CLAIM = Claim(
@@ -154,4 +185,5 @@ CLAIM = Claim(
     measure,
     judge_all,
     draw,
+    message,
 )

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from zoo.data.digits import Digits
 from zoo.networks.convnet import ConvNet
 from zoo.study.claims.base import Form
-from zoo.study.fitting import build, fit
+from zoo.study.claims.fits import fit_once
+from zoo.study.fitting import build
 
 # 300 images to train on, so that errors remain to be told from the rest.
 HELD_OUT = 1137
@@ -42,7 +43,7 @@ def train_members(form: Form, drop_rate: float, count: int) -> list[nn.Module]:
     members = []
     for seed in range(count):
         network = build(seed, ConvNet, batch_norm=True, drop_rate=drop_rate)
-        members.append(fit(network, few_digits(), epochs=epochs, seed=seed).network)
+        members.append(fit_once(network, few_digits(), epochs=epochs, seed=seed).network)
     return members
 
 

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from zoo.data.shakespeare import PythonTopics
 from zoo.networks.layers import make_norm
 from zoo.networks.transformer import Transformer
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, interval, larger
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, larger, within
 from zoo.study.fitting import build, train
-from zoo.study.pictures import COLORS, MARKERS, STYLES, finish, new_figure
-from zoo.study.verdicts import judge
+from zoo.study.pictures import draw_points, finish, line, new_mosaic
 from zoo.tasks.language_model import LanguageModel
 
 WIDTHS = (64, 128, 256, 512, 1024)
@@ -123,16 +122,15 @@ def judge_all(numbers: Numbers) -> list[Finding]:
             pairs = zip(
                 times[f"LayerNorm, {way}"][width], times[f"RMSNorm, {way}"][width], strict=True
             )
-            value, low, high = interval([1 - rms / layer for layer, rms in pairs])
+            saved = [1 - rms / layer for layer, rms in pairs]
             findings.append(
-                Finding(
+                within(
                     f"It takes about 15 % less time (at least half of that), {text}, at width "
                     f"{width}.",
-                    f"part of LayerNorm's time that is saved, {numbers['device']}",
-                    value,
-                    low,
-                    high,
-                    judge(value - FASTER / 2, (high - low) / 4),
+                    f"part of LayerNorm's time that is saved, {numbers['device']}, over "
+                    f"{len(saved)} timings",
+                    saved,
+                    [value - FASTER / 2 for value in saved],
                     KERNEL if way == "fastest" else "",
                 )
             )
@@ -149,37 +147,37 @@ def judge_all(numbers: Numbers) -> list[Finding]:
 
 
 def draw(numbers: Numbers) -> Any:
-    figure, axes = new_figure(1, 2, 12, 4.8)
+    figure, axes = new_mosaic(("aab",), 4.6)
+    times, device = axes["a"], numbers["device"]
     for index, (name, by_width) in enumerate(numbers["times"].items()):
-        middle = [median(values) for values in by_width.values()]
         widths = [int(width) for width in by_width]
-        color, fill = COLORS[index % 2 + 1], "full" if index < 2 else "none"
-        style = {"color": color, "marker": MARKERS[index], "fillstyle": fill}
-        axes[0, 0].plot(widths, middle, label=name, linestyle=STYLES[index], **style)
-        axes[0, 0].fill_between(
-            widths,
-            [min(values) for values in by_width.values()],
-            [max(values) for values in by_width.values()],
-            color=color,
-            alpha=0.2,
-            linewidth=0,
-        )
-    for index, values in enumerate(numbers["losses"].values()):
-        value, low, high = interval(values)
-        errors = [[value - low], [high - value]]
-        style = {"color": COLORS[index + 1], "marker": MARKERS[index], "linestyle": ""}
-        axes[0, 1].errorbar([index], [value], yerr=errors, capsize=5, **style)
-        axes[0, 1].plot([index + 0.1] * len(values), values, ".", color=style["color"], alpha=0.5)
-    axes[0, 0].set_xscale("log", base=2)
-    axes[0, 0].set_xticks(WIDTHS, [str(width) for width in WIDTHS])
-    axes[0, 0].set_yscale("log")
-    device = numbers["device"]
-    finish(axes[0, 0], "width", f"ms, forward and backward of {TOKENS} tokens", f"time, {device}")
-    axes[0, 0].legend()
-    axes[0, 1].set_xticks([0, 1], list(numbers["losses"]))
-    axes[0, 1].set_xlim(-0.5, 1.5)
-    finish(axes[0, 1], "", "validation loss (nats)", f"transformer, {numbers['steps']} steps")
+        style = line(index, len(numbers["times"]))
+        middle = [median(values) for values in by_width.values()]
+        times.plot(widths, middle, label=name, **style)
+        lowest = [min(values) for values in by_width.values()]
+        highest = [max(values) for values in by_width.values()]
+        times.fill_between(widths, lowest, highest, color=style["color"], alpha=0.2, linewidth=0)
+    times.set_xscale("log", base=2)
+    times.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
+    times.set_yscale("log")
+    unit = f"ms, forward and backward of {TOKENS} tokens"
+    finish(times, "width (features)", unit, f"time, {device}: lower is faster")
+    times.legend()
+    title = f"transformer, {numbers['steps']} steps: lower is better"
+    draw_points(axes["b"], numbers["losses"], "validation loss (nats)", title)
     return figure
+
+
+def message(numbers: Numbers) -> str:
+    width, times = str(WIDTHS[-1]), numbers["times"]
+    ratios = {
+        way: median(times[f"RMSNorm, {way}"][width]) / median(times[f"LayerNorm, {way}"][width])
+        for way in ("operations", "fastest")
+    }
+    return (
+        f"RMSNorm takes {ratios['operations']:.2f} times LayerNorm's time in torch's operations, "
+        f"{ratios['fastest']:.2f} times by the fastest code for each (width {width})"
+    )
 
 
 CLAIM = Claim(
@@ -188,4 +186,5 @@ CLAIM = Claim(
     measure,
     judge_all,
     draw,
+    message,
 )

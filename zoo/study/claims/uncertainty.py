@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import mean
 from typing import Any
 
 import torch
@@ -12,22 +13,32 @@ from zoo.diagnostics.mc_dropout import Uncertainty, ensemble, mc_dropout, single
 from zoo.evaluation.classifier import find_ood_images
 from zoo.study.claims.base import Claim, Finding, Form, Numbers, larger
 from zoo.study.claims.members import MEMBERS, Held, few_digits, groups, held_out, train_members
-from zoo.study.pictures import draw_points, new_figure
+from zoo.study.pictures import WIDTH, draw_points, new_figure
 
-RATES = (0.1, 0.5)
+RATES = (0.1, 0.3, 0.5)
 PASSES = (1, 10, 50)
+CHOOSING = 337  # held-out images by which a rate is chosen; the other 800 judge
+MC, ENSEMBLE = f"MC dropout, {PASSES[-1]} passes", f"ensemble of {MEMBERS}"  # and the drop rate
+Scores = dict[str, dict[str, list[float]]]
 
 
 def scored(known: Uncertainty, held: Held, unknown: Uncertainty | None) -> dict[str, float]:
-    """NLL, ECE, and how well the entropy tells errors, and out-of-distribution images."""
-    probabilities = known.mean.double()
-    wrong = probabilities.argmax(1) != held.labels
-    found = {"nll": nll(probabilities, held.labels), "ece": ece(probabilities, held.labels)}
-    if (errors := auroc(known.entropy, wrong)) is not None:
-        found["errors"] = errors
+    """NLL, ECE, and how well the entropy tells errors, and out-of-distribution images.
+
+    Of the images that judge; ``chosen/*`` are NLL, ECE and errors of those that choose.
+    """
+    found: dict[str, float] = {}
+    for prefix, part in (("chosen/", slice(CHOOSING)), ("", slice(CHOOSING, None))):
+        probabilities, labels = known.mean[part].double(), held.labels[part]
+        found[f"{prefix}nll"] = nll(probabilities, labels)
+        found[f"{prefix}ece"] = ece(probabilities, labels)
+        wrong = probabilities.argmax(1) != labels
+        if (errors := auroc(known.entropy[part], wrong)) is not None:
+            found[f"{prefix}errors"] = errors
     if unknown is not None:
-        entropy = torch.cat([known.entropy, unknown.entropy])
-        other = torch.arange(len(entropy)) >= len(known.entropy)
+        judging = known.entropy[CHOOSING:]
+        entropy = torch.cat([judging, unknown.entropy])
+        other = torch.arange(len(entropy)) >= len(judging)
         if (told := auroc(entropy, other)) is not None:
             found["ood"] = told
     return found
@@ -37,86 +48,107 @@ def measure(form: Form) -> Numbers:
     held = held_out()
     strange = find_ood_images("auto", few_digits(), 1000)
     images: Tensor | None = strange[1] if strange else None
-    ways: dict[str, dict[str, list[float]]] = {}
+    ways: Scores = {}
 
-    def add(name: str, known: Uncertainty, unknown: Uncertainty | None) -> None:
+    def add(name: str, predict: Any) -> None:
+        known, unknown = predict(held.images), None if images is None else predict(images)
         for kind, value in scored(known, held, unknown).items():
             ways.setdefault(name, {}).setdefault(kind, []).append(value)
 
     for rate in RATES:
-        members = train_members(
-            form, rate, MEMBERS * form.seeds if rate == RATES[-1] else form.seeds
-        )
-        firsts = members[:: MEMBERS if rate == RATES[-1] else 1]
-        for seed, network in enumerate(firsts):
+        members = train_members(form, rate, MEMBERS * form.seeds)
+        for seed, group in enumerate(groups(members, form.seeds)):
+            # Fewer passes of the highest rate, at which they differ most.
             for passes in PASSES if rate == RATES[-1] else PASSES[-1:]:
                 add(
-                    f"MC {rate}, {passes} passes",
-                    mc_dropout(network, held.images, passes, seed=seed),
-                    None if images is None else mc_dropout(network, images, passes, seed=seed),
+                    _mc(rate, passes),
+                    lambda x, g=group, p=passes, s=seed: mc_dropout(g[0], x, p, seed=s),
                 )
-            if rate == RATES[-1]:
-                unknown = None if images is None else single(network, images)
-                add("one forward", single(network, held.images), unknown)
-        if rate == RATES[-1]:
-            for group in groups(members, form.seeds):
-                unknown = None if images is None else ensemble(group, images)
-                add(f"ensemble of {MEMBERS}", ensemble(group, held.images), unknown)
+            add(f"one forward, drop rate {rate}", lambda x, g=group: single(g[0], x))
+            add(f"{ENSEMBLE}, drop rate {rate}", lambda x, g=group: ensemble(g, x))
     return {"ways": ways, "ood": strange[0] if strange else None}
 
 
+def _mc(rate: float, passes: int) -> str:
+    return f"MC dropout, {passes} pass{'es' if passes > 1 else ''}, drop rate {rate}"
+
+
+def best(ways: Scores, way: str, kind: str) -> str:
+    """Of a way, the rate whose score is the best on images that do not judge.
+
+    Of out-of-distribution images there are none to choose by; NLL chooses there.
+    """
+    score = "chosen/nll" if kind == "ood" else f"chosen/{kind}"
+    sign = -1 if kind == "errors" else 1
+    names = [f"{way}, drop rate {rate}" for rate in RATES]
+    names = [name for name in names if score in ways[name]]
+    return min(names, key=lambda name: sign * mean(ways[name][score]))
+
+
 def judge_all(numbers: Numbers) -> list[Finding]:
-    ways = numbers["ways"]
-    mc = ways[f"MC {RATES[-1]}, {PASSES[-1]} passes"]
-    few = ways[f"MC {RATES[-1]}, {PASSES[0]} passes"]
-    many = ways[f"ensemble of {MEMBERS}"]
+    ways: Scores = numbers["ways"]
+
+    def finding(says: str, what: str, kind: str, higher: bool, why: str = "") -> Finding:
+        mc, many = best(ways, MC, kind), best(ways, ENSEMBLE, kind)
+        rates = f"(drop rates {mc.rpartition(' ')[2]} and {many.rpartition(' ')[2]})"
+        if higher:
+            number = f"{what}, the ensemble's less MC dropout's {rates}"
+            return larger(says, number, ways[many][kind], ways[mc][kind], why=why)
+        number = f"{what}, MC dropout's less the ensemble's {rates}"
+        return larger(says, number, ways[mc][kind], ways[many][kind], why=why)
+
+    errors = {
+        way: ", ".join(f"{mean(ways[f'{way}, drop rate {rate}']['ece']):.3f}" for rate in RATES)
+        for way in (MC, ENSEMBLE)
+    }
+    depends = (
+        f"At drop rates of {', '.join(map(str, RATES))} the ECE of MC dropout is {errors[MC]}, "
+        f"that of the ensembles {errors[ENSEMBLE]}: which is less depends on the rate."
+    )
+    few, mc = ways[_mc(RATES[-1], PASSES[0])], ways[_mc(RATES[-1], PASSES[-1])]
     findings = [
-        larger(
-            "Ensembles are better than MC dropout.",
-            "NLL (nats), MC dropout's less the ensemble's",
-            mc["nll"],
-            many["nll"],
-        ),
-        larger(
-            "And better calibrated.",
-            "ECE, MC dropout's less the ensemble's",
-            mc["ece"],
-            many["ece"],
-        ),
+        finding("Ensembles predict better than MC dropout.", "NLL (nats)", "nll", False),
+        finding("They are better calibrated.", "ECE", "ece", False, depends),
+        finding("They tell errors better.", "AUROC of errors by entropy", "errors", True),
         larger(
             "More passes approximate better.",
-            f"NLL (nats), {PASSES[0]} pass less {PASSES[-1]}",
+            f"NLL (nats), {PASSES[0]} pass less {PASSES[-1]}, at {RATES[-1]}",
             few["nll"],
             mc["nll"],
         ),
     ]
-    if "ood" in many and "ood" in mc:
-        findings.append(
-            larger(
-                f"Ensembles tell images of {numbers['ood']} better.",
-                "AUROC of the entropy, the ensemble's less MC dropout's",
-                many["ood"],
-                mc["ood"],
-            )
-        )
+    if all("ood" in by for by in ways.values()):
+        says = f"They tell images of {numbers['ood']} better."
+        findings.append(finding(says, "AUROC by entropy", "ood", True))
     return findings
 
 
+KINDS = {
+    "nll": ("NLL (nats)", "lower is better"),
+    "ece": ("ECE", "lower is better"),
+    "errors": ("AUROC of errors", "higher is better"),
+}
+
+
 def draw(numbers: Numbers) -> Any:
-    kinds = {
-        "nll": "NLL (nats)",
-        "ece": "ECE",
-        "errors": "AUROC of errors",
-        "ood": f"AUROC of {numbers['ood']}",
-    }
-    logged = [k for k in kinds if all(k in by for by in numbers["ways"].values())]
-    figure, axes = new_figure(2, 2, 14, 9)
-    for axis, kind in zip(axes.flat, logged, strict=False):
-        values = {name: by[kind] for name, by in numbers["ways"].items()}
-        draw_points(axis, values, kinds[kind], "")
-    for axis in axes.flat[len(logged) :]:
-        axis.set_axis_off()
+    ways: Scores = numbers["ways"]
+    figure, axes = new_figure(1, len(KINDS), WIDTH, 0.5 * len(ways) + 1.2, sharey=True)
+    order = sorted(ways, key=lambda name: name.rpartition(", drop rate")[0])
+    for axis, (kind, (unit, title)) in zip(axes.flat, KINDS.items(), strict=True):
+        values = {name.replace(", drop", "\ndrop"): ways[name][kind] for name in order}
+        draw_points(axis, values, unit, title)
     return figure
+
+
+def message(numbers: Numbers) -> str:
+    ways: Scores = numbers["ways"]
+    mc, many = best(ways, MC, "ece"), best(ways, ENSEMBLE, "ece")
+    scores = {name: mean(ways[name]["ece"]) for name in (mc, many)}
+    losses = [mean(ways[best(ways, way, "nll")]["nll"]) for way in (MC, ENSEMBLE)]
+    return (
+        f"Calibration error (ECE) at the best drop rates: {MEMBERS} networks {scores[many]:.1%}, "
+        f"MC dropout {scores[mc]:.1%}; NLL {losses[1]:.3f} against {losses[0]:.3f} nats"
+    )
 
 
 CLAIM = Claim(
@@ -125,4 +157,5 @@ CLAIM = Claim(
     measure,
     judge_all,
     draw,
+    message,
 )
