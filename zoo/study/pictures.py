@@ -175,7 +175,8 @@ def draw_panels(groups: Mapping[str, Sequence[Run]], kind: str, title: str) -> A
         above = axes.flat[place - columns]  # the last of its column
         above.tick_params(labelbottom=True)
         above.set_xlabel("epoch")
-    axes.flat[0].legend()
+    if drawn := [axis for axis in axes.flat if axis.lines]:  # not that of a run that has no curve
+        drawn[0].legend()
     values = [
         value
         for runs in groups.values()
