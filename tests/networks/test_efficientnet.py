@@ -99,7 +99,7 @@ def test_the_small_preset_is_the_recipes() -> None:
         ({"stages": [[4, 8, 2, 4, 1]]}, "a kernel of 4 has no middle"),
         ({"stem_stride": 0}, "stem_stride is 0"),
         ({"depth": 0}, "above 0"),
-        ({"fused": 8}, "fused is 8: the network has 7 stages"),
+        ({"fused": 8}, "fused is 8: of stages, give 0 to 7"),
         ({"drop_rate": 1.5}, "drop_rate is 1.5"),
         ({"drop_path_rate": -1}, "drop_path_rate is -1"),
         ({"in_channels": 0}, "at least 1"),

@@ -212,7 +212,7 @@ def test_the_score_depends_on_the_class() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 30}, "image_size 30 cannot be halved 2 times"),
+        ({"image_size": 30}, "image_size is 30: give a multiple of 4"),
         ({"latent_size": 0}, "latent_size is 0"),
         ({"num_classes": 0}, "num_classes is 0: a conditional GAN needs at least 1"),
         ({"feature_size": 0}, "feature_size is 0"),

@@ -22,7 +22,6 @@ from typing import Any, TypedDict, Unpack
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from zoo.core.text import counted
 from zoo.networks.base import JOINS_PREVIOUS, ImageNetwork, check_rates, check_sizes
 from zoo.networks.initializers import init_he
 from zoo.networks.layers import conv1x1
@@ -214,7 +213,7 @@ class EfficientNet(ImageNetwork):
         if even:
             raise ValueError(f"stages: a kernel of {even[0]} has no middle: give an odd one")
         if not 0 <= fused <= len(stages):
-            raise ValueError(f"fused is {fused}: the network has {counted(len(stages), 'stage')}")
+            raise ValueError(f"fused is {fused}: of stages, give 0 to {len(stages)}")
         if width <= 0 or depth <= 0:
             raise ValueError(f"width {width} and depth {depth} must be above 0")
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from zoo.core.text import counted
 from zoo.networks.base import Network, check_sizes
 from zoo.networks.fast import PooledConv2d
 from zoo.networks.initializers import init_xavier
@@ -154,7 +153,7 @@ class Generator(Network):
         if coarse_blocks < 0:
             raise ValueError(f"coarse_blocks is {coarse_blocks}: it cannot be negative")
         if image_size % 2**blocks:
-            raise ValueError(f"image_size {image_size} cannot be halved {counted(blocks, 'time')}")
+            raise ValueError(f"image_size is {image_size}: give a multiple of {2**blocks}")
         self.num_classes, self.latent_size = num_classes, latent_size
         self.class_latents = class_latents
         self.side = image_size // 2**blocks

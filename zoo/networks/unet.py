@@ -20,7 +20,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.core.text import counted
 from zoo.networks.base import ImageNetwork, check_choice, check_rates, check_sizes
 from zoo.networks.initializers import init_he
 
@@ -116,10 +115,8 @@ class UNet(ImageNetwork):
             ValueError: height or width is not a multiple of ``2 ** depth``.
         """
         if x.shape[2] % 2**self.depth or x.shape[3] % 2**self.depth:
-            raise ValueError(
-                f"an image of {x.shape[2]} × {x.shape[3]} cannot be halved "
-                f"{counted(self.depth, 'time')}"
-            )
+            sides = f"{x.shape[2]} × {x.shape[3]}"
+            raise ValueError(f"an image of {sides}: both must be multiples of {2**self.depth}")
         kept = []
         for level, block in enumerate(self.down):
             x = self.run(block, self.pool(x) if level else x)
