@@ -51,6 +51,7 @@ def fit(
     epochs: int,
     seed: int,
     lr: float = 1e-3,
+    validate_every: int = 1,
     **options: Any,
 ) -> Fitted:
     """Trains a classifier at a constant rate, by AdamW without weight decay.
@@ -61,11 +62,12 @@ def fit(
         epochs: over them.
         seed: of the order of images, and of dropout.
         lr: learning rate.
+        validate_every: epochs from one validation to the next.
         options: further arguments of the task.
     """
     settings: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 0.0, "warmup": 0.0}
     task = ImageClassifier(network, lr=lr, **{**settings, "schedule": "constant", **options})
-    return train(task, data, epochs=epochs, seed=seed)
+    return train(task, data, epochs=epochs, seed=seed, check_val_every_n_epoch=validate_every)
 
 
 def train(task: Task, data: DataModule, *, epochs: int, seed: int, **trainer: Any) -> Fitted:

@@ -151,6 +151,13 @@ def test_mismatch_needs_classes() -> None:
         GAN(networks.SNGAN(1, 1, 8, 16, 8, 8, 1), mismatch=1.0)
 
 
+def test_a_network_without_classes_is_refused() -> None:
+    network = networks.SNGAN(1, 1, 8, 16, 8, 8, 1)
+    network.num_classes = 0  # as a user's own may have it
+    with pytest.raises(UserError, match="a GAN's network has 0 classes: it needs at least one"):
+        GAN(network)
+
+
 def test_another_class_is_any_but_the_images_own() -> None:
     task = small(mismatch=1.0)
     labels = torch.arange(10).repeat_interleave(200)

@@ -8,26 +8,17 @@ from typing import Any
 from torch import nn
 
 from zoo.data.images import LabeledImages
-from zoo.study.fitting import Fitted, train
-from zoo.tasks.image_classifier import ImageClassifier
+from zoo.study.fitting import Fitted, fit
 
 
 def fit_once(
-    network: nn.Module,
-    data: LabeledImages,
-    *,
-    epochs: int,
-    seed: int,
-    lr: float = 1e-3,
-    **options: Any,
+    network: nn.Module, data: LabeledImages, *, epochs: int, seed: int, **options: Any
 ) -> Fitted:
-    """Trains as ``zoo.study.fitting.fit`` does, and validates after the last epoch only.
+    """Trains as ``fit`` does, and validates after the last epoch only.
 
     On few images validation takes longer than training.
     """
-    settings: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 0.0, "warmup": 0.0}
-    task = ImageClassifier(network, lr=lr, **{**settings, "schedule": "constant", **options})
-    return train(task, data, epochs=epochs, seed=seed, check_val_every_n_epoch=epochs)
+    return fit(network, data, epochs=epochs, seed=seed, validate_every=epochs, **options)
 
 
 def replace_dropout(network: nn.Module, make: Callable[[float], nn.Module]) -> nn.Module:

@@ -51,7 +51,8 @@ class GAN(LatentSampler):
     collapsed) and ``lr``.
 
     Args:
-        network: with ``generator``, ``discriminator``, ``latent_size`` and ``num_classes``.
+        network: with ``generator``, ``discriminator``, ``latent_size`` and ``num_classes``, which
+            is at least 1.
         optimizer: optimizer of both networks: ``adam``, ``muon``, or another of timm's.
         lr: peak learning rate, or two of them: the generator's and the discriminator's (Heusel et
             al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
@@ -121,6 +122,11 @@ class GAN(LatentSampler):
             channels_last=channels_last,
             record=record,
         )
+        if self.network.num_classes < 1:
+            raise UserError(
+                f"a GAN's network has {self.network.num_classes} classes: it needs at least one, "
+                "which all images may have"
+            )
         if mismatch < 0 or (mismatch and self.network.num_classes < 2):
             raise UserError(
                 f"model.mismatch is {mismatch}: it cannot be negative, and needs two classes"
