@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from zoo.checkpoints.card import form_of
 from zoo.study.runs import Run, is_free
+from zoo.study.verdicts import standard_error
 
 Groups = Mapping[str, Sequence[Run]]
 # What a run's record says beside metrics: label, key, divided by, form.
@@ -60,9 +61,8 @@ def spread(values: Sequence[float], metric: str) -> str:
     if not values:
         return "-"
     form = form_of(metric)
-    if len(values) == 1:
-        return f"{values[0]:{form}}"
-    return f"{mean(values):{form}} ± {stdev(values) / len(values) ** 0.5:{form}}"
+    error = standard_error(values)
+    return f"{mean(values):{form}}" + ("" if error is None else f" ± {error:{form}}")
 
 
 def table(heading: Sequence[str], rows: Mapping[str, Sequence[Any]]) -> list[str]:

@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from zoo.study.runs import Run
+from zoo.study.verdicts import standard_error
 
 # From dark to light, the lightness L* (CIE 1976) growing by about ten from each to the next, so
 # that greys differ; neighbors differ in blue against orange, which color blindness leaves.
@@ -117,7 +118,7 @@ def draw_over(
 
 def _error(values: Sequence[float]) -> float:
     """Twice the standard error over seeds; 0 to draw where there is one."""
-    return 2 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return 2 * (standard_error(values) or 0.0)
 
 
 def finish(axis: Any, x: str, y: str, title: str = "") -> None:

@@ -14,6 +14,11 @@ Verdict = Literal[
 ]
 
 
+def standard_error(values: Sequence[float]) -> float | None:
+    """That of a mean over seeds; None of one, whose spread is not known."""
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+
+
 def difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, float | None]:
     """The difference of two means over seeds, and its standard error.
 

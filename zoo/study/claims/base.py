@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from zoo import registry
@@ -18,7 +18,7 @@ from zoo.core.text import counted
 from zoo.runs.summary import processor, versions
 from zoo.study.catalog import CLAIMS
 from zoo.study.pictures import large_type, set_title
-from zoo.study.verdicts import Verdict, difference, judge
+from zoo.study.verdicts import Verdict, difference, judge, standard_error
 
 Numbers = dict[str, Any]  # JSON values
 
@@ -320,7 +320,7 @@ def larger(
         why = f"The interval reaches over {least:g}: more seeds would tell."
     elif least and not why:
         why = f"The difference is less than {least:g}, by more than seeds differ."
-    return Finding(says, number, gap, *_around(gap, error), verdict, why)
+    return Finding(says, number, gap, *around(gap, error), verdict, why)
 
 
 def alike(
@@ -338,7 +338,7 @@ def alike(
         why = f"The interval reaches over the margin of {margin:g}: more seeds would tell."
     elif not why:
         why = f"The difference is larger than {margin:g}, by more than seeds differ."
-    return Finding(says, number, gap, *_around(gap, error), verdict, why)
+    return Finding(says, number, gap, *around(gap, error), verdict, why)
 
 
 def within(
@@ -359,7 +359,7 @@ def within(
     elif not why:
         why = "It lies on the other side of the bound, by more than seeds differ."
     middle = mean(values)
-    return Finding(says, number, middle, *_around(middle, standard_error(values)), verdict, why)
+    return Finding(says, number, middle, *around(middle, standard_error(values)), verdict, why)
 
 
 def exactly(says: str, number: str, value: float, holds: bool, why: str = "") -> Finding:
@@ -369,12 +369,8 @@ def exactly(says: str, number: str, value: float, holds: bool, why: str = "") ->
     return Finding(says, number, value, None, None, verdict, why, exact=True)
 
 
-def standard_error(values: Sequence[float]) -> float | None:
-    """That of a mean over seeds; None of one, whose spread is not known."""
-    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-
-
-def _around(value: float, error: float | None) -> tuple[float | None, float | None]:
+def around(value: float, error: float | None) -> tuple[float | None, float | None]:
+    """The interval of a value, twice its error each way; none where the error is not known."""
     return (None, None) if error is None else (value - 2 * error, value + 2 * error)
 
 

@@ -15,7 +15,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from zoo.data.digits import Digits
 from zoo.networks.convnet import ConvNet
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, larger
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, around, larger
 from zoo.study.claims.fits import fit_once
 from zoo.study.fitting import build
 from zoo.study.pictures import draw_points, new_mosaic
@@ -160,8 +160,7 @@ def rarer(says: str, number: str, often: Sequence[bool], rarely: Sequence[bool])
     known = min(len(often), len(rarely)) > 1
     terms = [p * (1 - p) / (len(runs) + 2) for p, runs in zip(added, (often, rarely), strict=True)]
     error = math.sqrt(sum(terms)) if known else None
-    low, high = (None, None) if error is None else (gap - 2 * error, gap + 2 * error)
-    return Finding(says, number, gap, low, high, judge(gap, error))
+    return Finding(says, number, gap, *around(gap, error), judge(gap, error))
 
 
 def judge_all(numbers: Numbers) -> list[Finding]:

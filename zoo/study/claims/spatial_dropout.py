@@ -13,11 +13,11 @@ from zoo.data.digits import Digits
 from zoo.networks.convnet import ConvNet
 from zoo.networks.preact_resnet import PreActResNet
 from zoo.networks.unet import UNet
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, alike, larger, standard_error
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, alike, larger
 from zoo.study.claims.fits import fit_once, replace_dropout
 from zoo.study.fitting import build, train
 from zoo.study.pictures import WIDTH, draw_points, new_figure
-from zoo.study.verdicts import joined, judge
+from zoo.study.verdicts import joined, judge, standard_error
 from zoo.tasks.segmenter import Segmenter
 
 RATE = 0.2
