@@ -1,4 +1,4 @@
-"""Pictures that a teacher shows: large type, colors that survive grey printing, bands, units."""
+"""Pictures that a teacher shows: large type, colors that survive gray printing, bands, units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zoo.study.runs import Run
 from zoo.study.verdicts import standard_error
 
 # From dark to light, the lightness L* (CIE 1976) growing by about ten from each to the next, so
-# that greys differ; neighbors differ in blue against orange, which color blindness leaves.
+# that grays differ; neighbors differ in blue against orange, which color blindness leaves.
 COLORS = ("#000000", "#5E1A0A", "#0A4A8F", "#B03A00", "#0B84C4", "#CC79A7", "#E69F00", "#8FD3D8")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
