@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 import zoo
 from zoo import networks
 from zoo.data import Batches, Digits
 from zoo.errors import UserError
-from zoo.tasks import ImageClassifier
+from zoo.tasks import ImageClassifier, Task
 from zoo.tasks.finetuning import FreezeUntil, prepare
 
 
@@ -155,6 +155,56 @@ def test_finetune_takes_a_network_of_somebody_elses() -> None:
     assert not task.training
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert task.predict_step(torch.randn(2, 1, 8, 8), 0).shape == (2, 10)
+
+
+def used(task: Task, **settings: Any) -> tuple[str, set[float], set[float]]:
+    """The optimizer's name, and its rates and decays, in a fit of one epoch at a constant rate."""
+    seen: list[torch.optim.Optimizer] = []
+
+    class Spy(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            seen.extend(trainer.optimizers)
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "callbacks": [Spy()]}
+    zoo.finetune(task, digits(50), max_epochs=1, trainer=quiet, **settings)
+    (optimizer,) = seen
+    groups = optimizer.param_groups
+    decays = {group["weight_decay"] for group in groups}
+    return type(optimizer).__name__, {group["initial_lr"] for group in groups}, decays
+
+
+def own_task() -> ImageClassifier:
+    torch.manual_seed(0)
+    network = networks.ConvNet(10, 1, size="small")
+    return ImageClassifier(
+        network, optimizer="sgd", lr=0.03, weight_decay=0.2, optimizer_args={"nesterov": False}
+    )
+
+
+def test_finetune_keeps_the_settings_of_a_task() -> None:
+    assert used(own_task()) == ("SGD", {0.03}, {0.0, 0.2})
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"lr": 0.004}, ("SGD", {0.004}, {0.0, 0.2})),
+        ({"weight_decay": 0.0}, ("SGD", {0.03}, {0.0})),
+        ({"optimizer": "adamw", "lr": 0.001}, ("AdamW", {0.001}, {0.0, 0.2})),
+    ],
+)
+def test_finetune_obeys_settings_given_with_a_task(settings: Any, expected: Any) -> None:
+    task = own_task()
+    assert used(task, **settings) == expected
+    assert {name: task.hparams[name] for name in settings} == settings
+
+
+def test_finetune_refuses_a_rate_that_cannot_be() -> None:
+    with pytest.raises(UserError, match="lr is 0"):
+        zoo.finetune(own_task(), digits(50), lr=0)
+    gan = zoo.load("gan_fmnist")
+    with pytest.raises(UserError, match="lr: GAN has optimizers of its own"):
+        zoo.finetune(gan, digits(50), lr=0.001)
 
 
 def test_finetune_merges_lora_into_plain_weights() -> None:

@@ -63,6 +63,7 @@ def test_a_compiled_network_is_saved_under_the_names_of_its_weights(tmp_path: Pa
     trainer = Trainer(enable_checkpointing=False, **QUIET)
     trainer.fit(task, datamodule=Digits())
     trainer.save_checkpoint(tmp_path / "x.ckpt")
-    again = zoo.load(tmp_path / "x.ckpt")
-    images = torch.randn(2, 1, 8, 8)
-    assert torch.equal(again(images), task.eval().network.forward(images))
+    again = zoo.load(tmp_path / "x.ckpt").network.state_dict()
+    assert list(again) == list(plain.state_dict())
+    for name, value in plain.state_dict().items():
+        assert torch.equal(again[name], value), name

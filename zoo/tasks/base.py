@@ -102,10 +102,7 @@ class Task(LightningModule):
         compiled = getattr(network, "_orig_mod", None)
         if isinstance(compiled, nn.Module):  # by torch.compile, which renames the weights
             network, compile = compiled, True
-        if lr <= 0:
-            raise UserError(f"model.lr is {lr}: it must be positive")
-        if weight_decay < 0:
-            raise UserError(f"model.weight_decay is {weight_decay}: it cannot be negative")
+        _check_optimizer(lr, weight_decay)
         if warmup < 0:
             raise UserError(f"model.warmup is {warmup}: it cannot be negative")
         if not 0 <= final_lr <= 1:
@@ -377,6 +374,30 @@ class Task(LightningModule):
         fitting = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
         return [EMA(self.ema_decay)] if fitting and self.ema_decay is not None else []
 
+    def change_settings(self, **settings: Any) -> None:
+        """Gives a loaded task other settings of its optimizer than it was trained with.
+
+        Args:
+            settings: any of ``optimizer``, ``lr`` and ``weight_decay``; another optimizer than the
+                task's own has none of its ``optimizer_args``.
+
+        Raises:
+            UserError: one is out of range, or the task has optimizers of its own.
+        """
+        if settings and type(self).make_optimizer is not Task.make_optimizer:
+            raise UserError(
+                f"{', '.join(settings)}: {type(self).__name__} has optimizers of its own, which its "
+                "constructor sets"
+            )
+        _check_optimizer(
+            settings.get("lr", self.lr), settings.get("weight_decay", self.weight_decay)
+        )
+        if settings.get("optimizer", self.optimizer) != self.optimizer:
+            settings["optimizer_args"] = None
+        for name, value in settings.items():
+            setattr(self, name, value)
+            self.hparams[name] = value
+
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Makes the optimizer, without a trainer."""
         return make_optimizer(
@@ -504,6 +525,13 @@ class Task(LightningModule):
         return super().load_from_checkpoint(
             path, map_location, hparams_file, strict, weights_only, **kwargs
         )
+
+
+def _check_optimizer(lr: float, weight_decay: float) -> None:
+    if lr <= 0:
+        raise UserError(f"model.lr is {lr}: it must be positive")
+    if weight_decay < 0:
+        raise UserError(f"model.weight_decay is {weight_decay}: it cannot be negative")
 
 
 def _is_last_batch(trainer: Any) -> bool:

@@ -118,9 +118,9 @@ def finetune(
     data: LightningDataModule | Iterable[Any],
     *,
     max_epochs: int = 10,
-    lr: float = 1e-3,
-    optimizer: str = "adamw",
-    weight_decay: float = 0.05,
+    lr: float | None = None,
+    optimizer: str | None = None,
+    weight_decay: float | None = None,
     freeze: str = NOTHING,
     unfreeze_epoch: int | None = None,
     layer_decay: float | None = None,
@@ -130,11 +130,11 @@ def finetune(
     """Fine-tunes a trained network, ours or any other.
 
     Args:
-        model: a task, as ``zoo.load`` returns it, with its own settings; or any image network with
-            logits out, with the settings ``lr``, ``optimizer`` and ``weight_decay``.
+        model: a task, as ``zoo.load`` returns it; or any image network with logits out.
         data: a data module, or batches (images, labels), normalized.
         max_epochs: number of epochs.
-        lr, optimizer, weight_decay: settings of a network that is not a task.
+        lr, optimizer, weight_decay: by default a task's own, and 1e-3, ``adamw`` and 0.05 of a
+            network; another optimizer than a task's own has none of its ``optimizer_args``.
         freeze, unfreeze_epoch, layer_decay, lora_rank: as ``prepare`` takes them.
         trainer: further arguments of Lightning's Trainer.
 
@@ -142,18 +142,26 @@ def finetune(
         The task in evaluation mode; LoRA matrices are merged into its weights.
 
     Raises:
-        UserError: a part to freeze does not exist, or the settings contradict each other.
+        UserError: a part to freeze does not exist, a setting is out of range, or two contradict
+            each other.
     """
-    task = (
-        model
-        if isinstance(model, Task)
-        else ImageClassifier(model, optimizer=optimizer, lr=lr, weight_decay=weight_decay)
-    )
+    settings: dict[str, Any] = {
+        "lr": lr,
+        "optimizer": optimizer,
+        "weight_decay": weight_decay,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    if isinstance(model, Task):
+        task = model
+        task.change_settings(**given)
+    else:
+        usual = {"lr": 1e-3, "optimizer": "adamw", "weight_decay": 0.05}
+        task = ImageClassifier(model, **{**usual, **given})
     callbacks = prepare(task, freeze, unfreeze_epoch, layer_decay, lora_rank)
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
-    settings = {**quiet, "max_epochs": max_epochs, **(trainer or {})}
-    settings["callbacks"] = [*callbacks, *(settings.get("callbacks") or [])]
-    fit = Trainer(**settings)
+    arguments = {**quiet, "max_epochs": max_epochs, **(trainer or {})}
+    arguments["callbacks"] = [*callbacks, *(arguments.get("callbacks") or [])]
+    fit = Trainer(**arguments)
     if isinstance(data, LightningDataModule):
         fit.fit(task, datamodule=data)
     else:
