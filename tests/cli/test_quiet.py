@@ -25,7 +25,7 @@ def test_notices_are_left_out_and_messages_stay(caplog: pytest.LogCaptureFixture
         for message in (
             "`Trainer.fit` stopped: No training batches.",
             "Restored all states from the checkpoint at last.ckpt",
-            "model.record: steps run as they are written: it",
+            "model.record: the step is not recorded: it",
         ):
             rank_zero_info(message)
     assert len(caplog.records) == 3

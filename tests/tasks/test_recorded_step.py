@@ -245,12 +245,15 @@ def test_a_training_step_of_ones_own_is_not_recorded() -> None:
     assert recorded_step.obstacle(bare("GAN"), fake_trainer()) is None
 
 
-def test_auto_says_nothing_on_a_cpu_and_true_raises(
+def test_auto_says_why_a_cpu_does_not_record_and_true_raises(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     case = TASKS["ImageClassifier"]
     run(case, tmp_path, "auto", max_steps=1)
-    assert "record" not in caplog.text
+    (line,) = [text for text in caplog.messages if "record" in text]
+    assert line.endswith("the step is not recorded: it runs on cpu, and only a CUDA device records")
+    run(case, tmp_path, False, max_steps=1)
+    assert sum("record" in text for text in caplog.messages) == 1
     with pytest.raises(UserError, match=r"model\.record true: .* it runs on cpu, and only a CUDA"):
         run(case, tmp_path, True, max_steps=1)
 
@@ -296,7 +299,7 @@ def test_a_step_that_decides_in_python_runs_as_it_is_written(
 
     found, expected = fit("auto"), fit(False)
     assert not recorded_on_the_cpu
-    assert caplog.text.count("steps run as they are written: it") == 1
+    assert caplog.text.count("the step is not recorded: it ") == 1
     assert reason in caplog.text
     torch.testing.assert_close(found.state_dict(), expected.state_dict())
     with pytest.raises(UserError, match=f"cannot be recorded: .*{reason}"):

@@ -67,8 +67,8 @@ class Task(LightningModule):
         ema_decay: of the averaged weights; None for no average.
         channels_last: memory format of images and filters.
         compile: compiles the network by torch.compile.
-        record: whether a training step is recorded as a CUDA graph: ``auto`` where it can be, with
-            one line that says why not on a CUDA device; true raises where it cannot; false never.
+        record: whether a training step is recorded as a CUDA graph: ``auto`` where it can be, and
+            else one line says why not; true raises where it cannot; false never.
 
     Raises:
         UserError: an argument is out of range.
@@ -290,7 +290,7 @@ class Task(LightningModule):
             UserError: ``record`` is true, and it cannot be.
         """
         insists = self.record is True
-        if self.record is False or (not insists and self.device.type != recorded_step.DEVICE):
+        if self.record is False:
             return None
         if (reason := recorded_step.obstacle(self, self.trainer)) is not None:
             recorded_step.refuse(reason, insists)
@@ -386,8 +386,8 @@ class Task(LightningModule):
         """
         if settings and type(self).make_optimizer is not Task.make_optimizer:
             raise UserError(
-                f"{', '.join(settings)}: {type(self).__name__} has optimizers of its own, which its "
-                "constructor sets"
+                f"{', '.join(settings)}: {type(self).__name__} has optimizers of its own, set "
+                "by its constructor"
             )
         _check_optimizer(
             settings.get("lr", self.lr), settings.get("weight_decay", self.weight_decay)

@@ -167,7 +167,7 @@ def refuse(reason: str, insists: bool) -> None:
         raise UserError(
             f"model.record true: the step cannot be recorded: {reason}; or set model.record auto"
         )
-    rank_zero_info(f"model.record: steps run as they are written: {reason}")
+    rank_zero_info(f"model.record: the step is not recorded: {reason}")
 
 
 def capture(
