@@ -33,8 +33,8 @@ ARMS = {
 
 
 def measure(form: Form) -> Numbers:
-    characters, width, depth, length = (15_000, 64, 2, 32) if form.quick else (200_000, 192, 4, 64)
-    passes = 25 if form.quick else 20
+    characters, width, depth, length = (15_000, 64, 2, 32) if form.quick else (40_000, 96, 3, 64)
+    passes = 25 if form.quick else 50
     shakespeare = Shakespeare(context_length=length)
     shakespeare.prepare_data()
     loss: dict[str, list[float]] = {}
