@@ -1,5 +1,7 @@
 """50 MC dropout samples of timm's resnet18 with a dropped head, against one forward and peers.
 
+Then an ensemble of five resnet18, at once and one after another.
+
 torch-uncertainty, 0.13 or later, is compared where it is installed.
 """
 
@@ -8,13 +10,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import timm
 import torch
 
 import zoo
+from zoo.diagnostics import mc_dropout as module
 
-ROUNDS, SAMPLES = 5, 50
+ROUNDS, SAMPLES, MEMBERS = 5, 50, 5
 
 
 def main() -> None:
@@ -64,6 +68,27 @@ def main() -> None:
     for name, measured in times.items():
         median = statistics.median(measured)
         print(f"{name:34} {1000 * median:8.1f} ms, {median / one:6.2f} forwards")
+    compare_ensembles()
+
+
+def compare_ensembles() -> None:
+    """An ensemble one network after another, and at once by vmap over stacked weights."""
+    torch.manual_seed(0)
+    members = [timm.create_model("resnet18", num_classes=10).eval() for _ in range(MEMBERS)]
+    images = torch.randn(32, 3, 128, 128)
+    times: dict[str, list[float]] = {"one after another": [], "at once": []}
+    for turn in range(ROUNDS + 1):
+        # What is no device's name lets none stack.
+        for name, device in zip(times, ("none", "cpu"), strict=True):
+            with mock.patch.object(module, "STACKS", device):
+                start = time.perf_counter()
+                zoo.ensemble(members, images)
+            if turn >= 1:
+                times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(measured) for name, measured in times.items()}
+    for name, median in medians.items():
+        ratio = median / medians["one after another"]
+        print(f"ensemble of {MEMBERS}, {name:19} {1000 * median:8.1f} ms, {ratio:.2f}")
 
 
 if __name__ == "__main__":

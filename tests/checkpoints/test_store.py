@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -220,3 +221,27 @@ def test_a_fine_tuned_model_is_saved_and_loaded_again(tmp_path: Path) -> None:
     images = torch.randn(2, 1, 28, 28)
     assert torch.equal(again(images), model.eval()(images))
     assert again.data_info["name"] == "Digits"
+
+
+@needs_fashion_mnist
+def test_every_channel_of_the_shipped_convnet_is_active_on_some_image() -> None:
+    """Former weights had 85 of the last convolution's 192 channels at zero throughout."""
+    task, data = zoo.load("convnet_fmnist"), FashionMNIST()
+    images = data.normalize(next(data.plain("test", 2000))[0])
+    largest: dict[str, torch.Tensor] = {}
+
+    def look(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
+            seen = output.amax((0, 2, 3))
+            largest[name] = torch.maximum(seen, largest.get(name, seen))
+
+        return hook
+
+    for name, module in task.network.named_modules():
+        if isinstance(module, nn.ReLU) and name.startswith("stages"):
+            module.register_forward_hook(look(name))
+    with torch.inference_mode():
+        for part in images.split(500):
+            task.network(part)
+    assert len(largest) == 6
+    assert all((seen > 0).all() for seen in largest.values())

@@ -15,6 +15,7 @@ import zoo
 from tests.conftest import needs_fashion_mnist
 from tests.data.test_image_folder import paint
 from zoo import recipes
+from zoo.cli import trainer
 
 DIGITS = ("--recipe", "resnet_digits", "--model.network.width", "8")
 SHORT = ("fit", *DIGITS, "--trainer.max_epochs", "2")
@@ -361,3 +362,17 @@ def test_four_epochs_of_the_main_recipe(zoo_cli) -> None:
     assert result.code == 0, result.err
     facts = json.loads(Path("runs/resnet_fmnist/version_0/run.json").read_text())
     assert facts["metrics"]["test/accuracy"] > 0.91
+
+
+@pytest.mark.parametrize(("available", "expected"), [(True, "high"), (False, "highest")])
+def test_a_cuda_device_multiplies_on_its_tensor_cores(
+    available: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    try:
+        torch.set_float32_matmul_precision("highest")
+        trainer.use_tensor_cores()
+        assert torch.get_float32_matmul_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -584,6 +584,37 @@ def test_like_networks_run_at_once_where_that_gives_the_same() -> None:
     assert zoo.ensemble(members(1.0, 2.0), x).mean.shape == (4, 5)
 
 
+def test_an_ensemble_on_a_gpu_runs_like_networks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    models = [Scaled(1.0, decides=False).eval() for _ in range(3)]
+    x = image(12)
+    expected = zoo.ensemble(models, x)  # on a CPU one after another
+    taken: list[bool] = []
+
+    def spy(*arguments: Any) -> Any:
+        found = at_once(*arguments)
+        taken.append(found is not None)
+        return found
+
+    at_once = module._at_once
+    monkeypatch.setattr(module, "_at_once", spy)
+    monkeypatch.setattr(module, "STACKS", "cpu")
+    found = zoo.ensemble(models, x)
+    assert taken == [True]
+    torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.mutual_information, expected.mutual_information)
+    other = [*models[:2], Scaled(2.0, decides=False).eval()]  # the factor is no weight
+    torch.testing.assert_close(
+        zoo.ensemble(other, x).mean,
+        torch.stack([model(x).softmax(1) for model in other]).mean(0),
+        rtol=0,
+        atol=1e-6,
+    )
+    assert taken == [True, False]
+    assert zoo.ensemble([models[0], nn.Sequential(models[1])], x).mean.shape == (4, 5)
+    assert taken == [True, False]  # not alike
+
+
 def test_networks_are_alike_by_modules_and_shapes() -> None:
     alike = module._alike
     assert alike([nn.Linear(8, 3), nn.Linear(8, 3)])

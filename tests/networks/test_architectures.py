@@ -34,5 +34,4 @@ def test_it_imports_what_all_share_and_no_other_architecture(name: str) -> None:
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     ours = {module for module in modules if module.startswith("zoo")}
-    allowed = SHARED | ({"stems"} if name == "vit" else set())
-    assert ours <= {f"zoo.networks.{shared}" for shared in allowed}
+    assert ours <= {f"zoo.networks.{shared}" for shared in SHARED}

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
+from zoo.networks import fast
 from zoo.networks.fast import (
     FastDropout,
     PooledConv2d,
@@ -126,21 +127,52 @@ def test_a_convolution_joined_with_pooling_is_the_two_of_them(size: tuple[int, i
         torch.testing.assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("sees", ["all", "causal", "mask"])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_attention_is_torchs_whichever_way_it_is_computed(causal: bool, kv_heads: int) -> None:
+def test_attention_is_torchs_whichever_way_it_is_computed(sees: str, kv_heads: int) -> None:
     torch.manual_seed(0)
-    q = torch.randn(2, 4, 9, 8, requires_grad=True)
-    k, v = torch.randn(2, 2, kv_heads, 9, 8, requires_grad=True).unbind(0)
+    inputs = [torch.randn(2, heads, 9, 8, requires_grad=True) for heads in (4, kv_heads, kv_heads)]
+    mask = torch.rand(9, 9) < 0.5
+    mask |= torch.eye(9, dtype=torch.bool)  # each query sees a key
+    causal, mask = sees == "causal", mask if sees == "mask" else None
     expected = nn.functional.scaled_dot_product_attention(
-        q, k, v, is_causal=causal, enable_gqa=kv_heads != 4
+        *inputs, mask, is_causal=causal, enable_gqa=kv_heads != 4
     )
+    theirs = torch.autograd.grad(expected.square().sum(), inputs)
     for dtype, tolerance in ((torch.float64, 1e-5), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
-        ours = attend(q.to(dtype), k.to(dtype), v.to(dtype), causal=causal)
+        ours = attend(*(x.to(dtype) for x in inputs), causal=causal, mask=mask)
         torch.testing.assert_close(ours.float(), expected, atol=tolerance, rtol=tolerance)
-        (gradient,) = torch.autograd.grad(ours.float().square().sum(), q)
-        (theirs,) = torch.autograd.grad(expected.square().sum(), q, retain_graph=True)
-        torch.testing.assert_close(gradient, theirs, atol=5 * tolerance, rtol=5 * tolerance)
+        gradients = torch.autograd.grad(ours.float().square().sum(), inputs)
+        for got, wanted in zip(gradients, theirs, strict=True):
+            torch.testing.assert_close(got, wanted, atol=5 * tolerance, rtol=5 * tolerance)
+
+
+@pytest.mark.parametrize("sees", ["all", "causal", "mask"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_attention_that_drops_is_the_plain_formula(
+    sees: str, kv_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the mask of dropout known, values and gradients in float64 are the definition's."""
+    torch.manual_seed(0)
+    inputs = [
+        torch.randn(2, heads, 9, 8, dtype=torch.float64, requires_grad=True)
+        for heads in (4, kv_heads, kv_heads)
+    ]
+    kept = (torch.rand(2, 4, 9, 9, dtype=torch.float64) < 0.7) / 0.7
+    monkeypatch.setattr(fast, "dropout", lambda x, rate: x * kept)
+    mask = torch.rand(9, 9) < 0.5
+    mask |= torch.eye(9, dtype=torch.bool)
+    seen = {"all": None, "causal": torch.ones(9, 9, dtype=torch.bool).tril(), "mask": mask}[sees]
+    ours = attend(*inputs, 0.3, sees == "causal", mask if sees == "mask" else None)
+    q, k, v = inputs
+    k, v = (x.repeat_interleave(4 // kv_heads, dim=1) for x in (k, v))
+    scores = torch.einsum("bhtd,bhsd->bhts", q, k) / 8**0.5
+    if seen is not None:
+        scores = torch.where(seen, scores, -torch.inf)
+    expected = (scores.softmax(-1) * kept) @ v
+    torch.testing.assert_close(ours, expected)
+    got, wanted = (torch.autograd.grad(out.square().sum(), inputs) for out in (ours, expected))
+    torch.testing.assert_close(got, wanted)
 
 
 def test_attention_with_dropout_keeps_its_expectation_and_its_mask() -> None:

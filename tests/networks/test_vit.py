@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import networks
 from zoo.diagnostics.trace.recorder import record
 from zoo.networks import ViT, fast
-from zoo.networks.vit import Attention
+from zoo.networks.vit import Attention, ConvEmbed
 
 SMALL = {"image_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -185,3 +185,17 @@ def test_attention_drops_its_rate_of_the_weights_and_keeps_the_expectation(rate)
     assert kept.var().item() == pytest.approx(variance, rel=0.05)
     attention.eval()
     assert torch.equal(attention(torch.randn(2, tokens, 8)), torch.ones(2, tokens, 8))
+
+
+def test_a_conv_stem_has_the_stages_it_is_given() -> None:
+    stem = ConvEmbed(1, dim=24, patch_size=4, stages=[[4, 1, 1], [6, 2, 2], [10, 0, 2]])
+    convolutions = [m for m in stem.modules() if isinstance(m, nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels, m.stride[0]) for m in convolutions] == [
+        (1, 4, 1),
+        *[(4, 4, 1)] * 2,
+        (4, 6, 2),
+        *[(6, 6, 1)] * 4,
+        (6, 10, 2),
+        (10, 24, 1),
+    ]
+    assert stem(torch.randn(2, 1, 16, 16)).shape == (2, 24, 4, 4)

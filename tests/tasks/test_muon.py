@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 import timm.optim
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from zoo.errors import UserError
 from zoo.tasks import muon
@@ -115,6 +118,34 @@ def test_a_learning_rate_that_is_a_tensor_steps_as_far_as_a_number() -> None:
     assert matrices
     for first, second in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_several_devices_share_step_as_whole_ones(tmp_path: Path) -> None:
+    """Parameters and gradients as FSDP has them, over one process: DTensors, whole or in parts."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
+    )
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        torch.manual_seed(0)
+        plain = [nn.Parameter(torch.randn(8, 12)), nn.Parameter(torch.randn(6, 4, 3, 3))]
+        shared = [
+            nn.Parameter(distribute_tensor(p.detach().clone(), mesh, [place]))
+            for p, place in zip(plain, (Shard(0), Replicate()), strict=True)
+        ]
+        one, other = Muon(plain, lr=0.1, weight_decay=0.1), Muon(shared, lr=0.1, weight_decay=0.1)
+        for _ in range(3):
+            for p, q in zip(plain, shared, strict=True):
+                p.grad = torch.randn(p.shape)
+                q.grad = distribute_tensor(p.grad, mesh, q.placements)
+            one.step()
+            other.step()
+        for p, q in zip(plain, shared, strict=True):
+            assert isinstance(q, DTensor)
+            assert isinstance(other.state[q]["momentum_buffer"], DTensor)
+            torch.testing.assert_close(q.full_tensor(), p, rtol=0, atol=1e-6)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_matrices_of_a_shape_are_iterated_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,6 +258,41 @@ def test_auto_says_why_a_cpu_does_not_record_and_true_raises(
         run(case, tmp_path, True, max_steps=1)
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.usefixtures("recorded_on_the_cpu")
+def test_a_scaled_step_of_half_precision_runs_as_it_is_written(
+    accumulated: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    def fit(record: bool | str) -> tuple[ImageClassifier, torch.amp.GradScaler]:
+        torch.manual_seed(0)
+        network = networks.ConvNet(10, 1, size="small")
+        task = ImageClassifier(network, optimizer="adamw", lr=0.002, record=record)
+        # So large that steps are left out until it has been halved.
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
+        trainer(
+            tmp_path,
+            max_epochs=2,
+            limit_val_batches=0,
+            accumulate_grad_batches=accumulated,
+            plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+        ).fit(task, datamodule=Digits(128, shift=0))
+        return task, scaler
+
+    (found, scaler), (expected, _) = fit("auto"), fit(False)
+    assert caplog.text.count("the step is not recorded: trainer.precision 16-mixed decides") == 1
+    assert scaler.get_scale() < 2.0**22
+    for (name, one), other in zip(
+        found.network.state_dict().items(), expected.network.state_dict().values(), strict=True
+    ):
+        assert one.isfinite().all(), name
+        torch.testing.assert_close(one, other)
+    torch.manual_seed(0)
+    before = networks.ConvNet(10, 1, size="small").fc.weight
+    assert not torch.equal(found.network.fc.weight, before)
+
+
 class Moody(nn.Module):
     """A network that decides by what it sees, or by chance."""
 

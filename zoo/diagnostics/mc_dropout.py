@@ -45,6 +45,9 @@ __all__ = ["Uncertainty", "ensemble", "is_sampled", "mc_dropout", "single"]
 
 CHUNK_BYTES = 2**30  # activations kept while a chunk of the batch is sampled
 FIRST_ROWS = 32  # of the first chunk, by which the size of the others is chosen
+# The kind of device on which like networks of an ensemble run at once. On a CPU it does not pay:
+# one convolution of several weights is a grouped one there (tests/benchmarks/mc_dropout.py).
+STACKS = "cuda"
 
 
 def mc_dropout(
@@ -176,10 +179,9 @@ def ensemble(
         return found
 
     with torch.inference_mode():
-        # On a CPU it does not pay: one convolution of several weights is a grouped one there.
         place = next(chain(models[0].parameters(), models[0].buffers()), None)
-        on_gpu = place is not None and place.is_cuda
-        together = on_gpu and forward is None and len(models) > 1 and _alike(models)
+        pays = place is not None and place.device.type == STACKS
+        together = pays and forward is None and len(models) > 1 and _alike(models)
         found = (_at_once(models, x, one_by_one) if together else None) or one_by_one(x)
         return join([predictions.summarize(iter(found), return_samples)])
 

@@ -34,8 +34,8 @@ class PooledConv2d(nn.Conv2d):
     ``F.avg_pool2d(F.conv2d(x, weight, bias, padding=1), 2)``. Both are linear, so the mean of the
     filter at four places, 4 × 4 large, gives the same in 16 products where the two of them take 36
     (as in the code of Karras et al., ICLR 2018). Parameters are those of the 3 × 3 convolution.
-    With torch's two gan_fmnist's step takes 1.16 times as long in float32, and 1.05 times in
-    bfloat16; tests/benchmarks/convolutions.py has it alone.
+    With torch's two gan_fmnist's step takes 1.16 times as long on a CPU in float32, and 1.05 times
+    in bfloat16; tests/benchmarks/convolutions.py has it alone.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -127,7 +127,8 @@ class RMSNorm(nn.RMSNorm):
     """``nn.RMSNorm`` (Zhang & Sennrich 2019), faster where it trains on a CPU.
 
     torch has no kernel of its own for it there: with its operations transformer_shakespeare's step
-    takes 1.20 times as long in float32. tests/benchmarks/language.py has it alone.
+    takes 1.08 times as long in float32 and 1.16 times in bfloat16; tests/benchmarks/language.py has
+    it alone.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,9 +140,10 @@ class RMSNorm(nn.RMSNorm):
             or len(self.normalized_shape) > 1
         ):
             weight: Tensor | None = self.weight
-            if weight is not None and weight.dtype != x.dtype:
-                weight = weight.to(x.dtype)  # torch has a fused kernel for equal types only
-            return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+            if weight is None or weight.dtype == x.dtype or not on_cpu(x):
+                return super().forward(x)
+            # On a CPU torch warns of two types, for which it has no kernel; autocast has them.
+            return F.rms_norm(x, self.normalized_shape, weight.to(x.dtype), self.eps)
         y: Tensor = _RMSNorm.apply(x, self.weight, self.eps)[0]
         return y
 
