@@ -82,6 +82,24 @@ def test_splits_are_those_given_and_share_nothing() -> None:
         carved.test_dataloader()
 
 
+@pytest.mark.parametrize("source", [pair, Pictures])
+def test_folds_hold_each_training_image_out_once(source: Any) -> None:
+    held_out = []
+    for fold in range(4):
+        data = Images(source(30), folds=4, fold=fold)
+        assert sum(data.sizes().values()) == 30
+        splits = [set(data._sets[split].indices) for split in ("train", "validation")]
+        assert not splits[0] & splits[1]
+        held_out += splits[1]
+    assert sorted(held_out) == list(range(30))
+    with pytest.raises(UserError, match="folds is 1"):
+        Images(source(30), folds=1, fold=0)
+    with pytest.raises(UserError, match="give folds or val"):
+        Images(source(30), val=source(10), folds=4, fold=0)
+    with pytest.raises(UserError, match="there is no validation image"):
+        Images(source(3), folds=4, fold=3)
+
+
 @pytest.mark.parametrize("kind", ["tensors", "pictures"])
 def test_balanced_sampling(kind: str) -> None:
     images, labels = pair(60)

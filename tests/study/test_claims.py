@@ -187,7 +187,7 @@ def test_what_is_not_seen_is_explained(tmp_path: Path) -> None:
     page = write_page(["toy", "never run"], tmp_path).read_text()
     for text in (page, report(result)):
         assert "Because it rises." in text
-        assert "Seeds differ by more than the difference" in text
+        assert "Twice the standard error over seeds is more than the difference" in text
         assert "never read" not in text
     assert "1 of 3 parts reproduced" in page
     assert "s of processor time)" in page or result["cpu_seconds"] == 0

@@ -32,6 +32,7 @@ from zoo.study.regularization import (
     report,
     run,
 )
+from zoo.study.report import most_accurate, widest_gap
 from zoo.study.runs import Run
 from zoo.study.shift import REPAIRED, SHIFT
 
@@ -95,9 +96,39 @@ def test_a_finished_run_is_never_repeated_and_a_report_is_written(
     assert text.count("data:image/png;base64,") == 2
     assert "http" not in text  # nothing is fetched: the page is whole
     assert "TINY FORM, 1 seed" in text
+    assert "A tiny gap: validation loss ends at most 0.05 nats above" in text
     assert text.count("<table>") == 3
     assert "What dropout does to BatchNorm" in text
     assert "TINY FORM, 1 seed" in (folder / "README.md").read_text()
+
+
+def test_a_pictures_message_is_what_was_measured() -> None:
+    groups = {"1 small": TOLD[1], "4 + BatchNorm": TOLD[4], "7 all three": TOLD[7]}
+    assert widest_gap(groups) == (
+        "Overfits most: 4 + BatchNorm (validation loss 0.38 nats above training loss); least: "
+        "1 small (0.01)"
+    )
+    assert (
+        most_accurate(groups) == "Best in validation: 7 all three (92.5%); worst: 1 small (86.0%)"
+    )
+    bare = {"x": [Run("x", {}, {}, {})]}
+    assert widest_gap(bare) == "Training and validation loss"
+    assert most_accurate(bare) == "Training and validation accuracy"
+
+
+def test_a_result_is_of_the_recipe_as_it_is_overridden(plan: Plan) -> None:
+    def asked(*overrides: str) -> str:
+        return regularization._asked(replace(plan, overrides=overrides), 2)
+
+    path = Path(plan.experiments[2])
+    named = ("--trainer.max_epochs", "3", "--data.batch_size", "17")
+    before = asked(), asked(*named)
+    assert len({*before, asked("--data.batch_size", "17")}) == 3
+    # What an override replaces may change.
+    path.write_text(TINY.replace("BN", "true") + "trainer: {max_epochs: 999}\n")
+    assert (asked() == before[0], asked(*named) == before[1]) == (False, True)
+    path.write_text(TINY.replace("BN", "true") + "    lr: 0.5\n")
+    assert asked(*named) != before[1]
 
 
 def test_other_settings_are_another_run(plan: Plan, tmp_path: Path, fitted: list[Any]) -> None:

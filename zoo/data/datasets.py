@@ -17,7 +17,7 @@ from zoo.core.seeds import step_seed
 from zoo.core.text import shown
 from zoo.data.augment import shift_and_flip
 from zoo.data.batches import Batches
-from zoo.data.images import TRAINING_SAMPLE, LabeledImages, Split, draws
+from zoo.data.images import TRAINING_SAMPLE, LabeledImages, Split, check_folds, draws
 from zoo.data.loaders import Resampled, Share
 from zoo.errors import UserError
 
@@ -45,6 +45,8 @@ class Images(LabeledImages):
             training images.
         batch_size: images a batch and process.
         validation: the fraction of ``train`` that is held out, without ``val``.
+        folds: for cross-validation, how many parts ``train`` is in.
+        fold: the part, from 0, that validates in place of that fraction.
         shift: pixels of random shift, at most.
         flip: mirrors half of the training images.
         sampling_weights: how often training images of each class are drawn, relative to one
@@ -67,6 +69,8 @@ class Images(LabeledImages):
         std: Sequence[float] | None = None,
         batch_size: int = 64,
         validation: float = 0.1,
+        folds: int | None = None,
+        fold: int | None = None,
         shift: int = 0,
         flip: bool = False,
         sampling_weights: Literal["balanced"] | list[float] | None = None,
@@ -78,14 +82,22 @@ class Images(LabeledImages):
             raise UserError(f"batch_size is {batch_size}: it must be at least 1")
         if not 0 < validation < 1:
             raise UserError(f"validation is {validation}: a fraction, above 0 and below 1")
+        check_folds(folds, fold)
+        if folds is not None and val is not None:
+            raise UserError("folds divide the training images: give folds or val")
         whole = _as_dataset(train, "train")
         self._sets: dict[str, Any] = {"train": whole}
         if val is None:
-            held = max(1, round(len(whole) * validation))
             # Fixed, whatever the seed of a run: runs are compared on the same images.
-            order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0)).tolist()
-            self._sets["validation"] = Subset(whole, sorted(order[:held]))
-            self._sets["train"] = Subset(whole, sorted(order[held:]))
+            order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+            if folds is not None and fold is not None:
+                held_out = order.tensor_split(folds)[fold]
+            else:
+                held_out = order[: max(1, round(len(whole) * validation))]
+            trained = torch.ones(len(whole), dtype=torch.bool)
+            trained[held_out] = False
+            self._sets["validation"] = Subset(whole, held_out.sort().values.tolist())
+            self._sets["train"] = Subset(whole, trained.nonzero().flatten().tolist())
         else:
             self._sets["validation"] = _as_dataset(val, "val")
         if test is not None:

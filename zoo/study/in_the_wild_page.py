@@ -26,6 +26,7 @@ SHOWN = 40  # rows of the longest tables; the CSV and the HTML page hold all
 AUDITED = ("audited", "in part")
 COMMAND = "python -m zoo study in-the-wild"
 NEW_ISSUE = "in_the_wild_reports.md"
+PAGE = "in_the_wild.html"
 
 
 def write_page(folder: Path, tables: dict[str, list[Row]], registered: int) -> None:
@@ -38,7 +39,7 @@ def write_page(folder: Path, tables: dict[str, list[Row]], registered: int) -> N
     """
     blocks = content(tables, registered)
     write_text(folder / "in_the_wild.md", markdown(blocks))
-    write_text(folder / "in_the_wild.html", page(blocks, tables))
+    write_text(folder / PAGE, page(blocks, tables))
 
 
 # -- what is said ----------------------------------------------------------------------------------
@@ -57,7 +58,11 @@ def content(tables: dict[str, list[Row]], registered: int) -> list[Block]:
         ("h2", "Dropout before BatchNorm"),
         *_faults(audits, ratios),
         ("h2", "Every rule"),
-        ("p", "Architectures in which a rule finds something, errors and hints alike."),
+        (
+            "p",
+            "Architectures with default arguments, and audits with a drop rate, in which a rule "
+            "finds something, errors and hints alike.",
+        ),
         ("table", _rules(defaults, rated)),
         ("h2", "Drop rates that drop nothing"),
         *_without_effect(audits),
@@ -107,8 +112,9 @@ def _introduction(
         f"{sum(row['outcome'] in AUDITED for row in rated)} further audits set one drop rate of "
         f"the constructor to 0.1. Audited on {span} with zoo {__version__}, torch "
         f"{_version(torch)} and Python {platform.python_version()}, on a CPU. The tables are "
-        f"{' and '.join(f'[{name}]({name})' for name in files)}; bug reports for the plainest "
-        f"cases are in [{NEW_ISSUE}]({NEW_ISSUE})."
+        f"{' and '.join(f'[{name}]({name})' for name in files)}; [{PAGE}]({PAGE}) has all audits "
+        "in a table that sorts and filters; bug reports for the plainest cases are in "
+        f"[{NEW_ISSUE}]({NEW_ISSUE})."
     )
 
 
@@ -140,12 +146,17 @@ def _faults(audits: list[Row], ratios: list[Row]) -> list[Block]:
     default = [row for row in faulty if not row["argument"]]
     rated = [row for row in faulty if row["argument"]]
     straight = [sum(number(row, "straight") > 0 for row in rows) for rows in (default, rated)]
+    known = {(row["library"], row["name"], row["straight"], row["merged"]) for row in default}
+    same = sum(
+        (row["library"], row["name"], row["straight"], row["merged"]) in known for row in rated
+    )
     text = (
         f"With default arguments {len(default)} architectures put dropout before a BatchNorm "
         f"({straight[0]} of them straight, the others by way of a sum or concatenation). With a "
-        f"drop rate at 0.1 it is {len(rated)} audits ({straight[1]} straight). The ratio is the "
-        "largest over the BatchNorms at fault of the variance of their input with dropout on to "
-        "that with dropout off."
+        f"drop rate at 0.1 it is {len(rated)} audits ({straight[1]} straight), of which {same} "
+        "only repeat what those architectures do by default. The ratio is the largest over the "
+        "BatchNorms at fault of the variance of their input with dropout on to that with dropout "
+        f"off; it is measured of {len(measured)} so far."
     )
 
     def ratio(row: Row) -> float:
@@ -172,17 +183,15 @@ def _faults(audits: list[Row], ratios: list[Row]) -> list[Block]:
                 largest["example"],
             ]
         )
-    worst = sorted(faulty, key=lambda row: (-ratio(row), row["name"]))[:SHOWN]
+    header = "library family argument architectures way ratio at example".split()
+    families_table: Block = ("table", (header, grouped))
+    worst = sorted((row for row in faulty if ratio(row)), key=ratio, reverse=True)[:SHOWN]
+    if not worst:
+        return [("p", text), families_table]
     return [
         ("p", text),
-        (
-            "table",
-            (
-                "library family argument architectures way ratio at example".split(),
-                grouped,
-            ),
-        ),
-        ("p", f"The {len(worst)} largest ratios:"),
+        families_table,
+        ("p", f"The {len(worst)} largest ratios of the {len(measured)} measured:"),
         (
             "table",
             (
@@ -195,10 +204,7 @@ def _faults(audits: list[Row], ratios: list[Row]) -> list[Block]:
                         row["straight"],
                         row["merged"],
                         row["batch_norms"],
-                        *(
-                            measured.get(_key(row), {}).get(c, "")
-                            for c in ("median", "largest", "at")
-                        ),
+                        *(measured[_key(row)][c] for c in ("median", "largest", "at")),
                     ]
                     for row in worst
                 ],

@@ -18,7 +18,7 @@ from zoo import recipes
 from zoo.checkpoints.load import load
 from zoo.cli.app import ZooCLI
 from zoo.cli.building import from_recipe
-from zoo.cli.run_folder import fits_of
+from zoo.cli.run_folder import fits_of, flat
 from zoo.core.files import is_file, write_json
 from zoo.data.images import TRAINING_SAMPLE
 from zoo.errors import UserError
@@ -232,9 +232,11 @@ def _epochs(plan: Plan, number: int) -> int:
 
 
 def _asked(plan: Plan, number: int) -> str:
-    """A digest of all that a result depends on besides its seed."""
-    recipe = recipes.resolve(plan.experiments[number])
-    asked = [{k: v for k, v in recipe.items() if k != "about"}, list(plan.overrides)]
+    """A digest of all that a result depends on besides its seed: the recipe as it is overridden."""
+    recipe = flat(recipes.resolve(plan.experiments[number]))
+    asked = {k.replace("init_args.", ""): v for k, v in recipe.items() if k[:6] != "about."}
+    names, values = plan.overrides[::2], plan.overrides[1::2]
+    asked |= {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -7,6 +7,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 from zoo.checkpoints.card import standard_error
 from zoo.core.files import write_text
@@ -16,7 +17,7 @@ from zoo.study.compare import BEST, GAP, Groups, results, spread
 from zoo.study.pictures import draw_panels
 from zoo.study.runs import Run
 from zoo.study.shift import ACCURACY, LOSS, REPAIRED, RUNNING, SHIFT
-from zoo.study.statements import Judged
+from zoo.study.statements import IN_NUMBERS, Judged
 
 PAGE = "report.html"  # beside README.md, of which a site makes index.html
 TITLE = "What regularizes: experiments on FashionMNIST"
@@ -132,10 +133,10 @@ def write_report(
         label += f", {len(every)} of {seeds * len(runs)} runs"
     groups = groups_of(runs)
     pictures = {}
-    for kind, message in (("loss", "who overfits"), ("accuracy", "who generalizes")):
+    bands = "; bands: ± 1 s over seeds" if seeds > 1 else ""
+    for kind, message in (("loss", widest_gap(groups)), ("accuracy", most_accurate(groups))):
         pictures[kind] = folder / f"{kind}.png"
-        title = f"The gap between the lines shows {message} ({label}; bands: ± 1 s over seeds)"
-        save_figure(draw_panels(groups, kind, title), pictures[kind])
+        save_figure(draw_panels(groups, kind, f"{message}\n{label}{bands}"), pictures[kind])
     tables = [
         table_of("Loss (nats)", LOSSES, TEXT, groups),
         table_of("Accuracy", ACCURACIES, TEXT, groups),
@@ -157,6 +158,35 @@ def write_report(
     page = folder / PAGE
     write_text(page, _page(label, tables, judged, pictures, made, rule))
     return page
+
+
+def widest_gap(groups: Groups) -> str:
+    """The message of the losses: who overfits most, and least."""
+    gaps = {
+        name: mean(run.gap for run in runs)
+        for name, runs in groups.items()
+        if all(run.curves.get("val/loss") and run.curves.get("train_eval/loss") for run in runs)
+    }
+    if not gaps:
+        return "Training and validation loss"
+    most, least = max(gaps, key=lambda name: gaps[name]), min(gaps, key=lambda name: gaps[name])
+    return (
+        f"Overfits most: {most} (validation loss {gaps[most]:.2f} nats above training loss); "
+        f"least: {least} ({gaps[least]:.2f})"
+    )
+
+
+def most_accurate(groups: Groups) -> str:
+    """The message of the accuracies: who is best on validation images, and who is worst."""
+    found = {
+        name: mean(run.final("val/accuracy") for run in runs)
+        for name, runs in groups.items()
+        if all(run.curves.get("val/accuracy") for run in runs)
+    }
+    if not found:
+        return "Training and validation accuracy"
+    best, worst = max(found, key=lambda name: found[name]), min(found, key=lambda name: found[name])
+    return f"Best in validation: {best} ({found[best]:.1%}); worst: {worst} ({found[worst]:.1%})"
 
 
 def groups_of(runs: Mapping[int, Sequence[Run]]) -> dict[str, list[Run]]:
@@ -201,7 +231,12 @@ def _markdown(
     made: str,
     rule: str,
 ) -> str:
-    lines = [f"# {TITLE}", "", f"**{label}.** {made}", ""]
+    lines = [
+        f"# {TITLE}",
+        "",
+        f"**{label}.** {made} The same as one page to show: [{PAGE}]({PAGE}).",
+        "",
+    ]
     for table in tables:
         lines += [f"## {table.title}", "", "| " + " | ".join(table.columns) + " |"]
         lines += ["|---" * len(table.columns) + "|"]
@@ -221,7 +256,7 @@ RULE = (
     "Each line is a difference that is positive where it is as stated, ± twice its standard error "
     "over seeds. Reproduced: it exceeds that; within noise: it does not; not reproduced: it has "
     "the other sign and exceeds it. One seed has no spread, and no verdict. Errors are over seeds "
-    "alone."
+    f"alone. {IN_NUMBERS}"
 )
 
 

@@ -92,4 +92,4 @@ def alike(what: str, left: Sequence[float], right: Sequence[float], margin: floa
     """Checks that two means differ by less than ``margin``."""
     gap, error = difference(left, right)
     room = margin - abs(gap)
-    return Check(f"{what}, {margin:g} less the difference", room, error, judge(room, error))
+    return Check(f"{what}: {margin:g} less what they differ by", room, error, judge(room, error))

@@ -114,7 +114,7 @@ class Claim:
 
 # Where a claim says nothing of its own.
 REASONS: dict[Verdict, str] = {
-    "within noise": "Seeds differ by more than the difference: more of them would tell.",
+    "within noise": "Twice the standard error over seeds is more than the difference.",
     "not reproduced": "The difference is the other way, and more than seeds differ by.",
     "one seed": "One seed has no spread.",
 }
@@ -213,6 +213,8 @@ def save_picture(claim: Claim, result: dict[str, Any], path: Path) -> None:
     seeds = counted(result["seeds"], "seed")
     text = f"The documents: {claim.sentence}\n"
     text += f"Measured in {result['form']} form, {seeds}: {result['verdict']}."
+    if result["seeds"] > 1:
+        text += " Bars and bands: ± 2 standard errors over seeds."
     with large_type():
         figure = claim.draw(result["numbers"])
         set_title(figure, claim.message(result["numbers"]), text)
@@ -276,8 +278,10 @@ INTRODUCTION = (
     "difference has the stated sign and exceeds that; *within noise*: it does not; *not "
     "reproduced*: it has the other sign and exceeds it. *Exact* is a number without anything "
     "random in it, or one that is the same by construction whatever the seed: it has a verdict and "
-    "needs no interval. One seed has no interval and no verdict. Where the documents' outcome is "
-    "not seen, a line under the table says why."
+    "needs no interval. One seed has no interval and no verdict. Errors are over seeds alone: all "
+    "seeds are judged by the same few held-out images or characters, 180 digits for example, and "
+    "others would give other numbers. Where the documents' outcome is not seen, a line under the "
+    "table says why."
 )
 
 

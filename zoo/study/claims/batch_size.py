@@ -198,10 +198,16 @@ def judge_all(numbers: Numbers) -> list[Finding]:
 
 def draw(numbers: Numbers) -> Any:
     figure, axes = new_figure(1, 3, WIDTH, 4.2)
+    # Large batches see more epochs, and all norms gain by it.
+    least, most = min(numbers["epochs"].values()), max(numbers["epochs"].values())
     titles = (
         ("noise", "relative noise of an image's features", "noise, before training"),
         ("gap", "validation − training loss (nats)", "gap: lower is better"),
-        ("loss", "validation loss (nats)", "loss: lower is better"),
+        (
+            "loss",
+            "validation loss (nats)",
+            f"loss, {least} to {most} epochs: lower is better",
+        ),
     )
     for axis, (kind, unit, title) in zip(axes.flat, titles, strict=True):
         for index, (name, by_size) in enumerate(numbers[kind].items()):

@@ -13,7 +13,7 @@ from zoo.study.pictures import TEXT, WIDTH, draw_over, finish, line, new_figure
 
 RATES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.65, 0.8)
 MINIMAL = 0.02  # nats of validation loss
-OVER = "loss at 0.8 less that at 0.5 (nats)"
+OVER = "loss at {} less that at 0.5 (nats)"
 LEARNED = 0.9  # training accuracy that counts as learned
 
 
@@ -46,7 +46,7 @@ def judge_all(numbers: Numbers) -> list[Finding]:
     slower = f"epochs to a training accuracy of {LEARNED}, at 0.5 less at 0"
     below = "validation loss at 0.05 less that at 0 (nats)"
     low, none = rates["0.05"], rates["0.0"]
-    half, most = rates["0.5"], rates["0.8"]
+    half = rates["0.5"]
     return [
         alike(
             f"Below 0.1 the effect is minimal (less than {MINIMAL} nats).",
@@ -55,9 +55,15 @@ def judge_all(numbers: Numbers) -> list[Finding]:
             none["validation"],
             MINIMAL,
         ),
-        larger("Above 0.5 it underfits.", f"training {OVER}", most["training"], half["training"]),
-        larger(
-            "And validates worse.", f"validation {OVER}", most["validation"], half["validation"]
+        *(
+            larger(
+                f"At {rate} {says}.",
+                f"{kind} {OVER.format(rate)}",
+                rates[rate][kind],
+                half[kind],
+            )
+            for rate in ("0.65", "0.8")
+            for kind, says in (("training", "it underfits"), ("validation", "it validates worse"))
         ),
         larger("Learning is slower.", slower, half["epochs"], none["epochs"]),
     ]

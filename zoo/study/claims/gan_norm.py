@@ -224,8 +224,8 @@ def message(numbers: Numbers) -> str:
 
 CLAIM = Claim(
     "gan-norm",
-    "BatchNorm belongs into the generator and not into the discriminator, where spectral norm "
-    "trains better and fails more rarely.",
+    "BatchNorm does not belong into the discriminator, where spectral norm trains better and fails "
+    "more rarely.",
     measure,
     judge_all,
     draw,

@@ -103,10 +103,11 @@ def judge_all(numbers: Numbers) -> list[Finding]:
     loss, gap, together = numbers["loss"], numbers["gap"], numbers["ensembles"]
     over = "held-out loss (nats a character)"
     first = rival(loss)
-    underfits = (
-        f"With dropout the gap is {mean(gap['dropout']):.2f} nats, without it "
-        f"{mean(gap['neither']):.2f}: a network of this size underfits with it, and has not "
-        "learned in these passes what it could."
+    training = {name: mean(loss[name]) - mean(gap[name]) for name in ("neither", "dropout")}
+    ends = (
+        f"Dropout raises the training loss from {training['neither']:.2f} to "
+        f"{training['dropout']:.2f} nats, and the gap falls from {mean(gap['neither']):.2f} to "
+        f"{mean(gap['dropout']):.2f}."
     )
     # Each ensemble against the mean of its own members.
     members = [
@@ -120,7 +121,7 @@ def judge_all(numbers: Numbers) -> list[Finding]:
             f"{over}, neither's less dropout's",
             loss["neither"],
             loss["dropout"],
-            why=underfits,
+            why=ends,
         ),
         larger(
             "So does a weight decay many times the usual.",
@@ -133,7 +134,7 @@ def judge_all(numbers: Numbers) -> list[Finding]:
             f"{over}, dropout's less both's",
             loss["dropout"],
             loss["both"],
-            why=underfits,
+            why=ends,
         ),
         larger(
             "They close the gap.",

@@ -127,14 +127,16 @@ KINDS = {
     "nll": ("NLL (nats)", "lower is better"),
     "ece": ("ECE", "lower is better"),
     "errors": ("AUROC of errors", "higher is better"),
+    "ood": ("AUROC of other images", "higher is better"),
 }
 
 
 def draw(numbers: Numbers) -> Any:
     ways: Scores = numbers["ways"]
-    figure, axes = new_figure(1, len(KINDS), WIDTH, 0.5 * len(ways) + 1.2, sharey=True)
+    kinds = {kind: text for kind, text in KINDS.items() if all(kind in by for by in ways.values())}
+    figure, axes = new_figure(1, len(kinds), WIDTH, 0.5 * len(ways) + 1.2, sharey=True)
     order = sorted(ways, key=lambda name: name.rpartition(", drop rate")[0])
-    for axis, (kind, (unit, title)) in zip(axes.flat, KINDS.items(), strict=True):
+    for axis, (kind, (unit, title)) in zip(axes.flat, kinds.items(), strict=True):
         values = {name.replace(", drop", "\ndrop"): ways[name][kind] for name in order}
         draw_points(axis, values, unit, title)
     return figure
