@@ -124,8 +124,9 @@ class Generator(Network):
         self_modulation: the latents enter every block's BatchNorm too (Chen et al. 2019; see
             ``ClassBatchNorm``).
         class_latents: wherever latents enter, they do so by a matrix of their class's own, and
-            what varies within a class is not what varies within another; the zoo's own, a linear
-            function of the latents and the class together. In the beginning the matrices are alike.
+            what varies within a class is not what varies within another: a mixture of Gaussians
+            whose parameters are learned (Gurumurthy et al., "DeLiGAN", CVPR 2017, section 4), here
+            one for each class, with all covariances. In the beginning the matrices are alike.
         coarse_blocks: residual blocks at the first resolution, before it is doubled, where an
             image's shape is laid out and a convolution is cheapest (as the blocks of BigGAN-deep
             that keep the resolution: Brock et al., ICLR 2019, appendix B).
