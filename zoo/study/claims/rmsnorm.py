@@ -7,6 +7,7 @@ and none for RMSNorm.
 
 from __future__ import annotations
 
+import itertools
 import time
 from statistics import median
 from typing import Any
@@ -26,6 +27,10 @@ WIDTHS = (64, 128, 256, 512, 1024)
 TOKENS = 2048
 FASTER = 0.15  # of LayerNorm's time, in the documents
 QUALITY = 0.02  # nats
+WAYS = {
+    "operations": "both in torch's operations",
+    "fastest": "each by the fastest code for it",
+}
 KERNEL = (
     "On a CPU torch has one kernel for LayerNorm, which reads the input once; RMSNorm is several "
     "operations, each of which goes over memory."
@@ -59,14 +64,13 @@ def make_norms(width: int) -> dict[str, nn.Module]:
     }
 
 
-def milliseconds(norm: nn.Module, width: int, repeats: int) -> float:
-    """The time of a forward and backward of 2048 tokens, on the device that there is.
+def milliseconds(norm: nn.Module, width: int, repeats: int, device: str) -> float:
+    """The time of a forward and backward of 2048 tokens.
 
     On a CPU it is processor time of one thread, which other programs hardly lengthen.
     """
     from torch.utils.benchmark import Timer, timer
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     norm = norm.to(device)
     x = torch.randn(TOKENS, width, device=device, requires_grad=True)
     ones = torch.ones_like(x)
@@ -80,15 +84,18 @@ def milliseconds(norm: nn.Module, width: int, repeats: int) -> float:
 
 def measure(form: Form) -> Numbers:
     repeats = 20 if form.quick else 200
-    times: dict[str, dict[str, list[float]]] = {}
-    for width in WIDTHS:
-        norms = make_norms(width)
-        for norm in norms.values():
-            milliseconds(norm, width, 3)  # the first calls are slower
-        for _ in range(7):  # in turns, so that all meet the same machine
-            for name, norm in norms.items():
-                found = times.setdefault(name, {}).setdefault(str(width), [])
-                found.append(milliseconds(norm, width, repeats))
+    devices = {"one CPU thread": "cpu"} | ({"GPU": "cuda"} if torch.cuda.is_available() else {})
+    times: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for label, device in devices.items():
+        for width in WIDTHS:
+            norms = make_norms(width)
+            for norm in norms.values():
+                milliseconds(norm, width, 3, device)  # the first calls are slower
+            for _ in range(7):  # in turns, so that all meet the same machine
+                for name, norm in norms.items():
+                    by_width = times.setdefault(label, {}).setdefault(name, {})
+                    took = milliseconds(norm, width, repeats, device)
+                    by_width.setdefault(str(width), []).append(took)
     losses: dict[str, list[float]] = {"LayerNorm": [], "RMSNorm": []}
     steps = 150 if form.quick else 2000
     for name, losses_of in losses.items():
@@ -107,33 +114,26 @@ def measure(form: Form) -> Numbers:
             task = LanguageModel(network, lr=3e-3)
             fitted = train(task, data, epochs=1, seed=seed, limit_val_batches=20)
             losses_of.append(fitted.final("val/loss"))
-    device = "GPU" if torch.cuda.is_available() else "one CPU thread"
-    return {"times": times, "losses": losses, "device": device, "steps": steps}
+    return {"times": times, "losses": losses, "steps": steps}
 
 
 def judge_all(numbers: Numbers) -> list[Finding]:
     findings = []
-    times = numbers["times"]
-    for way, text in (
-        ("operations", "both in torch's operations"),
-        ("fastest", "each by the fastest code for it"),
+    for (device, times), (way, text), width in itertools.product(
+        numbers["times"].items(), WAYS.items(), (WIDTHS[1], WIDTHS[-1])
     ):
-        for width in map(str, (WIDTHS[1], WIDTHS[-1])):
-            pairs = zip(
-                times[f"LayerNorm, {way}"][width], times[f"RMSNorm, {way}"][width], strict=True
+        norms = (times[f"{name}, {way}"][str(width)] for name in ("LayerNorm", "RMSNorm"))
+        saved = [1 - rms / layer for layer, rms in zip(*norms, strict=True)]
+        findings.append(
+            within(
+                f"It takes about 15 % less time (half of that to twice that), {text}, at width "
+                f"{width}.",
+                f"part of LayerNorm's time that is saved, {device}, over {len(saved)} timings",
+                saved,
+                [min(value - FASTER / 2, 2 * FASTER - value) for value in saved],
+                KERNEL if way == "fastest" and device != "GPU" else "",
             )
-            saved = [1 - rms / layer for layer, rms in pairs]
-            findings.append(
-                within(
-                    f"It takes about 15 % less time (half of that to twice that), {text}, at "
-                    f"width {width}.",
-                    f"part of LayerNorm's time that is saved, {numbers['device']}, over "
-                    f"{len(saved)} timings",
-                    saved,
-                    [min(value - FASTER / 2, 2 * FASTER - value) for value in saved],
-                    KERNEL if way == "fastest" and numbers["device"] != "GPU" else "",
-                )
-            )
+        )
     findings.append(
         larger(
             f"It is as good: no more than {QUALITY} nats worse.",
@@ -147,37 +147,48 @@ def judge_all(numbers: Numbers) -> list[Finding]:
 
 
 def draw(numbers: Numbers) -> Any:
-    figure, axes = new_mosaic(("aab",), 4.6)
-    times, device = axes["a"], numbers["device"]
-    for index, (name, by_width) in enumerate(numbers["times"].items()):
-        widths = [int(width) for width in by_width]
-        style = line(index, len(numbers["times"]))
-        middle = [median(values) for values in by_width.values()]
-        times.plot(widths, middle, label=name, **style)
-        lowest = [min(values) for values in by_width.values()]
-        highest = [max(values) for values in by_width.values()]
-        times.fill_between(widths, lowest, highest, color=style["color"], alpha=0.2, linewidth=0)
-    times.set_xscale("log", base=2)
-    times.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
-    times.set_yscale("log")
-    unit = f"ms, forward and backward of {TOKENS} tokens"
-    finish(times, "width (features)", unit, f"time, {device}: lower is faster")
-    times.legend()
+    devices = numbers["times"]
+    figure, axes = new_mosaic(["aaz"], 4.6) if len(devices) == 1 else new_mosaic(["ab", "zz"], 8.4)
+    for letter, (device, times) in zip("ab", devices.items(), strict=False):
+        _draw_times(axes[letter], times, f"time, {device}: lower is faster")
     title = f"transformer, {numbers['steps']} steps: lower is better"
-    draw_points(axes["b"], numbers["losses"], "validation loss (nats)", title)
+    draw_points(axes["z"], numbers["losses"], "validation loss (nats)", title)
     return figure
 
 
+def _draw_times(axis: Any, times: dict[str, dict[str, list[float]]], title: str) -> None:
+    for index, (name, by_width) in enumerate(times.items()):
+        widths = [int(width) for width in by_width]
+        style = line(index, len(times))
+        middle = [median(values) for values in by_width.values()]
+        axis.plot(widths, middle, label=name, **style)
+        lowest = [min(values) for values in by_width.values()]
+        highest = [max(values) for values in by_width.values()]
+        axis.fill_between(widths, lowest, highest, color=style["color"], alpha=0.2, linewidth=0)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
+    axis.set_yscale("log")
+    axis.set_ylim(top=5 * axis.get_ylim()[1])  # room for the legend
+    finish(axis, "width (features)", f"ms, forward and backward of {TOKENS} tokens", title)
+    axis.legend()
+
+
 def message(numbers: Numbers) -> str:
-    width, times = str(WIDTHS[-1]), numbers["times"]
-    ratios = {
-        way: median(times[f"RMSNorm, {way}"][width]) / median(times[f"LayerNorm, {way}"][width])
-        for way in ("operations", "fastest")
-    }
-    return (
-        f"RMSNorm takes {ratios['operations']:.2f} times LayerNorm's time in torch's operations, "
-        f"{ratios['fastest']:.2f} times by the fastest code for each (width {width})"
-    )
+    width = str(WIDTHS[-1])
+
+    def told(device: str) -> str:
+        times = numbers["times"][device]
+        ratios = [
+            median(times[f"RMSNorm, {way}"][width]) / median(times[f"LayerNorm, {way}"][width])
+            for way in WAYS
+        ]
+        return (
+            f"on {device} {ratios[0]:.2f} times in torch's operations, {ratios[1]:.2f} by the "
+            "fastest code for each"
+        )
+
+    told_all = "; ".join(map(told, numbers["times"]))
+    return f"RMSNorm against LayerNorm's time at width {width}: {told_all}"
 
 
 CLAIM = Claim(
