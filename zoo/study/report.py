@@ -253,9 +253,10 @@ def _markdown(
 
 
 RULE = (
-    "Each line is a difference that is positive where it is as stated, ± twice its standard error "
-    "over seeds. Reproduced: it exceeds that; within noise: it does not; not reproduced: it has "
-    "the other sign and exceeds it. One seed has no spread, and no verdict. Errors are over seeds "
+    "Each line shows a difference and ± twice its standard error over seeds. It is positive if the "
+    "outcome is what the documents state. Reproduced: the difference is larger than twice its "
+    "error. Within noise: it is not. Not reproduced: it is negative, and by more than that. One "
+    "seed has no spread and no verdict. Errors are over seeds "
     f"alone. {IN_NUMBERS}"
 )
 

@@ -1,26 +1,9 @@
 """What the documents say of the experiments, and the rule by which each is judged.
 
 Every comparison is of means over seeds, and counts as reproduced if it has the stated sign and
-exceeds 2·√(s₁²/n + s₂²/n) (``zoo.study.verdicts``). Words of degree are numbers here:
-
-- "overfits": the validation loss ends 0.05 nats or more above its least value.
-- "fast": that least value comes within the first half of the epochs.
-- "fall together to the end": it comes within the last quarter, in which the loss of clean training
-  images falls, too.
-- "tiny gap": validation loss at most 0.05 nats above the loss of clean training images, at the end.
-- "about as before": validation accuracy within 0.5 points.
-- "clearly better": by more than that.
-- "best generalization": the least loss and the highest accuracy of the medium networks.
-- "much better": a loss at least a fifth less.
-- "about 0.001 above": within 0.5 points of it, and not below by as much as 0.1 points.
-- "slower": the validation loss is least in a later epoch.
-- "shifts": the variance of a BatchNorm's input with dropout on is e^0.05 times that with dropout
-  off, or more, or as much less; at the worst BatchNorm.
-
-Accuracy and loss are of validation images at the final epoch, unless another set is named. Test
-images choose nothing: the best of several experiments is found by validation.
-
-``IN_NUMBERS`` says so to readers of the report.
+exceeds 2·√(s₁²/n + s₂²/n) (``zoo.study.verdicts``). ``IN_NUMBERS`` says
+what "fast", "tiny" and other words of degree mean. Test images choose nothing: the best of several
+experiments is found by validation.
 """
 
 from __future__ import annotations
@@ -45,14 +28,19 @@ MUCH = 0.8  # of a loss
 LAST = 0.75  # the part of the epochs after which the last quarter begins
 BEST_ACCURACY = 0.948  # of experiment 8 in the documents, on test images
 
+# For readers of the report, too.
 IN_NUMBERS = (
     "Accuracy and loss are of validation images at the final epoch, unless test images are named. "
-    f"Overfits: the validation loss ends {RISE} nats or more above its least; fast: that least "
-    "comes in the first half of the epochs; slower: in a later epoch. To the end: it comes in the "
-    "last quarter, in which the training loss falls, too. A tiny gap: validation loss ends at most "
-    f"{GAP} nats above that of clean training images. About as before: within {100 * ABOUT:g} "
-    f"points of accuracy; clearly better: by more than that. Much better: a loss at least "
-    f"{100 * (1 - MUCH):.0f} % less."
+    f"Overfits: the validation loss ends {RISE} nats or more above its least. Fast: that least "
+    "comes in the first half of the epochs. Slower: it comes in a later epoch. To the end: it "
+    "comes in the last quarter, in which the loss of clean training images falls, too. A tiny gap: "
+    f"validation loss ends at most {GAP} nats above that of clean training images. About as "
+    f"before: within {100 * ABOUT:g} points of accuracy. Clearly better: by more than that. About "
+    f"{GAIN} above: within {100 * ABOUT:g} points of it, and not {100 * GAIN:g} points or more "
+    "below. Best generalization: the least loss and the highest accuracy of the medium networks. "
+    f"Much better: a loss at least {100 * (1 - MUCH):.0f} % less. Shifts: the variance of a "
+    f"BatchNorm's input with dropout on is e^{NOTHING:g} times that with dropout off, or more, or "
+    "as much less, at the worst BatchNorm."
 )
 
 Runs = Mapping[int, Sequence[Run]]  # by the experiment's number, a run a seed

@@ -176,7 +176,7 @@ def _draw_times(axis: Any, times: dict[str, dict[str, list[float]]], title: str)
 def message(numbers: Numbers) -> str:
     width = str(WIDTHS[-1])
 
-    def told(device: str) -> str:
+    def ratios_on(device: str) -> str:
         times = numbers["times"][device]
         ratios = [
             median(times[f"RMSNorm, {way}"][width]) / median(times[f"LayerNorm, {way}"][width])
@@ -187,8 +187,8 @@ def message(numbers: Numbers) -> str:
             "fastest code for each"
         )
 
-    told_all = "; ".join(map(told, numbers["times"]))
-    return f"RMSNorm against LayerNorm's time at width {width}: {told_all}"
+    found = "; ".join(map(ratios_on, numbers["times"]))
+    return f"RMSNorm against LayerNorm's time at width {width}: {found}"
 
 
 CLAIM = Claim(
