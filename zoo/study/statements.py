@@ -1,9 +1,9 @@
 """What the documents say of the experiments, and the rule by which each is judged.
 
 Every comparison is of means over seeds, and counts as reproduced if it has the stated sign and
-exceeds 2·√(s₁²/n + s₂²/n) (``zoo.study.verdicts``). ``IN_NUMBERS`` says
-what "fast", "tiny" and other words of degree mean. Test images choose nothing: the best of several
-experiments is found by validation.
+exceeds 2·√(s₁²/n + s₂²/n) (``zoo.study.verdicts``). ``IN_NUMBERS`` says what "fast", "tiny" and
+other words of degree mean. Test images choose nothing: the best of several experiments is found by
+validation.
 """
 
 from __future__ import annotations

@@ -274,13 +274,14 @@ def write_page(names: Iterable[str], out: Path) -> Path:
 
 
 INTRODUCTION = (
-    "Each number stands with its mean ± twice its standard error over seeds. *Reproduced*: the "
-    "difference has the stated sign and exceeds that; *within noise*: it does not; *not "
-    "reproduced*: it has the other sign and exceeds it. *Exact* is a number without anything "
-    "random in it, or one that is the same by construction whatever the seed: it has a verdict and "
-    "needs no interval. One seed has no interval and no verdict. Errors are over seeds alone: all "
-    "seeds are judged by the same few held-out images or characters, 180 digits for example, and "
-    "others would give other numbers. Where the documents' outcome is not seen, a line under the "
+    "Each number is shown with ± twice its standard error over seeds. *Reproduced*: the difference "
+    "has the sign that the documents state and is larger than twice its error. *Within noise*: it "
+    "is not. *Not reproduced*: it has the other sign, and is larger than that. "
+    "*Exact* is a number without anything random in it, or one that is the same by construction "
+    "whatever the seed: it has a verdict and needs no interval. One seed has no "
+    "interval and no verdict. Errors are over seeds alone: all seeds are judged by the "
+    "same few held-out images or characters, 180 digits for example, and others would give other "
+    "numbers. Where the documents' outcome is not seen, a line under the "
     "table says why."
 )
 
