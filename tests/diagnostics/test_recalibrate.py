@@ -113,7 +113,13 @@ def test_a_deep_network_on_batches_of_four_gets_the_statistics_of_one_huge_batch
             layer.momentum = 1.0
     data = torch.randn(32, 16)
     whole(data)
-    assert zoo.recalibrate(model, data.split(4)).passes <= 13
+    early = zoo.recalibrate(copy.deepcopy(model), data.split(4), passes=2)
+    assert 0 < early.waiting < 12
+    assert f"{early.waiting} layers of them only by a first estimate" in str(early)
+    result = zoo.recalibrate(model, data.split(4))
+    assert result.passes <= 13
+    assert result.waiting == 0
+    assert "first estimate" not in str(result)
     for mine, other in zip(model, whole, strict=True):
         if isinstance(mine, nn.BatchNorm1d):
             assert torch.allclose(mine.running_mean, other.running_mean, rtol=1e-2, atol=1e-3)

@@ -119,10 +119,16 @@ class Recalibration:
     passes: int  # over the loader
     before: dict[str, float | None] | None = None
     after: dict[str, float | None] | None = None
+    waiting: int = 0  # of the layers: those with a first estimate, as the ones before them moved
 
     def __str__(self) -> str:
         layers = counted(self.layers, "BatchNorm layer")
         lines = [f"{layers} re-estimated in {counted(self.passes, 'pass', 'passes')}"]
+        if self.waiting:
+            lines.append(
+                f"{counted(self.waiting, 'layer')} of them only by a first estimate, because those "
+                "before were still changing: allow more passes, or give the same data each time"
+            )
         if self.before is not None and self.after is not None:
             lines += [f"{'held-out data':<14}{'before':>10}{'after':>10}"]
             for name, before in self.before.items():
@@ -158,7 +164,8 @@ def recalibrate(
         held_out: (inputs, labels), to compare accuracy, NLL and ECE before and after.
         forward: runs the model on a batch, where the batches are of another form.
         passes: passes over the loader; by default until nothing changes, at most one more than
-            there are layers; three if the loader's data are random (augmentation).
+            there are layers; three if the loader's data are random (augmentation). One pass is a
+            first estimate of all layers at once.
 
     Raises:
         UserError: there is nothing to re-estimate or it cannot be reached, the loader is empty, or
@@ -186,12 +193,12 @@ def recalibrate(
     before = _scores(model, held_out, run)
     try:
         with eagerly(model), torch.no_grad():
-            renewed, done = _renew(model, seen, norms, batches, run, passes)
+            renewed, done, waiting = _renew(model, seen, norms, batches, run, passes)
     except BaseException:
         for norm, mean, variance in saved:
             norm.remember(mean, variance)
         raise
-    return Recalibration(renewed, done, before, _scores(model, held_out, run))
+    return Recalibration(renewed, done, before, _scores(model, held_out, run), waiting)
 
 
 def _renew(
@@ -201,8 +208,8 @@ def _renew(
     batches: Iterable[Any],
     run: Callable[[Any], Any],
     passes: int | None,
-) -> tuple[int, int]:
-    """Layers renewed, and passes that it took."""
+) -> tuple[int, int, int]:
+    """Layers renewed, passes that it took, and layers with no more than a first estimate."""
     # A first estimate for all layers at once, which leaves little to settle.
     estimated = _gather(model, seen, norms, _large_enough(batches), run, by_batch=True)
     _remember(estimated)
@@ -227,7 +234,7 @@ def _renew(
             f"recalibrate: none of the {len(norms)} normalizations ran in evaluation mode, so "
             "nothing was re-estimated"
         )
-    return renewed, done
+    return renewed, done, len(waiting)
 
 
 def _settle(
