@@ -374,27 +374,33 @@ class Task(LightningModule):
         fitting = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
         return [EMA(self.ema_decay)] if fitting and self.ema_decay is not None else []
 
-    def change_settings(self, **settings: Any) -> None:
+    def change_settings(
+        self,
+        *,
+        optimizer: str | None = None,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+    ) -> None:
         """Gives a loaded task other settings of its optimizer than it was trained with.
 
         Args:
-            settings: any of ``optimizer``, ``lr`` and ``weight_decay``; another optimizer than the
-                task's own has none of its ``optimizer_args``.
+            optimizer, lr, weight_decay: None for the task's own; another optimizer than that has
+                none of its ``optimizer_args``.
 
         Raises:
             UserError: one is out of range, or the task has optimizers of its own.
         """
-        if settings and type(self).make_optimizer is not Task.make_optimizer:
+        settings = {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay}
+        changed: dict[str, Any] = {n: value for n, value in settings.items() if value is not None}
+        if changed and type(self).make_optimizer is not Task.make_optimizer:
             raise UserError(
-                f"{', '.join(settings)}: {type(self).__name__} has optimizers of its own, set "
+                f"{', '.join(changed)}: {type(self).__name__} has optimizers of its own, set "
                 "by its constructor"
             )
-        _check_optimizer(
-            settings.get("lr", self.lr), settings.get("weight_decay", self.weight_decay)
-        )
-        if settings.get("optimizer", self.optimizer) != self.optimizer:
-            settings["optimizer_args"] = None
-        for name, value in settings.items():
+        _check_optimizer(changed.get("lr", self.lr), changed.get("weight_decay", self.weight_decay))
+        if changed.get("optimizer", self.optimizer) != self.optimizer:
+            changed["optimizer_args"] = None
+        for name, value in changed.items():
             setattr(self, name, value)
             self.hparams[name] = value
 

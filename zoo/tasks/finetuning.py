@@ -145,18 +145,16 @@ def finetune(
         UserError: a part to freeze does not exist, a setting is out of range, or two contradict
             each other.
     """
-    settings: dict[str, Any] = {
-        "lr": lr,
-        "optimizer": optimizer,
-        "weight_decay": weight_decay,
-    }
-    given = {name: value for name, value in settings.items() if value is not None}
     if isinstance(model, Task):
         task = model
-        task.change_settings(**given)
+        task.change_settings(optimizer=optimizer, lr=lr, weight_decay=weight_decay)
     else:
-        usual = {"lr": 1e-3, "optimizer": "adamw", "weight_decay": 0.05}
-        task = ImageClassifier(model, **{**usual, **given})
+        task = ImageClassifier(
+            model,
+            optimizer="adamw" if optimizer is None else optimizer,
+            lr=1e-3 if lr is None else lr,
+            weight_decay=0.05 if weight_decay is None else weight_decay,
+        )
     callbacks = prepare(task, freeze, unfreeze_epoch, layer_decay, lora_rank)
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
     arguments = {**quiet, "max_epochs": max_epochs, **(trainer or {})}
