@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class KillAt(Callback):
@@ -22,6 +23,24 @@ class KillAt(Callback):
     ) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), self.signal)
+
+
+class StopInValidation(Callback):
+    """Ends in an epoch's validation as Lightning does between its batches when asked (SIGTERM)."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.current_epoch == self.epoch and not trainer.sanity_checking:
+            raise SIGTERMException
 
 
 class SaveEachRank(Callback):

@@ -14,7 +14,7 @@ import torch
 from zoo.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-METRICS = ("loss", "accuracy")
+METRICS = ("train/loss", "train/accuracy", "train_eval/loss", "val/loss", "val/accuracy")
 FIT = (
     *(sys.executable, "-m", "zoo", "fit", "--recipe", "resnet_digits", "--test_after_fit", "false"),
     *("--model.network.width", "8", "--trainer.max_epochs", "5", "--save_every_n_steps", "4"),
@@ -36,9 +36,11 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
     run = folder / "runs/resnet_digits/version_0"
     content = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert content["global_step"] == 45
-    rows = [row for row in read_metrics(run / "metrics.csv") if "train/loss" in row]
-    assert [row["epoch"] for row in rows] == [0, 1, 2, 3, 4]
-    logged = {f"train/{name}": [row[f"train/{name}"] for row in rows] for name in METRICS}
+    logged = {}
+    for name in METRICS:
+        rows = [row for row in read_metrics(run / "metrics.csv") if name in row]
+        assert [row["epoch"] for row in rows] == [0, 1, 2, 3, 4], name
+        logged[name] = [row[name] for row in rows]
     return {name: torch.tensor(values) for name, values in logged.items()} | {
         f"{part}.{name}": tensor
         for part in ("state_dict", "current_model_state")
@@ -105,5 +107,23 @@ def test_a_fit_that_is_asked_to_end_saves_and_says_how_to_go_on(
     assert command[:4] == ["python", "-m", "zoo", "fit"]
     assert command[-2:] == ["--ckpt_path", "runs/resnet_digits/version_0/checkpoints/last.ckpt"]
     assert run(tmp_path, *command[-2:]) == 0
+    resumed = final(tmp_path)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in uninterrupted.items())
+
+
+# In the second epoch, of which the steps 12 and 16 were saved.
+def test_a_fit_that_is_asked_to_end_in_validation_validates_when_it_is_resumed(
+    uninterrupted: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Lightning would skip the rest; and the module has the averaged weights at that moment."""
+    stop = ("--trainer.callbacks+=tests.helpers.StopInValidation", "--trainer.callbacks.epoch=1")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*FIT, *stop], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 143, done.stderr
+    saved = tmp_path / "runs/resnet_digits/version_0/checkpoints/last.ckpt"
+    assert torch.load(saved, weights_only=True)["global_step"] == 16
+    assert run(tmp_path, "--ckpt_path", "last") == 0
     resumed = final(tmp_path)
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in uninterrupted.items())

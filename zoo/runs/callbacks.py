@@ -51,8 +51,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class LastCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt``: after every epoch, and at intervals of steps within one.
 
-    Where the process is asked to end (SIGTERM), it saves once more, between two batches. State that
-    is not finite is never saved.
+    Where the process is asked to end (SIGTERM), it saves once more, between two batches. While
+    validation is due or under way it does not: Lightning goes on after that of a step that was
+    saved, and under an average the module then has the averaged weights. What was saved last
+    stands, and a resumed run validates. State that is not finite is never saved.
 
     Args:
         folder: where ``last.ckpt`` goes.
@@ -68,13 +70,14 @@ class LastCheckpoint(Checkpoint):
         self.path = folder / "last.ckpt"
         self.every_n_steps = every_n_steps
         self._saved = 0
+        self._due = False  # put off by a validation
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        last_batch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if step % self.every_n_steps == 0 and step != self._saved and not last_batch:
+        self._due |= step % self.every_n_steps == 0 and step != self._saved
+        if self._due and not _validates_next(trainer):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,12 +92,20 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         # Ctrl-C may come in the middle of a step, and what is then in memory is no step's state.
-        if isinstance(exception, SIGTERMException) and trainer.global_step > self._saved:
+        asked = isinstance(exception, SIGTERMException)
+        if asked and trainer.training and trainer.global_step > self._saved:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.path, weights_only=False)  # refuses what is not finite
-        self._saved = trainer.global_step
+        self._saved, self._due = trainer.global_step, False
+
+
+def _validates_next(trainer: Trainer) -> bool:
+    """Whether the epoch ends or validation begins after this batch."""
+    epoch, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return epoch.batch_progress.is_last_batch or epoch._should_check_val_fx(fetcher)
 
 
 class RunBar(RichProgressBar):
