@@ -26,10 +26,10 @@ class KillAt(Callback):
 
 
 class StopInValidation(Callback):
-    """Ends in an epoch's validation as Lightning does between its batches when asked (SIGTERM)."""
+    """Ends in the validation after a step as Lightning does between its batches on SIGTERM."""
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, step: int) -> None:
+        self.step = step
 
     def on_validation_batch_start(
         self,
@@ -39,7 +39,7 @@ class StopInValidation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.current_epoch == self.epoch and not trainer.sanity_checking:
+        if trainer.global_step == self.step:
             raise SIGTERMException
 
 

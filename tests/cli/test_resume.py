@@ -111,19 +111,44 @@ def test_a_fit_that_is_asked_to_end_saves_and_says_how_to_go_on(
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in uninterrupted.items())
 
 
-# In the second epoch, of which the steps 12 and 16 were saved.
+def stop_in_validation(folder: Path, step: int, *arguments: str) -> int:
+    """Ends a fit in the validation after a step, and returns the step that was saved."""
+    stop = (
+        "--trainer.callbacks+=tests.helpers.StopInValidation",
+        f"--trainer.callbacks.step={step}",
+    )
+    done = subprocess.run(
+        [*FIT, *arguments, *stop],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 143, done.stderr
+    saved = folder / "runs/resnet_digits/version_0/checkpoints/last.ckpt"
+    return int(torch.load(saved, weights_only=True)["global_step"])
+
+
 def test_a_fit_that_is_asked_to_end_in_validation_validates_when_it_is_resumed(
     uninterrupted: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     """Lightning would skip the rest; and the module has the averaged weights at that moment."""
-    stop = ("--trainer.callbacks+=tests.helpers.StopInValidation", "--trainer.callbacks.epoch=1")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*FIT, *stop], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 143, done.stderr
-    saved = tmp_path / "runs/resnet_digits/version_0/checkpoints/last.ckpt"
-    assert torch.load(saved, weights_only=True)["global_step"] == 16
+    assert stop_in_validation(tmp_path, 18) == 16  # steps 12 and 16 were saved, 18 ends the epoch
     assert run(tmp_path, "--ckpt_path", "last") == 0
     resumed = final(tmp_path)
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in uninterrupted.items())
+
+
+def test_a_save_that_falls_on_a_validation_within_an_epoch_is_put_off(tmp_path: Path) -> None:
+    often = ("--trainer.val_check_interval", "4", "--trainer.max_epochs", "2")
+    rows = []
+    for name in ("whole", "stopped"):
+        (folder := tmp_path / name).mkdir()
+        if name == "stopped":
+            assert stop_in_validation(folder, 8, *often) == 5  # not 4 and not 8
+            assert run(folder, *often, "--ckpt_path", "last") == 0
+        else:
+            assert run(folder, *often) == 0
+        rows.append(read_metrics(folder / "runs/resnet_digits/version_0/metrics.csv"))
+    assert [row["step"] for row in rows[0] if "val/loss" in row] == [3, 7, 12, 16]
+    assert rows[0] == rows[1]

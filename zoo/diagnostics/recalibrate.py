@@ -119,7 +119,7 @@ class Recalibration:
     passes: int  # over the loader
     before: dict[str, float | None] | None = None
     after: dict[str, float | None] | None = None
-    waiting: int = 0  # of the layers: those with a first estimate, as the ones before them moved
+    waiting: int = 0  # layers that kept a first estimate, because those before still changed
 
     def __str__(self) -> str:
         layers = counted(self.layers, "BatchNorm layer")

@@ -51,10 +51,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class LastCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt``: after every epoch, and at intervals of steps within one.
 
-    Where the process is asked to end (SIGTERM), it saves once more, between two batches. While
-    validation is due or under way it does not: Lightning goes on after that of a step that was
-    saved, and under an average the module then has the averaged weights. What was saved last
-    stands, and a resumed run validates. State that is not finite is never saved.
+    When the process is asked to end (SIGTERM), it saves once more, between two training batches.
+    It does not save before or during a validation: Lightning would skip that validation in the
+    resumed run, and with averaged weights the module holds the average at that time. State that is
+    not finite is never saved.
 
     Args:
         folder: where ``last.ckpt`` goes.
