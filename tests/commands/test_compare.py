@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
+
+import pytest
 
 from zoo.study.compare import compared, different_settings, results
-from zoo.study.runs import Run, grouped
+from zoo.study.pictures import draw_together
+from zoo.study.runs import Run, grouped, read_run
 
 
 def run(name: str, accuracy: float, **settings: object) -> Run:
@@ -48,6 +53,33 @@ def test_runs_of_the_same_name_stay_apart() -> None:
         "b/x/version_0",
         "y",
     }
+
+
+def test_values_keep_the_epochs_that_they_were_logged_in(zoo_cli, tmp_path: Path) -> None:
+    short = ("fit", "--recipe", "convnet_digits", "--model.network.size", "small")
+    short += ("--trainer.max_epochs", "5", "--trainer.check_val_every_n_epoch", "2")
+    done = zoo_cli(*short)
+    assert done.code == 0, done.err
+    found = read_run(Path("runs/convnet_digits/version_0"))
+    assert [*found.epochs_of("val/loss")] == [*found.epochs_of("train_eval/loss")] == [2, 4]
+    assert [*found.epochs_of("train/loss")] == [1, 2, 3, 4, 5]
+    assert [*found.epochs_of("test/loss")] == [1]
+    assert found.epochs == 5
+    assert found.epoch_of_best("val/loss") == 4  # it still falls
+    # As a result of the study, in JSON, they are the same.
+    (tmp_path / "result.json").write_text(json.dumps(found.as_dict()))
+    again = read_run(tmp_path / "result.json")
+    assert again.logged_in == found.logged_in
+    assert again.epoch_of_best("val/loss") == 4
+    # In a picture they stand at their epochs; beside a run of every epoch, at those of both.
+    every = replace(found, curves={"val/loss": [5.0, 4.0, 3.0, 2.0, 1.0]}, logged_in={})
+    first, second = found.values("val/loss")
+    both = [mean((4.0, first)), mean((2.0, second))]
+    for members, expected in (([found], [first, second]), ([found, every], both)):
+        axis = draw_together({"a": members}, "title").axes[0]
+        line = next(line for line in axis.lines if line.get_linestyle() == "-")
+        assert [*line.get_xdata()] == [2, 4]
+        assert [*line.get_ydata()] == pytest.approx(expected)
 
 
 def test_runs_of_the_command_line_are_compared(zoo_cli) -> None:

@@ -81,26 +81,26 @@ def new_mosaic(layout: Sequence[str], height: float, **options: Any) -> Any:
     return figure, figure.subplot_mosaic("\n".join(layout), **options)
 
 
-def band(values: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[float]]:
-    """Mean, and mean ∓ standard deviation over seeds, epoch by epoch; as long as the shortest."""
-    middle, low, high = [], [], []
-    for column in zip(*values, strict=False):
-        spread = stdev(column) if len(column) > 1 else 0.0
-        middle.append(mean(column))
-        low.append(middle[-1] - spread)
-        high.append(middle[-1] + spread)
-    return middle, low, high
-
-
 def draw_band(axis: Any, runs: Sequence[Run], metric: str, color: str, **style: Any) -> None:
-    """A line over epochs of a metric that all runs logged, with a band over them."""
-    curves = [run.curves[metric] for run in runs if metric in run.curves]
+    """A line over the epochs in which all runs that have a metric logged it.
+
+    It goes through their means; a band of a standard deviation over them lies about it.
+    """
+    curves = [
+        dict(zip(run.epochs_of(metric), run.curves[metric], strict=True))
+        for run in runs
+        if metric in run.curves
+    ]
     if not curves:
         return
-    middle, low, high = band(curves)
-    epochs = range(1, len(middle) + 1)
+    epochs = sorted(set(curves[0]).intersection(*curves[1:]))
+    values = [[curve[epoch] for curve in curves] for epoch in epochs]
+    middle = [mean(found) for found in values]
     axis.plot(epochs, middle, color=color, **style)
     if len(curves) > 1:
+        spread = [stdev(found) for found in values]
+        low = [m - s for m, s in zip(middle, spread, strict=True)]
+        high = [m + s for m, s in zip(middle, spread, strict=True)]
         axis.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
 
 

@@ -302,7 +302,8 @@ def _fit(plan: Plan, number: int, seed: int, runs: Path, display: Display) -> Ru
     curves = {k: list(takewhile(math.isfinite, v)) for k, v in result.curves.items()}
     cut = [name for name, values in curves.items() if len(values) < len(result.curves[name])]
     if cut and not diverged:
-        diverged = f"{cut[0]} is not finite at epoch {len(curves[cut[0]]) + 1}"
+        epoch = result.epochs_of(cut[0])[len(curves[cut[0]])]
+        diverged = f"{cut[0]} is not finite at epoch {epoch}"
     if diverged:
         curves = {name: values for name, values in curves.items() if values}
         return replace(result, facts={**result.facts, "diverged": diverged}, curves=curves)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ class Run:
     """One fit.
 
     ``settings`` are those of its recipe with dots in their names; ``curves`` the values of each
-    metric at the end of each epoch; ``facts`` what else its record says; ``path`` the file or
-    folder that it was read from.
+    metric, the last of each epoch in which it was logged; ``facts`` what else its record says;
+    ``path`` the file or folder that it was read from; ``logged_in`` the epochs, from 1, of each
+    metric that some epochs have no value of.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Run:
     curves: Mapping[str, list[float]]
     facts: Mapping[str, Any]
     path: Path = Path()
+    logged_in: Mapping[str, list[int]] = field(default_factory=dict)
 
     @property
     def diverged(self) -> str:
@@ -43,10 +45,16 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        return max((len(values) for values in self.curves.values()), default=0)
+        """How many epochs it has run."""
+        return max((self.epochs_of(name)[-1] for name, v in self.curves.items() if v), default=0)
+
+    def epochs_of(self, metric: str) -> Sequence[int]:
+        """The epochs, from 1, that the values of a metric are of."""
+        count = len(self.curves[metric])
+        return self.logged_in.get(metric, range(1, count + 1))[:count]
 
     def values(self, metric: str) -> list[float]:
-        """The values of a metric, one an epoch.
+        """The values of a metric, one for each epoch of ``epochs_of``.
 
         Raises:
             KeyError: it was not logged; the message names metric and run.
@@ -66,7 +74,7 @@ class Run:
 
     def epoch_of_best(self, metric: str) -> int:
         """The epoch, from 1, after which a metric was best."""
-        return self.values(metric).index(self.best(metric)) + 1
+        return self.epochs_of(metric)[self.values(metric).index(self.best(metric))]
 
     @property
     def gap(self) -> float:
@@ -78,7 +86,9 @@ class Run:
         curves = {
             name: [round(value, 5) for value in values] for name, values in self.curves.items()
         }
-        return {"name": self.name, **self.facts, "settings": dict(self.settings), "curves": curves}
+        shown = {**self.facts, "settings": dict(self.settings), "curves": curves}
+        skipping = {"logged_in": dict(self.logged_in)} if self.logged_in else {}
+        return {"name": self.name, **shown, **skipping}
 
 
 def read_run(path: Path, may_be_empty: bool = False) -> Run:
@@ -96,8 +106,9 @@ def read_run(path: Path, may_be_empty: bool = False) -> Run:
         if not isinstance(content, dict) or not {"settings", "curves"} <= set(content):
             raise UserError(f"{path} is no result of the study: give a run's folder")
         name, settings, curves = content.get("name"), content["settings"], content["curves"]
-        facts = {k: v for k, v in content.items() if k not in ("name", "settings", "curves")}
-        return Run(str(name or path.stem), settings, curves, facts, path)
+        own, logged_in = ("name", "settings", "curves", "logged_in"), content.get("logged_in", {})
+        facts = {key: value for key, value in content.items() if key not in own}
+        return Run(str(name or path.stem), settings, curves, facts, path, logged_in)
     if not is_folder(path):
         raise UserError(f"{path}: no such run: give its folder, runs/RECIPE/VERSION")
     rows = read_metrics(path / METRICS_FILE)
@@ -109,17 +120,26 @@ def read_run(path: Path, may_be_empty: bool = False) -> Run:
     record = read_record(path)
     kept = ("recipe", "parameters", "wall_time_s", "hardware", "date", "status", "versions", "data")
     facts = {key: record[key] for key in kept if key in record}
-    return Run(run_name(path), flat(recipes.read(path / CONFIG_FILE)), _curves(rows), facts, path)
+    settings, (curves, logged_in) = flat(recipes.read(path / CONFIG_FILE)), _curves(rows)
+    return Run(run_name(path), settings, curves, facts, path, logged_in)
 
 
-def _curves(rows: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
-    """Values by metric, one an epoch: the last that was logged in it."""
-    found: dict[str, dict[float, float]] = {}
+def _curves(
+    rows: Iterable[Mapping[str, float]],
+) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
+    """Values by metric, the last of each epoch; and the epochs of those that skip some.
+
+    A test follows the last epoch, and is of none.
+    """
+    found: dict[str, dict[int, float]] = {}
     for row in rows:
         for name, value in row.items():
             if name not in ("step", "epoch"):
-                found.setdefault(name, {})[row.get("epoch", 0.0)] = value
-    return {name: [by[epoch] for epoch in sorted(by)] for name, by in found.items()}
+                epoch = 1 if name.startswith("test/") else int(row.get("epoch", 0)) + 1
+                found.setdefault(name, {})[epoch] = value
+    epochs = {name: sorted(by) for name, by in found.items()}
+    curves = {name: [by[epoch] for epoch in epochs[name]] for name, by in found.items()}
+    return curves, {name: each for name, each in epochs.items() if each[-1] > len(each)}
 
 
 def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
