@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,20 @@ class KillAt(Callback):
     ) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), self.signal)
+
+
+class AskToEnd(Callback):
+    """SIGTERM to one of several processes, while the others wait for it to exchange gradients."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor
+    ) -> None:
+        if (trainer.global_rank, trainer.global_step) == (self.rank, self.step):
+            time.sleep(1)  # the others are in their backward pass by now
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class StopInValidation(Callback):

@@ -15,22 +15,30 @@ from torchvision.io import write_png
 
 import zoo
 from zoo.data import Digits, ImageFolder
+from zoo.runs.metrics import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).parents[2]
+
+
+FIT = [
+    *(sys.executable, "-m", "zoo", "fit", "--recipe", "resnet_digits"),
+    *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+    *("--trainer.max_epochs", "4", "--data.batch_size", "64"),
+]
+
+
+def run(folder: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
-    command = [
-        *(sys.executable, "-m", "zoo", "fit", "--recipe", "resnet_digits"),
-        *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
-        *("--trainer.max_epochs", "4", "--data.batch_size", "64"),
-        "--trainer.callbacks+=tests.helpers.SaveEachRank",
-        f"--trainer.callbacks.folder={folder}",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    each = "--trainer.callbacks+=tests.helpers.SaveEachRank"
+    done = run(folder, [*FIT, each, f"--trainer.callbacks.folder={folder}"])
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -68,6 +76,36 @@ def test_only_one_process_leaves_a_folder(folder: Path) -> None:
     assert [path.name for path in (folder / "runs/resnet_digits").iterdir()] == ["version_0"]
 
 
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_fit_that_is_asked_to_end_within_a_step_ends_on_both_and_is_resumed(
+    folder: Path, tmp_path: Path, rank: int
+) -> None:
+    """While one process has the signal, the other one waits for it to exchange gradients."""
+    stop = [
+        "--trainer.callbacks+=tests.helpers.AskToEnd",
+        f"--trainer.callbacks.rank={rank}",
+        "--trainer.callbacks.step=13",
+    ]
+    done = run(tmp_path, [*FIT, *stop])
+    assert done.returncode == 143, done.stderr
+    version = tmp_path / "runs/resnet_digits/version_0"
+    assert torch.load(version / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 14
+    assert "stopped: saved at step 14" in done.stdout
+    done = run(tmp_path, [*FIT, "--ckpt_path", "last"])
+    assert done.returncode == 0, done.stderr
+    whole = folder / "runs/resnet_digits/version_0"
+    # What was logged of training since the epoch began is that of one process in a checkpoint.
+    partial = {"train/loss", "train/accuracy"}
+    found, expected = (
+        [
+            {k: v for k, v in row.items() if row["epoch"] != 1 or k not in partial}
+            for row in read_metrics(each / METRICS_FILE)
+        ]
+        for each in (version, whole)
+    )
+    assert found == expected
+
+
 def test_a_folder_of_images_is_validated_exactly_on_two_processes(tmp_path: Path) -> None:
     """Of nine validation images one process sees five and the other four, none twice."""
     root = tmp_path / "images"
@@ -96,16 +134,15 @@ trainer: {{max_epochs: 1}}
         *(sys.executable, "-m", "zoo", "fit", "--recipe", "mine.yaml"),
         *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = run(tmp_path, command)
     assert done.returncode == 0, done.stderr
-    run = tmp_path / "runs/mine/version_0"
-    with (run / "metrics.csv").open() as file:
+    version = tmp_path / "runs/mine/version_0"
+    with (version / "metrics.csv").open() as file:
         (validated,) = [row for row in csv.DictReader(file) if row["val/loss"]]
     trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     module = ImageFolder(str(root), image_size=32, batch_size=4, workers=0)
     (result,) = trainer.validate(
-        zoo.load(run / "checkpoints/last.ckpt"), datamodule=module, verbose=False
+        zoo.load(version / "checkpoints/last.ckpt"), datamodule=module, verbose=False
     )
     for metric in ("val/loss", "val/accuracy"):
         assert float(validated[metric]) == pytest.approx(result[metric], abs=1e-5)

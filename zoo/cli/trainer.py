@@ -113,6 +113,7 @@ def fit_callbacks(
         callbacks.TrainingSample(),
         callbacks.Curves(folder),
         callbacks.LastCheckpoint(folder / "checkpoints", save_every_n_steps),
+        callbacks.EndTogether(),
         callbacks.Samples(folder),
     ]
     if settings.get("limit_val_batches") != 0 and model.monitor:

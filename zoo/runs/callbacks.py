@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import signal
+import threading
 import time
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -99,6 +102,40 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.path, weights_only=False)  # refuses what is not finite
         self._saved, self._due = trainer.global_step, False
+
+
+class EndTogether(Callback):
+    """Ends a fit of several processes after the same batch on all, when one is asked to (SIGTERM).
+
+    Lightning's own handler exchanges tensors with the other processes wherever this one happens to
+    be. Where they are exchanging something else, none of them goes on: a fit that was asked to end
+    in the middle of a step hung, and saved nothing.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning registers its handler before this and puts the former back at the end.
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.world_size > 1 and not _validates_next(trainer):
+            self._agree(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            self._agree(trainer)
+
+    def _agree(self, trainer: Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
+            trainer._signal_connector.received_sigterm = True  # acted on after these hooks
 
 
 def _validates_next(trainer: Trainer) -> bool:
