@@ -37,6 +37,11 @@ class TrainingMean(MeanMetric):
         self.mean_value += value * weight
         self.weight += weight
 
+    def gathered(self) -> dict[str, Any]:
+        """The sums over all processes, which each of them must ask for."""
+        with self.sync_context():
+            return dict(self.metric_state)
+
 
 # What a run goes on from: Lightning's names, the last two those of an average.
 RESUMED = ("state_dict", "optimizer_states", "current_model_state", "averaging_state")
@@ -452,7 +457,7 @@ class Task(LightningModule):
             self._random_state = None
 
     def on_train_epoch_end(self) -> None:
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
     def _read_losses(self) -> None:
         if self._late_losses is not None and (found := self._late_losses.read(everything=True)):
@@ -482,7 +487,8 @@ class Task(LightningModule):
             checkpoint["lora_rank"] = rank
         if self._trainer is not None and not _is_last_batch(self.trainer):
             checkpoint["training_metrics"] = {
-                name: metric.metric_state for name, metric in self.training_metrics.items()
+                name: metric.gathered()  # type: ignore[operator]
+                for name, metric in self.training_metrics.items()
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

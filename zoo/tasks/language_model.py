@@ -108,8 +108,8 @@ class LanguageModel(Task):
 
     def on_validation_epoch_end(self) -> None:
         loss = float(self.sweep.compute())
-        self.log("val/perplexity", math.exp(min(loss, 700.0)))
-        self.log("val/bits_per_character", loss / math.log(2))
+        self.log("val/perplexity", math.exp(min(loss, 700.0)), sync_dist=True)
+        self.log("val/bits_per_character", loss / math.log(2), sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Predicts probabilities (B, T, V) of each next token, from (tokens, targets) or tokens."""
