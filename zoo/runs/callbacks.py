@@ -116,7 +116,8 @@ class EndTogether(Callback):
         self._asked = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning registers its handler before this and puts the former back at the end.
+        self._asked = False
+        # Lightning registers its handler before this, and puts the former one back at the end.
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._ask)
 
