@@ -10,7 +10,7 @@ import pytest
 
 from zoo.study.compare import compared, different_settings, results
 from zoo.study.pictures import draw_together
-from zoo.study.runs import Run, grouped, read_run
+from zoo.study.runs import Run, _curves, grouped, read_run
 
 
 def run(name: str, accuracy: float, **settings: object) -> Run:
@@ -80,6 +80,15 @@ def test_values_keep_the_epochs_that_they_were_logged_in(zoo_cli, tmp_path: Path
         line = next(line for line in axis.lines if line.get_linestyle() == "-")
         assert [*line.get_xdata()] == [2, 4]
         assert [*line.get_ydata()] == pytest.approx(expected)
+
+
+def test_a_test_is_of_no_epoch_also_where_data_stand_in() -> None:
+    rows = [{"epoch": 0, "digits/val/loss": 0.5}, {"epoch": 1, "digits/val/loss": 0.4}]
+    rows += [{"epoch": 2, "digits/test/loss": 0.6}]
+    curves, logged_in = _curves(rows)
+    assert curves == {"digits/val/loss": [0.5, 0.4], "digits/test/loss": [0.6]}
+    assert not logged_in
+    assert Run("a run", {}, curves, {}, logged_in=logged_in).epochs == 2
 
 
 def test_runs_of_the_command_line_are_compared(zoo_cli) -> None:

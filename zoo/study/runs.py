@@ -135,7 +135,8 @@ def _curves(
     for row in rows:
         for name, value in row.items():
             if name not in ("step", "epoch"):
-                epoch = 1 if name.startswith("test/") else int(row.get("epoch", 0)) + 1
+                tested = "test" in name.split("/")  # stand-in data come first: digits/test/loss
+                epoch = 1 if tested else int(row.get("epoch", 0)) + 1
                 found.setdefault(name, {})[epoch] = value
     epochs = {name: sorted(by) for name, by in found.items()}
     curves = {name: [by[epoch] for epoch in epochs[name]] for name, by in found.items()}
