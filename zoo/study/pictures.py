@@ -241,7 +241,8 @@ def draw_points(axis: Any, values: Mapping[str, Sequence[float]], unit: str, tit
         axis.errorbar(middle, place, xerr=_error(found), capsize=5, **style)
         axis.plot(found, [place - 0.25] * len(found), ".", color=color, markersize=6)
         where: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
-        axis.annotate(f"{middle:.3g}", (middle, place), fontsize=TEXT, **where)
+        digits = f"{middle:#.3g}".rstrip(".")  # "#" keeps the 0s of 0.900
+        axis.annotate(digits, (middle, place), fontsize=TEXT, **where)
     name_rows(axis, list(values))
     axis.margins(x=0.18)
     finish(axis, unit, "", title)

@@ -237,27 +237,30 @@ def _markdown(
         f"**{label}.** {made} The same as one page to show: [{PAGE}]({PAGE}).",
         "",
     ]
+    lines += [f"![{kind} over epochs, {label}]({path.name})" for kind, path in pictures.items()]
+    lines += ["", f"## {MEASURED}", ""]
+    for one in judged:
+        lines += [f"- ({one.experiment}) {one.sentence} **{SIGNS[one.verdict]} {one.verdict}**"]
+        lines += [f"  - {check}" for check in one.checks]
+        lines += [f"  - Why: {one.why}."] if one.why else []
+    lines += ["", rule, ""]
     for table in tables:
         lines += [f"## {table.title}", "", "| " + " | ".join(table.columns) + " |"]
         lines += ["|---" * len(table.columns) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in table.rows]
         lines += ["", f"{table.text} {label}.", ""]
-    lines += [f"![{kind} over epochs, {label}]({path.name})" for kind, path in pictures.items()]
-    lines += ["", "## What the documents say, and what was measured", ""]
-    lines += [rule, ""]
-    for one in judged:
-        lines += [f"- ({one.experiment}) {one.sentence} **{SIGNS[one.verdict]} {one.verdict}**"]
-        lines += [f"  - {check}" for check in one.checks]
-        lines += [f"  - Why: {one.why}."] if one.why else []
+    lines += [f"## {WORDS}", ""]
+    lines += [f"- *{word}*: {meaning}" for word, meaning in IN_NUMBERS.items()]
     return "\n".join(lines) + "\n"
 
 
+MEASURED = "What the documents say, and what was measured"
+WORDS = "The words in numbers"
 RULE = (
     "Each line shows a difference and ± twice its standard error over seeds. It is positive if the "
     "outcome is what the documents state. Reproduced: the difference is larger than twice its "
     "error. Within noise: it is not. Not reproduced: it is negative, and by more than that. One "
-    "seed has no spread and no verdict. Errors are over seeds "
-    f"alone. {IN_NUMBERS}"
+    "seed has no spread and no verdict. Errors are over seeds alone."
 )
 
 
@@ -290,14 +293,10 @@ def _page(
         f"<h1>{TITLE}</h1>",
         f"<p class=label><b>{html.escape(label)}.</b> {html.escape(made)}</p>",
     ]
-    for table in tables:
-        parts += [f"<h2>{table.title}</h2>", "<table>", cells("th", table.columns)]
-        parts += [cells("td", row) for row in table.rows]
-        parts += [f"</table><p>{html.escape(f'{table.text} {label}.')}</p>"]
     for kind, path in pictures.items():
         content = base64.b64encode(path.read_bytes()).decode()
         parts.append(f"<img alt='{kind} over epochs' src='data:image/png;base64,{content}'>")
-    parts += ["<h2>What the documents say, and what was measured</h2>", f"<p>{rule}</p><ol>"]
+    parts += [f"<h2>{MEASURED}</h2><ol>"]
     for one in judged:
         kind = one.verdict.replace(" ", "-")
         lines = [*map(str, one.checks), *([f"Why: {one.why}."] if one.why else [])]
@@ -306,4 +305,11 @@ def _page(
             f"<li value={one.experiment}>{html.escape(one.sentence)} "
             f"<b class={kind}>{SIGNS[one.verdict]} {one.verdict}</b>{checks}</li>"
         )
-    return "\n".join([*parts, "</ol></html>"]) + "\n"
+    parts += [f"</ol><p>{rule}</p>"]
+    for table in tables:
+        parts += [f"<h2>{table.title}</h2>", "<table>", cells("th", table.columns)]
+        parts += [cells("td", row) for row in table.rows]
+        parts += [f"</table><p>{html.escape(f'{table.text} {label}.')}</p>"]
+    parts += [f"<h2>{WORDS}</h2><ul>"]
+    parts += [f"<li><i>{html.escape(word)}</i>: {text}</li>" for word, text in IN_NUMBERS.items()]
+    return "\n".join([*parts, "</ul></html>"]) + "\n"

@@ -28,20 +28,25 @@ MUCH = 0.8  # of a loss
 LAST = 0.75  # the part of the epochs after which the last quarter begins
 BEST_ACCURACY = 0.948  # of experiment 8 in the documents, on test images
 
-# For readers of the report, too.
-IN_NUMBERS = (
-    "Accuracy and loss are of validation images at the final epoch, unless test images are named. "
-    f"Overfits: the validation loss ends {RISE} nats or more above its least. Fast: that least "
-    "comes in the first half of the epochs. Slower: it comes in a later epoch. To the end: it "
-    "comes in the last quarter, in which the loss of clean training images falls, too. A tiny gap: "
-    f"validation loss ends at most {GAP} nats above that of clean training images. About as "
-    f"before: within {100 * ABOUT:g} points of accuracy. Clearly better: by more than that. About "
-    f"{GAIN} above: within {100 * ABOUT:g} points of it, and not {100 * GAIN:g} points or more "
-    "below. Best generalization: the least loss and the highest accuracy of the medium networks. "
-    f"Much better: a loss at least {100 * (1 - MUCH):.0f} % less. Shifts: the variance of a "
-    f"BatchNorm's input with dropout on is e^{NOTHING:g} times that with dropout off, or more, or "
-    "as much less, at the worst BatchNorm."
-)
+# For readers of the report, too: words of degree, and what they are in numbers.
+IN_NUMBERS = {
+    "accuracy, loss": "of validation images at the final epoch, unless test images are named",
+    "overfits": f"the validation loss ends {RISE} nats or more above its least",
+    "fast": "that least comes in the first half of the epochs",
+    "slower": "it comes in a later epoch",
+    "to the end": "it comes in the last quarter, in which the loss of clean training images falls, "
+    "too",
+    "a tiny gap": f"the validation loss ends at most {GAP} nats above that of clean training "
+    "images",
+    "about as before": f"within {100 * ABOUT:g} points of accuracy",
+    "clearly better": "by more than that",
+    f"about {GAIN} above": f"within {100 * ABOUT:g} points of it, and not {100 * GAIN:g} points or "
+    "more below",
+    "best generalization": "the least loss and the highest accuracy of the medium networks",
+    "much better": f"a loss at least {100 * (1 - MUCH):.0f} % less",
+    "shifts": "the variance of a BatchNorm's input with dropout on is "
+    f"e^{NOTHING:g} times that with dropout off, or more, or as much less, at the worst BatchNorm",
+}
 
 Runs = Mapping[int, Sequence[Run]]  # by the experiment's number, a run a seed
 
