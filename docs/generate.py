@@ -22,6 +22,19 @@ def recipes_table() -> str:
     return table()
 
 
+def experiments_table(study: Path = ROOT / "docs" / "study") -> str:
+    """What became of the statements on the eight experiments, in full form."""
+    from zoo.study.regularization import FULL, STUDIES, known, of_study
+    from zoo.study.statements import judge_all
+
+    rows = ["| experiment | the documents say | measured |", "|---|---|---|"]
+    for one in judge_all(known(of_study(FULL, next(iter(STUDIES))), study)):
+        kept, count = sum(check.verdict == "reproduced" for check in one.checks), len(one.checks)
+        parts = "" if kept == count else f" ({kept} of {count} parts reproduced)"
+        rows.append(f"| {one.experiment} | {one.sentence} | {one.verdict}{parts} |")
+    return "\n".join(rows)
+
+
 def verdicts_table(study: Path = ROOT / "docs" / "study") -> str:
     """What became of every claim that was measured, from docs/study/claims/*.json."""
     from zoo.study.catalog import CLAIMS
@@ -35,7 +48,11 @@ def verdicts_table(study: Path = ROOT / "docs" / "study") -> str:
     return "\n".join(rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"recipes": recipes_table, "verdicts": verdicts_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "recipes": recipes_table,
+    "experiments": experiments_table,
+    "verdicts": verdicts_table,
+}
 
 
 def filled(text: str) -> str:

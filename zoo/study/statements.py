@@ -105,9 +105,10 @@ def _why(checks: Sequence[Check], runs: Runs) -> str:
     parts = [check.shortfall for check in checks if check.shortfall]
     falling = [str(n) for n, members in runs.items() if min(best_at(members)) > LAST]
     if parts and falling:
+        noun = "experiment" if len(falling) == 1 else "experiments"
         parts.append(
-            f"the validation loss of experiment {', '.join(falling)} is least in the last quarter "
-            "of the epochs, so that more of them may change this"
+            f"the validation loss of {noun} {', '.join(falling)} is least in the last quarter of "
+            "the epochs, so that more of them may change this"
         )
     return "; ".join(parts)
 
