@@ -30,6 +30,7 @@ from zoo.study.claims.base import (
     report,
     rounded,
     run_claim,
+    signed,
     summed,
     within,
     write_page,
@@ -79,6 +80,11 @@ def test_an_interval_over_a_margin_is_explained_as_one() -> None:
     far = alike("says", "number", [2.0, 2.1], [1.0, 1.1], 0.15)
     assert far.verdict == "not reproduced"
     assert "larger than 0.15" in far.reason
+
+
+def test_a_change_that_rounds_to_nothing_has_no_minus() -> None:
+    found = [signed(change, 3) for change in (-0.0004, -0.0006, 0.0, 1.5)]
+    assert found == ["+0.000", "−0.001", "+0.000", "+1.500"]
 
 
 def test_the_command_is_that_which_was_typed() -> None:

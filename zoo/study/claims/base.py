@@ -374,6 +374,11 @@ def exactly(says: str, number: str, value: float, holds: bool, why: str = "") ->
     return Finding(says, number, value, None, None, verdict, why, exact=True)
 
 
+def signed(change: float, digits: int) -> str:
+    """A change for a picture's title: ``+0.01``, ``−0.01``, and ``+0.00`` in place of −0.00."""
+    return f"{round(change, digits) + 0.0:+.{digits}f}".replace("-", "−")
+
+
 def around(value: float, error: float | None) -> tuple[float | None, float | None]:
     """The interval of a value, twice its error each way; none where the error is not known."""
     return (None, None) if error is None else (value - 2 * error, value + 2 * error)

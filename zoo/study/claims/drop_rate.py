@@ -7,7 +7,7 @@ from typing import Any
 
 from zoo.data.digits import Digits
 from zoo.networks.convnet import ConvNet
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, alike, larger
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, alike, larger, signed
 from zoo.study.fitting import build, fit
 from zoo.study.pictures import TEXT, WIDTH, draw_over, finish, line, new_figure
 
@@ -93,11 +93,11 @@ def draw(numbers: Numbers) -> Any:
 
 def message(numbers: Numbers) -> str:
     rates = {float(rate): by for rate, by in numbers["rates"].items()}
-    low, half, most = (mean(rates[rate]["validation"]) for rate in (0.05, 0.5, 0.8))
+    none, low, half, most = (mean(rates[rate]["validation"]) for rate in (0.0, 0.05, 0.5, 0.8))
     slow = [mean(rates[rate]["epochs"]) for rate in (0.0, 0.5)]
     return (
-        f"Dropout of 0.05 changes the held-out loss by {low - mean(rates[0.0]['validation']):+.2f} "
-        f"nats, 0.8 raises that of 0.5 from {half:.2f} to {most:.2f}; at 0.5 learning takes "
+        f"Dropout of 0.05 changes the held-out loss by {signed(low - none, 3)} nats, 0.8 raises "
+        f"that of 0.5 from {half:.2f} to {most:.2f}; at 0.5 learning takes "
         f"{slow[1] / slow[0]:.1f} times the epochs"
     )
 

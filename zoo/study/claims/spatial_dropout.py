@@ -13,7 +13,7 @@ from zoo.data.digits import Digits
 from zoo.networks.convnet import ConvNet
 from zoo.networks.preact_resnet import PreActResNet
 from zoo.networks.unet import UNet
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, alike, larger
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, alike, larger, signed
 from zoo.study.claims.fits import fit_once, replace_dropout
 from zoo.study.fitting import build, train
 from zoo.study.pictures import WIDTH, draw_points, new_figure
@@ -140,8 +140,7 @@ def message(numbers: Numbers) -> str:
     accuracy, iou = numbers["accuracy"], numbers["iou"]
 
     def gain(found: dict[str, list[float]], kind: str, without: str) -> str:
-        difference = round(mean(found[kind]) - mean(found[without]), 3) + 0.0  # no −0.000
-        return f"{difference:+.3f}".replace("-", "−")
+        return signed(mean(found[kind]) - mean(found[without]), 3)
 
     depth = gain(accuracy, "residual, stochastic depth", "residual, nothing")
     return (

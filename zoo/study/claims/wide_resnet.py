@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo.data.digits import Digits
 from zoo.diagnostics.variance_shift import variance_shift
 from zoo.networks.initializers import init_he
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, larger
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, larger, signed
 from zoo.study.claims.fits import fit_once
 from zoo.study.fitting import build
 from zoo.study.pictures import WIDTH, draw_points, new_figure
@@ -135,7 +135,7 @@ def message(numbers: Numbers) -> str:
 
     def change(name: str) -> str:
         gap = mean(loss[f"{name}, dropout {RATE:g}"]) - mean(loss[f"{name}, dropout 0"])
-        return f"{gap:+.2f}".replace("-", "−")
+        return signed(gap, 2)
 
     return (
         f"Dropout of {RATE:g} changes the held-out loss by {change(NARROW_KIND)} nats in "
