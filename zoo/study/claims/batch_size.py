@@ -202,12 +202,8 @@ def draw(numbers: Numbers) -> Any:
     least, most = min(numbers["epochs"].values()), max(numbers["epochs"].values())
     titles = (
         ("noise", "relative noise of an image's features", "noise, before training"),
-        ("gap", "validation − training loss (nats)", "gap: lower is better"),
-        (
-            "loss",
-            "validation loss (nats)",
-            f"loss, {least} to {most} epochs: lower is better",
-        ),
+        ("gap", "validation − training loss (nats)", f"gap, {least} to {most} epochs"),
+        ("loss", "validation loss (nats)", "loss: lower is better"),
     )
     for axis, (kind, unit, title) in zip(axes.flat, titles, strict=True):
         for index, (name, by_size) in enumerate(numbers[kind].items()):
