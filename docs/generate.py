@@ -1,7 +1,8 @@
 """Writes what README and docs take from the code: ``python docs/generate.py``.
 
-Tables stand between ``<!-- table: NAME -->`` and ``<!-- end -->``; docs/rules.md is a whole page.
-``tests/test_docs.py`` holds what is committed to what this writes.
+Tables stand between ``<!-- table: NAME -->`` and ``<!-- end -->`` in README.md and
+docs/study/README.md; docs/rules.md is a whole page. ``tests/test_docs.py`` holds what is
+committed to what this writes.
 """
 
 from __future__ import annotations
@@ -10,9 +11,18 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zoo.study.statements import Judged
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # this checkout's package, whichever is installed
+EXPERIMENTS = "docs/study/README.md#what-the-eight-experiments-show"
+EIGHT = (
+    "Eight experiments on FashionMNIST: augmentation, BatchNorm and dropout each improve "
+    "validation; all three generalize best, and a large network with them is the most accurate."
+)
 
 
 def recipes_table() -> str:
@@ -24,11 +34,8 @@ def recipes_table() -> str:
 
 def experiments_table(study: Path = ROOT / "docs" / "study") -> str:
     """What became of the statements on the eight experiments, in full form."""
-    from zoo.study.regularization import FULL, STUDIES, known, of_study
-    from zoo.study.statements import judge_all
-
     rows = ["| experiment | the documents say | measured |", "|---|---|---|"]
-    for one in judge_all(known(of_study(FULL, next(iter(STUDIES))), study)):
+    for one in _judged(study):
         kept, count = sum(check.verdict == "reproduced" for check in one.checks), len(one.checks)
         parts = "" if kept == count else f" ({kept} of {count} parts reproduced)"
         rows.append(f"| {one.experiment} | {one.sentence} | {one.verdict}{parts} |")
@@ -36,16 +43,26 @@ def experiments_table(study: Path = ROOT / "docs" / "study") -> str:
 
 
 def verdicts_table(study: Path = ROOT / "docs" / "study") -> str:
-    """What became of every claim that was measured, from docs/study/claims/*.json."""
+    """What became of the eight experiments, and of every claim in docs/study/claims/*.json."""
     from zoo.study.catalog import CLAIMS
     from zoo.study.claims.base import read_result
 
-    rows = ["| claim | the documents say | measured |", "|---|---|---|"]
+    verdicts = [one.verdict for one in _judged(study)]
+    kept = f"{verdicts.count('reproduced')} of {len(verdicts)} statements reproduced"
+    rows = ["| study | the documents say | measured |", "|---|---|---|"]
+    rows.append(f"| [regularization]({EXPERIMENTS}) | {EIGHT} | {kept} |")
     for name in CLAIMS:
         if (result := read_result(name, study)) is not None:
             label = "" if result["form"] == "full" else " (quick form)"
             rows.append(f"| {name} | {result['sentence']} | {result['verdict']}{label} |")
     return "\n".join(rows)
+
+
+def _judged(study: Path) -> list[Judged]:
+    from zoo.study.regularization import FULL, known, of_study
+    from zoo.study.statements import judge_all
+
+    return judge_all(known(of_study(FULL, "regularization"), study))
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -92,9 +109,9 @@ def rules_page() -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated file with its content as the code has it now."""
-    readme = ROOT / "README.md"
+    with_tables = (ROOT / "README.md", ROOT / "docs" / "study" / "README.md")
     return {
-        readme: filled(readme.read_text(encoding="utf-8")),
+        **{path: filled(path.read_text(encoding="utf-8")) for path in with_tables},
         ROOT / "docs" / "rules.md": rules_page(),
     }
 
