@@ -34,23 +34,24 @@ def recipes_table() -> str:
 
 def experiments_table(study: Path = ROOT / "docs" / "study") -> str:
     """What became of the statements on the eight experiments, in full form."""
+    from zoo.study.claims.base import summed
+
     rows = ["| experiment | the documents say | measured |", "|---|---|---|"]
     for one in _judged(study):
-        kept, count = sum(check.verdict == "reproduced" for check in one.checks), len(one.checks)
-        parts = "" if kept == count else f" ({kept} of {count} parts reproduced)"
-        rows.append(f"| {one.experiment} | {one.sentence} | {one.verdict}{parts} |")
+        parts = summed([check.verdict for check in one.checks]) if one.checks else one.verdict
+        verdict = one.verdict if parts == one.verdict else f"{one.verdict} ({parts})"
+        rows.append(f"| {one.experiment} | {one.sentence} | {verdict} |")
     return "\n".join(rows)
 
 
 def verdicts_table(study: Path = ROOT / "docs" / "study") -> str:
     """What became of the eight experiments, and of every claim in docs/study/claims/*.json."""
     from zoo.study.catalog import CLAIMS
-    from zoo.study.claims.base import read_result
+    from zoo.study.claims.base import read_result, summed
 
-    verdicts = [one.verdict for one in _judged(study)]
-    kept = f"{verdicts.count('reproduced')} of {len(verdicts)} statements reproduced"
+    eight = summed([one.verdict for one in _judged(study)])
     rows = ["| study | the documents say | measured |", "|---|---|---|"]
-    rows.append(f"| [regularization]({EXPERIMENTS}) | {EIGHT} | {kept} |")
+    rows.append(f"| [regularization]({EXPERIMENTS}) | {EIGHT} | {eight} |")
     for name in CLAIMS:
         if (result := read_result(name, study)) is not None:
             label = "" if result["form"] == "full" else " (quick form)"

@@ -36,7 +36,7 @@ from zoo.study.claims.base import (
     write_page,
 )
 from zoo.study.fitting import build, train
-from zoo.study.pictures import COLORS, large_type, new_figure, palette, set_title
+from zoo.study.pictures import COLORS, draw_points, large_type, new_figure, palette, set_title
 
 STORED = sorted(Path("docs/study/claims").glob("*.json"))
 
@@ -85,6 +85,12 @@ def test_an_interval_over_a_margin_is_explained_as_one() -> None:
 def test_a_change_that_rounds_to_nothing_has_no_minus() -> None:
     found = [signed(change, 3) for change in (-0.0004, -0.0006, 0.0, 1.5)]
     assert found == ["+0.000", "−0.001", "+0.000", "+1.500"]
+
+
+def test_means_in_pictures_keep_their_zeros() -> None:
+    _, axes = new_figure(1, 1, 6, 3)
+    draw_points(axes[0, 0], {"a": [0.9], "b": [100.0], "c": [0.12345]}, "unit", "title")
+    assert [text.get_text() for text in axes[0, 0].texts] == ["0.900", "100", "0.123"]
 
 
 def test_the_command_is_that_which_was_typed() -> None:

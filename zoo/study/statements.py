@@ -32,14 +32,14 @@ BEST_ACCURACY = 0.948  # of experiment 8 in the documents, on test images
 IN_NUMBERS = {
     "accuracy, loss": "of validation images at the final epoch, unless test images are named",
     "overfits": f"the validation loss ends {RISE} nats or more above its least",
-    "fast": "that least comes in the first half of the epochs",
-    "slower": "it comes in a later epoch",
-    "to the end": "it comes in the last quarter, in which the loss of clean training images falls, "
-    "too",
+    "fast": "the validation loss is least in the first half of the epochs",
+    "slower": "the validation loss is least in a later epoch",
+    "to the end": "the validation loss is least in the last quarter of the epochs, in which the "
+    "loss of clean training images falls, too",
     "a tiny gap": f"the validation loss ends at most {GAP} nats above that of clean training "
     "images",
     "about as before": f"within {100 * ABOUT:g} points of accuracy",
-    "clearly better": "by more than that",
+    "clearly better": f"by more than {100 * ABOUT:g} points of accuracy",
     f"about {GAIN} above": f"within {100 * ABOUT:g} points of it, and not {100 * GAIN:g} points or "
     "more below",
     "best generalization": "the least loss and the highest accuracy of the medium networks",

@@ -1,12 +1,11 @@
-"""Fits of which a claim reads the end alone, and what it changes and measures in a network."""
+"""Fits of which a claim reads the end alone, and the kind of dropout in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.data.images import LabeledImages
 from zoo.study.fitting import Fitted, fit
@@ -20,15 +19,6 @@ def fit_once(
     On few images validation takes longer than training.
     """
     return fit(network, data, epochs=epochs, seed=seed, validate_every=epochs, **options)
-
-
-def measured(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """The mean cross-entropy (nats) of batches of images and labels, and the accuracy."""
-    with torch.no_grad():
-        pairs = [(network(images), labels) for images, labels in batches]
-    outputs, labels = (torch.cat(each) for each in zip(*pairs, strict=True))
-    correct = outputs.argmax(1) == labels
-    return float(nn.functional.cross_entropy(outputs, labels)), float(correct.float().mean())
 
 
 def replace_dropout(network: nn.Module, make: Callable[[float], nn.Module]) -> nn.Module:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from statistics import mean
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from zoo.data.digits import Digits
-from zoo.diagnostics.recalibrate import recalibrate
-from zoo.diagnostics.variance_shift import variance_shift
 from zoo.networks.initializers import init_he
 from zoo.study.claims.base import Claim, Finding, Form, Numbers, larger, signed
-from zoo.study.claims.fits import fit_once, measured
+from zoo.study.claims.fits import fit_once
 from zoo.study.fitting import build
 from zoo.study.pictures import WIDTH, draw_points, new_figure
+from zoo.study.shift import LOSS, SHIFT, measure_shift
 
 RATE = 0.3  # of Wide ResNets on CIFAR (Zagoruyko and Komodakis 2016, section 3)
 
@@ -67,7 +66,6 @@ class BlockNet(nn.Module):
 
 def measure(form: Form) -> Numbers:
     epochs = 50 if form.quick else 150  # until what is not regularized has learned its images
-    # Few images, so that there is something to regularize.
     loss: dict[str, list[float]] = {}
     shift: dict[str, list[float]] = {}
     for kind in BLOCKS:
@@ -75,19 +73,17 @@ def measure(form: Form) -> Numbers:
             arm = f"{kind}, dropout {rate:g}"
             shift[arm] = []
             for seed in range(form.seeds):
+                # 300 images for training, so that there is something to regularize.
                 data = Digits(32, validation_size=1137, shift=1)
                 network = build(seed, BlockNet, kind=kind, drop_rate=rate)
                 fitted = fit_once(network, data, epochs=epochs, seed=seed)
                 loss.setdefault(arm, []).append(fitted.final("val/loss"))
                 training = [(data.normalize(x), y) for x, y in data.plain("train", 100)]
-                layers = variance_shift(fitted.network, training).layers
-                ratios = torch.tensor([layer.ratio for layer in layers])
-                shift[arm].append(float(ratios.log().abs().nan_to_num().max()))
+                held_out = [(data.normalize(x), y) for x, y in data.plain("validation", 100)]
+                found = measure_shift(fitted.network, training, held_out)
+                shift[arm].append(abs(math.log(found[SHIFT][0])))
                 if rate:
-                    recalibrate(fitted.network, training)
-                    held_out = [(data.normalize(x), y) for x, y in data.plain("validation", 100)]
-                    mended, _ = measured(fitted.network.eval(), held_out)
-                    loss.setdefault(arm + RECALIBRATED, []).append(mended)
+                    loss.setdefault(arm + RECALIBRATED, []).extend(found[LOSS])
     return {"loss": loss, "shift": shift, "epochs": epochs}
 
 
