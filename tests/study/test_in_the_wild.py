@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from zoo.errors import UserError
 from zoo.study import in_the_wild
 from zoo.study.in_the_wild import Job, audit_row, main, oracle_row, ratio_row, sizes
+from zoo.study.in_the_wild_page import at_fault
 from zoo.study.table import Table
 
 
@@ -188,6 +189,7 @@ def test_a_run_goes_on_where_it_stopped_and_its_page_says_what_is_known(
     assert re.search(r"1 of \d{4} registered architectures are visited", text)
     assert re.search(r"\| timm \| test_in_the_wild \| drop_rate \| 1 \| straight \| 1\.1", text)
     assert re.search(r"\| attn_drop_rate \| 1 \| tiny_wild \|", text)  # has no effect
+    assert "It is measured of 1 of the 1, and of these 1 are above 1.05." in text
     assert "3 of 3 that ran are equal" in text
 
 
@@ -204,6 +206,21 @@ def test_the_page_stands_alone_and_holds_every_row(tmp_path: Path) -> None:
     assert "&lt;/script&gt; &amp; &lt;b&gt;" in page
     assert "<b>The run is not finished</b>" in page
     assert "&lt;/script> & &lt;b>" in (tmp_path / "in_the_wild.md").read_text()
+
+
+def test_an_argument_that_only_repeats_the_defaults_is_no_fault_of_its_own() -> None:
+    rows = [
+        {"library": "timm", "name": name, "argument": argument, "straight": on, "merged": by}
+        for name, argument, on, by in [
+            ("a", "", "0", "7"),
+            ("a", "drop_path_rate=0.1", "0", "7"),  # the same seven
+            ("a", "proj_drop_rate=0.1", "0", "9"),
+            ("b", "", "", ""),  # not audited
+            ("b", "drop_rate=0.1", "0", "7"),
+        ]
+    ]
+    faults = [(row["name"], row["argument"]) for row in at_fault(rows)]
+    assert faults == [("a", ""), ("a", "proj_drop_rate=0.1"), ("b", "drop_rate=0.1")]
 
 
 def test_rows_of_other_versions_are_no_part_of_the_page(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from zoo.diagnostics.trace.graph import MERGED, STRAIGHT, Trace, reach
 from zoo.diagnostics.trace.recorder import record
 from zoo.diagnostics.variance_shift import variance_shift
 from zoo.errors import UserError
-from zoo.study.in_the_wild_page import write_page
+from zoo.study.in_the_wild_page import at_fault, write_page
 from zoo.study.seed_oracle import changed_by_the_seed
 from zoo.study.table import Row, Table, Worker, says
 
@@ -426,8 +426,7 @@ def audits(table: Table, chosen: list[Job]) -> Iterator[Job]:
 def faulty(table: Table, chosen: list[Job]) -> Iterator[Job]:
     """Those with dropout before BatchNorm, straight or through a sum, smallest first."""
     keys = {job.key for job in chosen}
-    rows = [row for row in current(table) if int(row["straight"] or 0) + int(row["merged"] or 0)]
-    for row in sorted(rows, key=lambda row: int(row["parameters"])):
+    for row in sorted(at_fault(current(table)), key=lambda row: int(row["parameters"])):
         if replace(job_of(row), argument="").key in keys:
             yield job_of(row)
 
