@@ -82,6 +82,31 @@ def test_values_keep_the_epochs_that_they_were_logged_in(zoo_cli, tmp_path: Path
         assert [*line.get_ydata()] == pytest.approx(expected)
 
 
+def test_a_run_of_one_epoch_is_a_point_that_is_seen() -> None:
+    once = Run("a", {}, {"val/loss": [0.5]}, {})
+    axis = draw_together({"a": [once]}, "title").axes[0]
+    (line,) = axis.lines
+    assert [*line.get_ydata()] == [0.5]
+    assert (line.get_marker() != "None", line.get_markevery()) == (True, 1)
+
+
+def test_what_did_not_reach_its_end_is_marked() -> None:
+    ended = replace(run("a", 0.9), facts={"status": "finished"})
+    killed = replace(run("b", 0.9, **{"model.lr": 0.2}), facts={"status": "interrupted"})
+    assert "status" not in results(grouped([ended]))
+    assert results(grouped([ended, killed]))["status"] == ["finished", "interrupted"]
+
+
+def test_a_run_that_is_named_twice_counts_once(zoo_cli, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(run("a", 0.9).as_dict()))
+    done = zoo_cli("compare", "a.json", f"{tmp_path}/a.json")
+    assert done.code == 0, done.err
+    assert "more" not in done.out
+    assert "±" not in done.out
+    refused = zoo_cli("compare", "a.json", "--to", "curves.txt")
+    assert (refused.code, "ends in .png" in refused.err) == (2, True)
+
+
 def test_a_test_is_of_no_epoch_also_where_data_stand_in() -> None:
     rows = [{"epoch": 0, "digits/val/loss": 0.5}, {"epoch": 1, "digits/val/loss": 0.4}]
     rows += [{"epoch": 2, "digits/test/loss": 0.6}]

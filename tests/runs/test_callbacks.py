@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,21 @@ def test_curves_show_training_and_validation(tmp_path: Path) -> None:
     draw_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", "a title")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", "curves.png"}
+
+
+@pytest.mark.parametrize(("training", "validation"), [(0.2, 0.3), (0.3, 0.2)])
+def test_a_curves_last_value_stands_on_the_curves_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: float, validation: float
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("zoo.runs.metrics.save_figure", lambda figure, _: drawn.append(figure))
+    text = f"epoch,step,train_eval/loss,val/loss\n0,1,0.9,0.9\n1,2,{training},{validation}\n"
+    (tmp_path / "metrics.csv").write_text(text)
+    draw_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
+    axis = drawn[0].axes[0]
+    side = {text.get_text(): text.get_position()[1] for text in axis.texts}
+    assert side == {"0.300": 5, "0.200": -12}
+    assert {line.get_linestyle() for line in axis.lines} == {"--", "-"}
 
 
 def test_a_line_for_every_loss_that_a_run_logged() -> None:

@@ -14,6 +14,7 @@ from matplotlib.text import Text
 
 from zoo import registry
 from zoo.data.digits import Digits
+from zoo.errors import UserError
 from zoo.study.catalog import CLAIMS
 from zoo.study.claims import gan_norm, learning_rate, spatial_dropout, uncertainty
 from zoo.study.claims.base import (
@@ -21,6 +22,7 @@ from zoo.study.claims.base import (
     QUICK,
     Claim,
     Finding,
+    Form,
     alike,
     exactly,
     in_lines,
@@ -178,7 +180,9 @@ def test_a_quick_claim_leaves_numbers_and_a_picture(zoo_cli, tmp_path: Path) -> 
     lines = {line.split("  ")[0]: line for line in listed.out.splitlines()}
     assert "reproduced" in lines["inverted-dropout"]
     assert "not run" in lines["batch-size"]
-    assert "not run" in lines["experiment 7"]
+    assert "not run" in lines["regularization (7)"]
+    refused = zoo_cli("study", "list", "--quick")
+    assert (refused.code, "list takes --out alone" in refused.err) == (2, True)
 
 
 def test_what_is_not_seen_is_explained(tmp_path: Path) -> None:
@@ -203,6 +207,57 @@ def test_what_is_not_seen_is_explained(tmp_path: Path) -> None:
         assert "never read" not in text
     assert "1 of 3 parts reproduced" in page
     assert "s of processor time)" in page or result["cpu_seconds"] == 0
+
+
+def toy(measured: list[int]) -> Claim:
+    """A claim that notes the seeds with which it was measured."""
+
+    def measure(form: Form) -> dict[str, object]:
+        measured.append(form.seeds)
+        return {}
+
+    found = [larger("It rises.", "points", [2.0, 2.1], [1.0, 1.1])]
+    draw = lambda _: new_figure(1, 1, 4, 3)[0]  # noqa: E731
+    return Claim("toy", "A toy.", measure, lambda _: found, draw, lambda _: "It is a toy")
+
+
+def test_fewer_seeds_do_not_replace_more(tmp_path: Path) -> None:
+    measured: list[int] = []
+    claim = toy(measured)
+    run_claim(claim, FULL, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    with pytest.raises(UserError, match="has 5 seeds, and 1 would replace them: give another"):
+        run_claim(claim, replace(FULL, seeds=1), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    run_claim(claim, replace(FULL, seeds=6), tmp_path)
+    run_claim(claim, replace(QUICK, seeds=1), tmp_path)  # a file of its own
+    assert measured == [5, 6, 1]
+
+
+def test_what_could_not_be_written_is_not_measured(tmp_path: Path) -> None:
+    measured: list[int] = []
+    (tmp_path / "file").write_text("a file")
+    for out in (tmp_path / "file", Path("/proc/nowhere")):
+        with pytest.raises(UserError, match="nothing can be written in"):
+            run_claim(toy(measured), QUICK, out)
+    assert measured == []
+
+
+@pytest.mark.parametrize(
+    "content", ["[1", "[1]", '{"findings": 3}', '{"claim": "toy", "findings": [{"says": "no"}]}']
+)
+def test_a_damaged_result_is_named_before_anything_is_measured(
+    zoo_cli, tmp_path: Path, content: str
+) -> None:
+    damaged = Path("study/claims/rmsnorm-full.json")
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text(content)
+    for arguments in (("inverted-dropout", "--quick"), ("list",)):
+        done = zoo_cli("study", *arguments, "--out", "study")
+        assert done.code == 2
+        assert damaged.name in done.err
+        assert "Traceback" not in done.err
+    assert [*damaged.parent.iterdir()] == [damaged]
 
 
 def test_a_run_that_diverges_keeps_its_losses() -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import zoo
 from zoo import networks, recipes
-from zoo.commands.study import verdicts
+from zoo.commands import study
+from zoo.commands.study import stopped, verdicts
 from zoo.core.files import write_json, write_text
 from zoo.errors import UserError
 from zoo.study import catalog, regularization
@@ -105,8 +107,8 @@ def test_a_finished_run_is_never_repeated_and_a_report_is_written(
 def test_a_pictures_message_is_what_was_measured() -> None:
     groups = {"1 small": TOLD[1], "4 + BatchNorm": TOLD[4], "7 all three": TOLD[7]}
     assert widest_gap(groups) == (
-        "Overfits most: 4 + BatchNorm (validation loss 0.38 nats above training loss); least: "
-        "1 small (0.01)"
+        "Validation loss ends 0.38 nats above training loss in “4 + BatchNorm”, and 0.01 in "
+        "“1 small”"
     )
     assert (
         most_accurate(groups) == "Best in validation: 7 all three (92.5%); worst: 1 small (86.0%)"
@@ -233,6 +235,50 @@ def test_a_run_that_diverges_is_a_result(
     measure(plan, out, runs)
 
 
+def test_a_report_of_fewer_seeds_leaves_none_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitted: list[Any]
+) -> None:
+    written: list[tuple[int, list[int]]] = []
+    monkeypatch.setattr(
+        regularization,
+        "write_report",
+        lambda _, seeds, runs, *__: written.append((seeds, [*map(len, runs.values())])),
+    )
+    few = replace(FULL, seeds=1, experiments={n: EXPERIMENTS[n] for n in (1, 2)})
+    measure(replace(few, seeds=2), tmp_path, tmp_path / "runs")
+    report(few, tmp_path, tmp_path / "runs")
+    assert written[-1] == (2, [2, 2])
+    third = replace(few, seeds=3, experiments={1: EXPERIMENTS[1]})
+    measure(third, tmp_path, tmp_path / "runs")
+    report(few, tmp_path, tmp_path / "runs")
+    assert written[-1] == (2, [2, 2])  # two have as many seeds, one has more
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (SystemExit(1), 130),  # Lightning's, of Ctrl-C within a fit
+        (SystemExit(143), 143),  # the zoo's, of SIGTERM
+        (SIGTERMException(), 143),
+    ],
+)
+def test_a_study_that_is_stopped_says_how_to_go_on(
+    stop: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end, stopped("so it goes on"):
+        raise stop
+    assert end.value.code == code
+    assert capsys.readouterr().err == "\nzoo study: stopped: so it goes on\n"
+
+
+def test_help_is_no_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        study.main(["in-the-wild", "--help"])
+    assert end.value.code == 0
+    assert "stopped:" not in capsys.readouterr().err
+
+
 def test_the_list_has_the_quick_form_until_the_full_one_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitted: list[Any]
 ) -> None:
@@ -246,11 +292,11 @@ def test_the_list_has_the_quick_form_until_the_full_one_is_finished(
     full = replace(FULL, seeds=2)
     measure(replace(full, experiments={2: EXPERIMENTS[2]}), tmp_path, tmp_path / "runs")
     measure(replace(full, seeds=1, experiments={1: EXPERIMENTS[1]}), tmp_path, tmp_path / "runs")
-    assert listed()["experiment 2"][:2] == ["quick", "one seed"]
+    assert listed()["regularization (2)"][:2] == ["quick", "one seed"]
     measure(replace(full, experiments={1: EXPERIMENTS[1]}), tmp_path, tmp_path / "runs")
-    assert listed()["experiment 2"][:2] == ["full", "reproduced"]
-    assert listed()["experiment 3"][:2] == ["quick", "one seed"]
-    assert listed()["experiment 9"][:2] == ["-", "not run"]
+    assert listed()["regularization (2)"][:2] == ["full", "reproduced"]
+    assert listed()["regularization (3)"][:2] == ["quick", "one seed"]
+    assert listed()["beyond (9)"][:2] == ["-", "not run"]
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(

@@ -180,6 +180,11 @@ def test_what_is_not_reproduced_says_why() -> None:
     assert judged.why.startswith("accuracy, 3 over 2 is -0.0250, and would have to exceed 0.0003;")
     assert "loss of experiment 3 is least in the last quarter" in judged.why
     assert of(3, TOLD).why == ""
+    # What else it is compared with may still fall: that explains nothing of it.
+    worse = [replace(one, curves={**one.curves, "val/accuracy": [0.5]}) for one in TOLD[2]]
+    judged = of(2, {1: three(0.20, (19, 0.25), 0.25, 0.880), 2: worse})
+    assert judged.why
+    assert "last quarter" not in judged.why
 
 
 def test_one_seed_has_no_verdicts() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from zoo import registry
@@ -12,11 +16,30 @@ from zoo.errors import UserError
 from zoo.study.catalog import CLAIMS, EXPERIMENTS, WILD
 
 
+@contextmanager
+def stopped(how_to_go_on: str) -> Iterator[None]:
+    """Says in one line what Ctrl-C or SIGTERM leaves, and ends with the usual exit code."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if getattr(stop, "code", None) == 0:  # --help
+            raise
+        # Lightning answers both with a SystemExit of its own; a fit of the zoo's has the code.
+        asked = type(stop).__name__ == "SIGTERMException" or getattr(stop, "code", None) == 143
+        print(f"\nzoo study: stopped: {how_to_go_on}", file=sys.stderr)
+        raise SystemExit(143 if asked else 130) from None
+
+
+GOES_ON = "the same command goes on where it stopped"
+NOT_KEPT = "a claim keeps nothing until its end; the same command measures it from the start"
+
+
 def main(arguments: list[str]) -> int:
     if arguments[:1] == [WILD]:
         from zoo.study.in_the_wild import main as audit_the_wild
 
-        return int(audit_the_wild(arguments[1:]))
+        with stopped(GOES_ON):
+            return int(audit_the_wild(arguments[1:]))
     parser = Parser(
         "study",
         "Measure what course notes on regularization, called the documents, say: their eight "
@@ -27,7 +50,8 @@ def main(arguments: list[str]) -> int:
         "name",
         metavar="NAME",
         help=f"list, {', '.join(EXPERIMENTS)}, {WILD} (the audit over every architecture of timm "
-        f"and torchvision), or a claim: {', '.join(CLAIMS)}",
+        f"and torchvision; it has options of its own: {WILD} --help), or a claim: "
+        f"{', '.join(CLAIMS)}",
     )
     parser.add_argument(
         "--quick",
@@ -35,24 +59,39 @@ def main(arguments: list[str]) -> int:
         help="a part of the data, fewer epochs: made to take at most 15 minutes of 2 cores, a "
         "claim at most 5",
     )
-    parser.add_argument("--seeds", type=int, default=None, help="of every fit")
     parser.add_argument(
-        "--out", type=Path, default=Path("docs/study"), help="folder of results and pictures"
+        "--seeds",
+        type=int,
+        default=None,
+        help="of every fit (default: of the experiments 3, and 1 in quick form; of a claim 5, and "
+        "3 in quick form)",
     )
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs/study"), help="experiments: folder of their fits"
+        "--out",
+        type=Path,
+        default=Path("docs/study"),
+        help="folder of results and pictures (default: docs/study)",
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/study"),
+        help="experiments: folder of their fits (default: runs/study)",
     )
     options = parser.parse_args(arguments)
     if options.seeds is not None and options.seeds < 1:
         raise UserError(f"--seeds is {options.seeds}: it must be at least 1")
     if options.name == "list":
+        if options.quick or options.seeds is not None:
+            raise UserError("list takes --out alone: it shows the full form where there is one")
         print("\n".join(verdicts(options.out)))
         return 0
     keep_freed_memory()
     if options.name in EXPERIMENTS:
         from zoo.study.regularization import run
 
-        return run(options.name, options.quick, options.seeds, options.out, options.runs)
+        with stopped(GOES_ON):
+            return run(options.name, options.quick, options.seeds, options.out, options.runs)
     if options.name not in CLAIMS:
         known = ["list", *EXPERIMENTS, WILD, *CLAIMS]
         raise UserError(
@@ -60,15 +99,31 @@ def main(arguments: list[str]) -> int:
             f"{', '.join(known)})"
         )
 
-    from dataclasses import replace
-
-    from zoo.study.claims.base import FULL, QUICK, file_of, report, run_claim, write_page
+    from zoo.core.text import counted
+    from zoo.runs.metrics import duration
+    from zoo.study.claims.base import (
+        FULL,
+        QUICK,
+        file_of,
+        read_result,
+        report,
+        run_claim,
+        write_page,
+    )
 
     form = QUICK if options.quick else FULL
     if options.seeds is not None:
         form = replace(form, seeds=options.seeds)
     claim = registry.load(CLAIMS[options.name])
-    print(report(run_claim(claim, form, options.out)))
+    # All are on the page that is written at the end: one that is damaged is named before hours.
+    stored = {name: read_result(name, options.out) for name in CLAIMS}
+    last = stored[claim.name]
+    took = f"; in {last['form']} form it took {duration(last['seconds'])}" if last else ""
+    started = f"measuring {claim.name} in {form.name} form, {counted(form.seeds, 'seed')}{took}"
+    print(started, file=sys.stderr, flush=True)
+    with stopped(NOT_KEPT):
+        result = run_claim(claim, form, options.out)
+    print(report(result))
     print(f"\npicture: {file_of(claim.name, form.name, options.out).with_suffix('.png')}")
     print(f"page of all claims: {write_page(CLAIMS, options.out)}")
     return 0
@@ -82,6 +137,7 @@ def verdicts(out: Path) -> list[str]:
     from zoo.study.statements import judge_all
 
     rows: dict[str, list[str]] = {}
+    known_as: dict[int, str] = {}
     for study in STUDIES:
         judged = [judge_all(known(of_study(plan, study), out)) for plan in (FULL, QUICK)]
         for full, quick in zip(*judged, strict=True):
@@ -89,7 +145,8 @@ def verdicts(out: Path) -> list[str]:
             form = "-" if one.verdict == "not run" else form
             sentence = one.sentence + (f" ({one.why})" if one.verdict == "not judged" else "")
             # Those that the second study repeats are of the first.
-            rows.setdefault(f"experiment {one.experiment}", [form, one.verdict, sentence])
+            known_as.setdefault(one.experiment, f"{study} ({one.experiment})")
+            rows.setdefault(known_as[one.experiment], [form, one.verdict, sentence])
     for name in CLAIMS:
         result = read_result(name, out)
         if result is None:

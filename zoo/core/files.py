@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,22 @@ def full_disk(path: Path) -> str:
     while not os.path.ismount(place):
         place = place.parent
     return f"the disk mounted at {place} is full (or your quota of it): free some space"
+
+
+def ready_folder(path: Path) -> Path:
+    """Makes a folder, and sees that files can be written in it, before work whose results go there.
+
+    Raises:
+        UserError: there is a file of that name, or nothing may be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = full_disk(path) if error.errno in FULL else error.strerror
+        raise UserError(f"nothing can be written in {path}: {reason}: give another") from None
+    return path
 
 
 def is_file(path: Path) -> bool:

@@ -127,13 +127,21 @@ def draw_curves(metrics: Path, picture: Path, title: str = "") -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, max(1, len(kinds)), squeeze=False)[0]
     for axis, (kind, lines) in zip(axes, kinds.items(), strict=False):
+        highest = max(lines, key=lambda label: lines[label][-1][1])
         for label, points in lines.items():
-            axis.plot(*zip(*points, strict=True), marker=".", label=label)
+            style = "--" if label.startswith("training") else "-"  # differ in gray, too
+            (line,) = axis.plot(*zip(*points, strict=True), style, marker=".", label=label)
             last = points[-1][1]
             text = f"{last:.2%}" if kind == "accuracy" else f"{last:.3f}"
-            above = 5 if label.startswith("training") else -10  # side by side they would overlap
+            above = 5 if label == highest else -12  # on their own side of both lines
             axis.annotate(
-                text, points[-1], xytext=(2, above), textcoords="offset points", fontsize=8
+                text,
+                points[-1],
+                xytext=(0, above),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color=line.get_color(),
             )
         axis.set_xlabel("epoch")
         # Cross-entropy is in nats; a GAN's losses have names of their own and no unit.

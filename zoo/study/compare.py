@@ -13,6 +13,7 @@ from zoo.study.verdicts import standard_error
 Groups = Mapping[str, Sequence[Run]]
 # What a run's record says beside metrics: label, key, divided by, form.
 PLAIN = (("parameters", "parameters", 1, ",.0f"), ("minutes", "wall_time_s", 60, ".1f"))
+DONE = "finished"  # the status of a run that reached its end
 BEST = ", best (epoch)"  # is added to the name of a metric
 GAP = "val/loss - train_eval/loss"
 
@@ -43,6 +44,9 @@ def results(groups: Groups) -> dict[str, list[str]]:
     if both <= names:
         logged = [[run for run in runs if both <= run.curves.keys()] for runs in members]
         rows[GAP] = [spread([run.gap for run in runs], GAP) for runs in logged]
+    status = [sorted({str(run.facts.get("status", DONE)) for run in runs}) for runs in members]
+    if any(found != [DONE] for found in status):
+        rows["status"] = [", ".join(found) for found in status]
     for label, key, scale, form in PLAIN:
         found = [[run.facts[key] / scale for run in runs if key in run.facts] for runs in members]
         rows[label] = [f"{mean(values):{form}}" if values else "-" for values in found]

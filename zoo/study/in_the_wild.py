@@ -9,12 +9,10 @@ known so far as Markdown and as one HTML page.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import random
 import re
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +28,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from zoo.commands import Parser
+from zoo.core.files import ready_folder
 from zoo.diagnostics.audit import Report, audit
 from zoo.diagnostics.trace.graph import MERGED, STRAIGHT, Trace, reach
 from zoo.diagnostics.trace.recorder import record
@@ -399,6 +399,9 @@ ROWS: dict[str, Callable[[Job], Row]] = {
 }
 
 
+STEPS = [*ROWS, "page"]
+
+
 def current(table: Table) -> list[Row]:
     """The rows of the versions that are installed."""
     return [row for row in table.rows() if row["version"] == job_of(row).version]
@@ -470,29 +473,40 @@ def grow(step: str, table: Table, jobs: Iterable[Job]) -> None:
             table.append(dict(zip(KEY, job.key, strict=True)) | {"date": day} | row)
             done.add(job.key)
             said = f"{job.library} {job.name} {job.argument}".strip()
-            print(f"{step} {len(done)}: {said}: {row['outcome']} {row.get('note', '')}", flush=True)
+            text = f"{step} {len(done)}: {said}: {row['outcome']} {row.get('note', '')}"
+            print(text.rstrip(), flush=True)
 
 
 def main(arguments: list[str]) -> int:
     """Runs the steps that are named, or all of them."""
-    parser = argparse.ArgumentParser(
-        "python -m zoo study in-the-wild",
-        description="Audit every architecture of timm and torchvision. A run that was stopped goes "
-        "on where it stopped.",
-        allow_abbrev=False,
+    parser = Parser(
+        "study in-the-wild",
+        "Audit every architecture of timm and torchvision. A run that was stopped goes on where it "
+        "stopped.",
+        loads=False,
     )
     parser.add_argument(
-        "steps", nargs="*", metavar="STEP", help="audit, ratios, oracle, page; all by default"
+        "steps",
+        nargs="*",
+        metavar="STEP",
+        help="audit (where dropout and BatchNorm stand), ratios (the variance shift of those at "
+        "fault), oracle (a sample held against what the random seed changes in fact), page (of "
+        "what is known); all by default",
     )
     parser.add_argument("--models", default="*", help="names such as 'densenet*'; all by default")
-    parser.add_argument("--out", type=Path, default=Path("docs/study"), help="folder of the tables")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("docs/study"),
+        help="folder of the tables (default: docs/study)",
+    )
     options = parser.parse_args(arguments)
-    steps = [*ROWS, "page"]
-    if unknown := [step for step in options.steps if step not in steps]:
-        raise UserError(f"no step named {unknown[0]!r} (steps: {', '.join(steps)})")
+    if unknown := [step for step in options.steps if step not in STEPS]:
+        raise UserError(f"no step named {unknown[0]!r} (steps: {', '.join(STEPS)})")
     chosen = [job for job in registered() if fnmatch(job.name, options.models)]
     if not chosen:
         raise UserError(f"--models {options.models}: timm and torchvision have no such model")
+    ready_folder(options.out)
     tables = {step: Table(_file(options.out, step), COLUMNS[step]) for step in ROWS}
     for table in tables.values():
         table.mend()
@@ -502,7 +516,7 @@ def main(arguments: list[str]) -> int:
         "ratios": lambda: faulty(audited, chosen),
         "oracle": lambda: sampled(audited, chosen),
     }
-    for step in options.steps or steps:
+    for step in options.steps or STEPS:
         if step == "page":
             rows = {name: current(table) for name, table in tables.items()}
             write_page(options.out, rows, len(registered()))
@@ -513,7 +527,3 @@ def main(arguments: list[str]) -> int:
 
 def _file(folder: Path, step: str) -> Path:
     return folder / ("in_the_wild.csv" if step == "audit" else f"in_the_wild_{step}.csv")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

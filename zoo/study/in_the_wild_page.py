@@ -38,7 +38,7 @@ def write_page(folder: Path, tables: dict[str, list[Row]], registered: int) -> N
         tables: step → its rows.
         registered: how many architectures there are.
     """
-    blocks = content(tables, registered)
+    blocks = content(tables, registered, (folder / NEW_ISSUE).is_file())
     write_text(folder / "in_the_wild.md", markdown(blocks))
     write_text(folder / PAGE, page(blocks, tables))
 
@@ -46,14 +46,14 @@ def write_page(folder: Path, tables: dict[str, list[Row]], registered: int) -> N
 # -- what is said ----------------------------------------------------------------------------------
 
 
-def content(tables: dict[str, list[Row]], registered: int) -> list[Block]:
-    """The page as blocks."""
+def content(tables: dict[str, list[Row]], registered: int, reports: bool) -> list[Block]:
+    """The page as blocks; ``reports`` tells whether bug reports stand beside it."""
     audits, ratios, oracle = (tables[step] for step in ("audit", "ratios", "oracle"))
     defaults = [row for row in audits if not row["argument"]]
     rated = [row for row in audits if row["argument"]]
     return [
         ("h1", "The audit in the wild"),
-        ("p", _introduction(audits, defaults, rated, ratios, oracle)),
+        ("p", _introduction(audits, defaults, rated, ratios, oracle) + (NEXT if reports else "")),
         ("p", _progress(defaults, registered)),
         ("code", COMMAND),
         ("h2", "Dropout before BatchNorm"),
@@ -116,14 +116,18 @@ def _introduction(
         f"the constructor to 0.1. Audited on {span} with zoo {__version__}, torch "
         f"{_version(torch)} and Python {platform.python_version()}, on a CPU. The tables are "
         f"{' and '.join(f'[{name}]({name})' for name in files)}; [{PAGE}]({PAGE}) has all audits "
-        "in a table that sorts and filters; bug reports for the plainest cases are in "
-        f"[{NEW_ISSUE}]({NEW_ISSUE})."
+        "in a table that sorts and filters."
     )
+
+
+NEXT = f" Bug reports for the plainest cases are in [{NEW_ISSUE}]({NEW_ISSUE})."
 
 
 def _progress(defaults: list[Row], registered: int) -> str:
     seen, large = len(defaults), sum(row["outcome"] == "too large" for row in defaults)
-    text = f"{seen} of {registered} registered architectures are visited, {large} are too large."
+    text = (
+        f"{seen:,} of {registered:,} registered architectures are visited, {large} are too large."
+    )
     if seen < registered:
         text += (
             " **The run is not finished**: families take turns in a seeded random order, so what "
@@ -189,13 +193,15 @@ def _faults(audits: list[Row], ratios: list[Row]) -> list[Block]:
             if (row["library"], row["family"], _argument(row)) == (library, family, argument)
         ]
         largest = max(of, key=ratio)
+        straight_in = sum(number(row, "straight") > 0 for row in of)
+        way = {0: "through a sum", count: "straight"}.get(straight_in, f"straight in {straight_in}")
         grouped.append(
             [
                 library,
                 family,
                 argument or "defaults",
                 str(count),
-                "straight" if any(number(row, "straight") for row in of) else "through a sum",
+                way,
                 f"{ratio(largest):.2f}" if ratio(largest) else "",
                 largest["name"],
                 largest["example"],

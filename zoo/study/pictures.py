@@ -221,14 +221,16 @@ def draw_together(groups: Mapping[str, Sequence[Run]], title: str) -> Any:
     colors = palette(len(groups))
     for axis, kind in zip(axes.flat, kinds, strict=False):
         for index, (name, runs) in enumerate(groups.items()):
-            style = {"marker": MARKERS[index % len(MARKERS)], "markevery": 0.2, "markersize": 6}
+            every = max(1, max(run.epochs for run in runs) // 5)
+            style = {"marker": MARKERS[index % len(MARKERS)], "markevery": every, "markersize": 6}
             color = colors[index]
             draw_band(axis, runs, f"train_eval/{kind}", color, linestyle="--", **style)
             draw_band(axis, runs, f"val/{kind}", color, linestyle="-", label=name, **style)
         unit = "loss (nats)" if kind == "loss" else "accuracy"
         finish(axis, "epoch", unit, f"{kind}: validation solid, training dashed")
         axis.legend()
-    set_title(figure, title)
+    several = any(len(runs) > 1 for runs in groups.values())
+    set_title(figure, title, "Bands: ± one standard deviation over runs." if several else "")
     return figure
 
 

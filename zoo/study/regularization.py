@@ -19,7 +19,7 @@ from zoo.checkpoints.load import load
 from zoo.cli.app import ZooCLI
 from zoo.cli.building import from_recipe
 from zoo.cli.run_folder import fits_of, flat
-from zoo.core.files import is_file, write_json
+from zoo.core.files import is_file, ready_folder, write_json
 from zoo.data.images import TRAINING_SAMPLE
 from zoo.errors import UserError
 from zoo.runs.callbacks import Curves
@@ -126,15 +126,20 @@ def run(study: str, quick: bool, seeds: int | None, out: Path, runs: Path) -> in
 
 
 def report(plan: Plan, out: Path, runs: Path) -> list[Judged]:
-    """Judges what is finished of a plan, and writes the report of it."""
+    """Judges what is finished of a plan, and writes the report of it.
+
+    It is of more seeds than the plan's where all experiments have more of them already.
+    """
     with held(runs / plan.study / plan.form / "report.lock", wait=True):
+        there = known(plan, out)
+        seeds = max(plan.seeds, min(map(len, there.values())))
         found = {
-            number: [run for run in members if run.facts["seed"] < plan.seeds]
-            for number, members in known(plan, out).items()
+            number: [run for run in members if run.facts["seed"] < seeds]
+            for number, members in there.items()
         }
         judged = judge_all(found)
         if any(found.values()):
-            write_report(plan.label, plan.seeds, found, judged, out / plan.study / plan.form)
+            write_report(plan.label, seeds, found, judged, out / plan.study / plan.form)
     return judged
 
 
@@ -181,8 +186,10 @@ def measure(plan: Plan, out: Path, runs: Path) -> list[str]:
         Names of the runs that others were still making at the end.
 
     Raises:
-        UserError: a result was measured with other settings than the plan's.
+        UserError: a result was measured with other settings than the plan's, or nothing can be
+            written in ``out``.
     """
+    ready_folder(out / plan.study / plan.form)
     wanted = {
         folder_of(plan, number, out) / f"{Path(recipe).stem}-seed{seed}.json": (number, seed)
         for seed in range(plan.seeds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,7 @@ def write_report(
         label += f", {len(every)} of {seeds * len(runs)} runs"
     groups = groups_of(runs)
     pictures = {}
-    bands = "; bands: ± 1 s over seeds" if seeds > 1 else ""
+    bands = "; bands: ± one standard deviation over seeds" if seeds > 1 else ""
     for kind, message in (("loss", widest_gap(groups)), ("accuracy", most_accurate(groups))):
         pictures[kind] = folder / f"{kind}.png"
         save_figure(draw_panels(groups, kind, f"{message}\n{label}{bands}"), pictures[kind])
@@ -161,7 +162,7 @@ def write_report(
 
 
 def widest_gap(groups: Groups) -> str:
-    """The message of the losses: who overfits most, and least."""
+    """The message of the losses: the widest gap, and the narrowest."""
     gaps = {
         name: mean(run.gap for run in runs)
         for name, runs in groups.items()
@@ -171,8 +172,8 @@ def widest_gap(groups: Groups) -> str:
         return "Training and validation loss"
     most, least = max(gaps, key=lambda name: gaps[name]), min(gaps, key=lambda name: gaps[name])
     return (
-        f"Overfits most: {most} (validation loss {gaps[most]:.2f} nats above training loss); "
-        f"least: {least} ({gaps[least]:.2f})"
+        f"Validation loss ends {gaps[most]:.2f} nats above training loss in “{most}”, and "
+        f"{gaps[least]:.2f} in “{least}”"
     )
 
 
@@ -275,6 +276,11 @@ def _rule(runs: Sequence[Run]) -> str:
     )
 
 
+def _code(text: str) -> str:
+    """Escapes a text whose `code` is between backticks."""
+    return re.sub("`(.*?)`", r"<code>\1</code>", html.escape(text))
+
+
 def _page(
     label: str,
     tables: Sequence[Table],
@@ -291,7 +297,7 @@ def _page(
         "<meta name=viewport content='width=device-width'>",
         f"<title>What regularizes</title><style>{STYLE}</style>",
         f"<h1>{TITLE}</h1>",
-        f"<p class=label><b>{html.escape(label)}.</b> {html.escape(made)}</p>",
+        f"<p class=label><b>{html.escape(label)}.</b> {_code(made)}</p>",
     ]
     for kind, path in pictures.items():
         content = base64.b64encode(path.read_bytes()).decode()

@@ -94,21 +94,25 @@ def _judged(statement: Statement, runs: Runs) -> Judged:
                 return Judged(*told, "not judged", why=why)
     try:
         checks = statement.checks(runs)
-        why = _why(checks, runs)
+        why = _why(checks, statement.experiment, runs[statement.experiment])
     except KeyError as missing:
         return Judged(*told, "not judged", why=f"{missing.args[0]} was not logged")
     return Judged(*told, joined([check.verdict for check in checks]), checks, why)
 
 
-def _why(checks: Sequence[Check], runs: Runs) -> str:
-    """Which parts are not as stated and by how much, and whether more epochs may change it."""
+def _why(checks: Sequence[Check], experiment: int, runs: Sequence[Run]) -> str:
+    """Which parts are not as stated and by how much, and whether more epochs may change it.
+
+    Args:
+        checks: of the statement.
+        experiment: that the statement is about.
+        runs: of that experiment.
+    """
     parts = [check.shortfall for check in checks if check.shortfall]
-    falling = [str(n) for n, members in runs.items() if min(best_at(members)) > LAST]
-    if parts and falling:
-        noun = "experiment" if len(falling) == 1 else "experiments"
+    if parts and min(best_at(runs)) > LAST:
         parts.append(
-            f"the validation loss of {noun} {', '.join(falling)} is least in the last quarter of "
-            "the epochs, so that more of them may change this"
+            f"the validation loss of experiment {experiment} is least in the last quarter of the "
+            "epochs, so that more of them may change this"
         )
     return "; ".join(parts)
 

@@ -106,6 +106,7 @@ class Worker:
 def _serve(pipe: Any, make: Callable[[Any], Row], seconds: int, memory: int) -> None:
     """Makes the rows of the jobs that come through a pipe."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for rows
     warnings.simplefilter("ignore")  # of models that are not ours
     while True:
         try:

@@ -6,15 +6,16 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from zoo import registry
-from zoo.core.files import is_file, read_json, write_text
+from zoo.core.files import is_file, read_json, ready_folder, write_text
 from zoo.core.pictures import save_figure
 from zoo.core.text import counted
+from zoo.errors import UserError
 from zoo.runs.summary import processor, versions
 from zoo.study.catalog import CLAIMS
 from zoo.study.pictures import large_type, set_title
@@ -102,6 +103,7 @@ class Claim:
         judge: findings from them, by a rule that is code.
         draw: a figure of them, from nothing else.
         message: what was measured, in one sentence: the picture's title.
+        bars: what bars and bands in the picture are.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Claim:
     judge: Callable[[Numbers], list[Finding]]
     draw: Callable[[Numbers], Any]
     message: Callable[[Numbers], str]
+    bars: str = "Bars and bands: ± 2 standard errors over seeds."
 
 
 # Where a claim says nothing of its own.
@@ -118,6 +121,13 @@ REASONS: dict[Verdict, str] = {
     "not reproduced": "The difference is the other way, and more than seeds differ by.",
     "one seed": "One seed has no spread.",
 }
+
+
+# What a result on disk has, whatever else.
+PARTS = set(
+    "claim form seeds sentence verdict findings command seconds date hardware numbers".split()
+)
+FINDING = {field.name for field in fields(Finding)}
 
 
 def file_of(name: str, form: str, out: Path) -> Path:
@@ -134,7 +144,18 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
 
     Returns:
         What was written.
+
+    Raises:
+        UserError: nothing can be written in ``out``, or a result of more seeds is there.
     """
+    file = file_of(claim.name, form.name, out)
+    ready_folder(file.parent)
+    known = _stored(claim.name, form, out)
+    if known is not None and known["seeds"] > form.seeds:
+        raise UserError(
+            f"{file} has {counted(known['seeds'], 'seed')}, and {form.seeds} would replace them: "
+            "give another --out"
+        )
     started, used = time.perf_counter(), time.process_time()
     numbers = rounded(claim.measure(form))
     result = {
@@ -177,7 +198,7 @@ def redraw(claims: Mapping[str, str] = CLAIMS, out: Path = Path("docs/study")) -
     """
     for name, place in claims.items():
         for form in (FULL, QUICK):
-            if isinstance(result := _stored(name, form, out), dict):
+            if (result := _stored(name, form, out)) is not None:
                 conclude(registry.load(place), result, out)
     return write_page(claims, out)
 
@@ -212,9 +233,9 @@ def save_picture(claim: Claim, result: dict[str, Any], path: Path) -> None:
     """Draws a result under what was measured, with the documents' sentence below."""
     seeds = counted(result["seeds"], "seed")
     text = f"The documents: {claim.sentence}\n"
-    text += f"Measured in {result['form']} form, {seeds}: {result['verdict']}."
+    text += f"Measured in {result['form']} form, {seeds} of every fit: {result['verdict']}."
     if result["seeds"] > 1:
-        text += " Bars and bands: ± 2 standard errors over seeds."
+        text += f" {claim.bars}"
     with large_type():
         figure = claim.draw(result["numbers"])
         set_title(figure, claim.message(result["numbers"]), text)
@@ -230,8 +251,14 @@ def summed(verdicts: Sequence[Verdict]) -> str:
 
 def _stored(name: str, form: Form, out: Path) -> dict[str, Any] | None:
     file = file_of(name, form.name, out)
-    content = read_json(file) if is_file(file) else None
-    return content if isinstance(content, dict) else None
+    if not is_file(file):
+        return None
+    content = read_json(file)
+    findings = content.get("findings") if isinstance(content, dict) else None
+    whole = isinstance(findings, list) and content.keys() >= PARTS
+    if not whole or not all(isinstance(f, dict) and f.keys() == FINDING for f in findings or ()):
+        raise UserError(f"{file} is no result of a claim: restore it, or remove it")
+    return dict(content)
 
 
 def read_result(name: str, out: Path) -> dict[str, Any] | None:
@@ -263,8 +290,8 @@ def write_page(names: Iterable[str], out: Path) -> Path:
         lines += ["", *(f"- *{f.verdict}*: {f.says} {f.reason}" for f in missed)] if missed else []
         lines += [
             "",
-            f"`{result['command']}`: {_time(result)} on {result['hardware']}, {result['date']}; "
-            f"numbers in [{name}-{result['form']}.json]"
+            f"`{result['command']}`, {counted(result['seeds'], 'seed')}: {_time(result)} on "
+            f"{result['hardware']}, {result['date']}; numbers in [{name}-{result['form']}.json]"
             f"({name}-{result['form']}.json).",
             "",
         ]
@@ -277,6 +304,9 @@ INTRODUCTION = (
     "Each number is shown with ± twice its standard error over seeds. *Reproduced*: the difference "
     "has the sign that the documents state and is larger than twice its error. *Within noise*: it "
     "is not. *Not reproduced*: it has the other sign, and is larger than that. "
+    "The line below each table says how many seeds of every fit there are, the measured number "
+    "where it is of more. Twice the standard error over five seeds holds the true mean in about "
+    "88 % of cases (Student's t), not in 95 %. "
     "*Exact* is a number without anything random in it, or one that is the same by construction "
     "whatever the seed: it has a verdict and needs no interval. One seed has no "
     "interval and no verdict. Errors are over seeds alone: all seeds are judged by the "
@@ -360,7 +390,7 @@ def within(
     """
     verdict = judge(mean(room), standard_error(room))
     if not why and verdict == "within noise":
-        why = "The interval reaches over the bound: more seeds would tell."
+        why = "The interval reaches over the bound."
     elif not why:
         why = "It lies on the other side of the bound, by more than seeds differ."
     middle = mean(values)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.core.text import counted
 from zoo.data.digits import Digits
 from zoo.networks.initializers import init_he
-from zoo.study.claims.base import Claim, Finding, Form, Numbers, exactly, larger
+from zoo.study.claims.base import Claim, Finding, Form, Numbers, exactly, interval, larger
 from zoo.study.fitting import build, train
 from zoo.study.pictures import WIDTH, draw_over, finish, line, new_figure
 from zoo.tasks.image_classifier import ImageClassifier
@@ -159,7 +160,7 @@ def judge_all(numbers: Numbers) -> list[Finding]:
         larger(
             "BatchNorm's noise is less with larger batches.",
             "relative noise of an image's features, batch of 2 less batch of 256, over "
-            f"{len(noises['BatchNorm']['2'])} seeds",
+            f"{counted(len(noises['BatchNorm']['2']), 'seed')}",
             noises["BatchNorm"]["2"],
             noises["BatchNorm"]["256"],
         ),
@@ -219,11 +220,13 @@ def draw(numbers: Numbers) -> Any:
 
 def message(numbers: Numbers) -> str:
     noises = {size: mean(values) for size, values in numbers["noise"]["BatchNorm"].items()}
-    gap = mean(regularized(numbers, SMALL))
-    against = f"{abs(gap):.3f} nats {'smaller' if gap > 0 else 'larger'}"
+    gap, low, high = interval(regularized(numbers, SMALL))
+    against = f"{abs(gap):.3f} nats {'smaller' if gap > 0 else 'larger'} than the others'"
+    if low <= 0 <= high:
+        against = "within noise of the others'"
     return (
         f"BatchNorm's noise falls from {noises['2']:.1%} at a batch of 2 to {noises['256']:.1%} at "
-        f"256; its gap is {against} than the others' up to {SMALL[-1]}"
+        f"256; its gap at batches up to {SMALL[-1]} is {against}"
     )
 
 

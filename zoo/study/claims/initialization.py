@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from zoo.core.text import counted
 from zoo.data.digits import Digits
 from zoo.networks.convnet import ConvNet, make_activation
 from zoo.networks.initializers import init_weights
@@ -141,7 +142,11 @@ def judge_all(numbers: Numbers) -> list[Finding]:
 
     def kept(says: str, name: str, target: float, room: float, why: str = "") -> Finding:
         values = growth(numbers, name)
-        what = f"growth of the mean square of activations a layer, over {len(values)} seeds"
+        low, high = target * math.exp(-room), target * math.exp(room)
+        what = (
+            f"growth of the mean square of activations a layer ({low:.2f} to {high:.2f} counts), "
+            f"over {counted(len(values), 'seed')}"
+        )
         return within(says, what, values, [room - abs(math.log(v / target)) for v in values], why)
 
     both = (accuracy["plain"]["zero"], accuracy["BatchNorm"]["zero"])
@@ -172,7 +177,7 @@ def judge_all(numbers: Numbers) -> list[Finding]:
         ),
         within(
             "Zero weights do not train, with BatchNorm or without.",
-            "validation accuracy, the better of both",
+            f"validation accuracy, the better of both (below {TRAINS} counts)",
             zero,
             [TRAINS - value for value in zero],
         ),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.core.text import counted
 from zoo.study.claims.base import Claim, Finding, Form, Numbers, exactly, within
 from zoo.study.pictures import WIDTH, draw_over, finish, line, new_figure
 
@@ -70,10 +71,11 @@ def _slope(found: Tensor, plain: Tensor) -> float:
 def judge_all(numbers: Numbers) -> list[Finding]:
     worst = max(numbers["kept"], key=lambda rate: abs(mean(numbers["kept"][rate]) - 1))
     kept, half = numbers["kept"][worst], numbers["dropped"]["sigmoid"]
+    seeds = counted(len(kept), "seed")
     distorted = [
         within(
             f"Before {name}, the mean is distorted.",
-            f"mean over masks / output without dropout, at rate {RATE}, over {len(kept)} seeds",
+            f"mean over masks / output without dropout, at rate {RATE}, over {seeds}",
             numbers["slopes"][name],
             [abs(1 - value) - TOLERANCE for value in numbers["slopes"][name]],
         )
@@ -82,7 +84,7 @@ def judge_all(numbers: Numbers) -> list[Finding]:
     return [
         within(
             "The expectation is kept.",
-            f"mean over masks / activation, at the worst rate, {worst}, over {len(kept)} seeds",
+            f"mean over masks / activation, at the worst rate, {worst}, over {seeds}",
             kept,
             [TOLERANCE - abs(value - 1) for value in kept],
         ),

@@ -191,7 +191,7 @@ def draw(numbers: Numbers) -> Any:
             _draw_runs(axis, runs, color, style)
         axis.set_yscale("log")
         axis.set_ylim(*CLIPPED)
-        finish(axis, "step", "training loss (nats)", f"{label}: mean and range")
+        finish(axis, "step", "training loss (nats)", f"{label}: geometric mean and range")
         axis.legend(loc="upper right", title="learning rate")
     axes["c"].sharey(axes["b"])
     top.set_xscale("log")
@@ -259,4 +259,5 @@ CLAIM = Claim(
     judge_all,
     draw,
     message,
+    bars="Bands: from the least to the most over seeds; losses are drawn within 0.001 and 1000.",
 )

@@ -134,7 +134,6 @@ def judge_all(numbers: Numbers) -> list[Finding]:
             f"{over}, dropout's less both's",
             loss["dropout"],
             loss["both"],
-            why=ends,
         ),
         larger(
             "They close the gap.",
@@ -172,11 +171,8 @@ def message(numbers: Numbers) -> str:
     loss = {name: mean(values) for name, values in numbers["loss"].items()}
     loss[ENSEMBLE] = mean(numbers["ensembles"])
     order = sorted(loss, key=lambda name: loss[name])
-    return (
-        f"Lowest held-out loss after {numbers['passes']} passes: {order[0]}; then "
-        + ", ".join(f"{name}" for name in order[1:])
-        + f" ({loss[order[0]]:.2f} to {loss[order[-1]]:.2f} nats)"
-    )
+    found = ", ".join(f"{name} {loss[name]:.2f}" for name in order)
+    return f"Held-out loss after {numbers['passes']} passes, nats a character: {found}"
 
 
 CLAIM = Claim(

@@ -192,6 +192,8 @@ def judge_all(numbers: Numbers) -> list[Finding]:
                 f"Its running variance is {mean(running):.1f} times that of evaluation, with "
                 f"element-wise dropout {mean(arms[AT_FAULT]['running']):.1f} times."
             )
+            if mean(running) < mean(arms[AT_FAULT]["running"]):
+                why += " The smaller shift alone does not lower the loss."
         findings.append(
             within(
                 f"{what} lowers the held-out loss.",
