@@ -47,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
             return int(run(arguments[1:]))
     except UserError as error:
         message = str(error)
+    except KeyboardInterrupt:  # where nothing else says what it leaves
+        print(f"\nzoo {command}: stopped", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `zoo list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
