@@ -38,3 +38,12 @@ def test_an_unwritable_folder_is_one_line(zoo_cli, tmp_path) -> None:
     assert result.code == 2
     assert "file" in result.err.strip().splitlines()[-1]
     assert "Traceback" not in result.err
+
+
+def test_a_stop_while_a_command_starts_is_one_line(zoo_cli, monkeypatch) -> None:
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoo.registry.load", stop)
+    result = zoo_cli("audit", "model.py")
+    assert (result.code, result.err.strip()) == (130, "zoo audit: stopped")

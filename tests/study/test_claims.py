@@ -260,6 +260,19 @@ def test_a_damaged_result_is_named_before_anything_is_measured(
     assert [*damaged.parent.iterdir()] == [damaged]
 
 
+def test_a_name_has_one_color_in_all_panels() -> None:
+    values = {"a": [1.0, 2.0], "b": [2.0, 3.0], "c": [3.0, 4.0]}
+    some = {name: values[name] for name in ("a", "c")}
+    _, axes = new_figure(1, 2, 8, 3)
+    draw_points(axes[0, 0], values, "m", "all")
+    draw_points(axes[0, 1], some, "m", "some", values)
+    left, right = (
+        [line.get_color() for line in axis.lines if line.get_marker() == "."] for axis in axes.flat
+    )
+    assert len(set(left)) == 3
+    assert right == [left[0], left[2]]
+
+
 def test_a_run_that_diverges_keeps_its_losses() -> None:
     task = learning_rate.Recorded(
         build(0, learning_rate.PlainNet, batch_norm=False), lr=1e3, warmup=0.0, schedule="constant"

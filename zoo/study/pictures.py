@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import mean, stdev
 from typing import Any
@@ -234,11 +234,27 @@ def draw_together(groups: Mapping[str, Sequence[Run]], title: str) -> Any:
     return figure
 
 
-def draw_points(axis: Any, values: Mapping[str, Sequence[float]], unit: str, title: str) -> None:
-    """A row for each name: the mean, twice its standard error, and every seed as a small dot."""
-    count = len(values)
-    for index, (found, color) in enumerate(zip(values.values(), palette(count), strict=True)):
-        middle, place = mean(found), count - 1 - index
+def draw_points(
+    axis: Any,
+    values: Mapping[str, Sequence[float]],
+    unit: str,
+    title: str,
+    among: Iterable[str] = (),
+) -> None:
+    """A row for each name: the mean, twice its standard error, and every seed as a small dot.
+
+    Args:
+        axis: the panel.
+        values: by name, one for each seed.
+        unit: of the values, for the label.
+        title: of the panel.
+        among: the names of other panels, so that one name has one color and marker in all.
+    """
+    count, known = len(values), list(dict.fromkeys([*among, *values]))
+    colors = palette(len(known))
+    for row, (name, found) in enumerate(values.items()):
+        middle, place, index = mean(found), count - 1 - row, known.index(name)
+        color = colors[index]
         style = {"color": color, "marker": MARKERS[index % len(MARKERS)], "markersize": 9}
         axis.errorbar(middle, place, xerr=_error(found), capsize=5, **style)
         axis.plot(found, [place - 0.25] * len(found), ".", color=color, markersize=6)

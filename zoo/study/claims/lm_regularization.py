@@ -161,9 +161,8 @@ def draw(numbers: Numbers) -> Any:
     figure, axes = new_figure(1, 2, WIDTH, 4.0)
     values = {**numbers["loss"], ENSEMBLE: numbers["ensembles"]}
     draw_points(axes[0, 0], values, "held-out loss (nats a character)", "lower is better")
-    draw_points(
-        axes[0, 1], numbers["gap"], "held-out − training loss (nats)", "gap: lower overfits less"
-    )
+    title = "gap: lower overfits less"
+    draw_points(axes[0, 1], numbers["gap"], "held-out − training loss (nats)", title, values)
     return figure
 
 

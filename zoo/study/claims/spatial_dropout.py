@@ -132,7 +132,7 @@ def draw(numbers: Numbers) -> Any:
     title = "classes, {classes} epochs: higher is better".format(**epochs)
     draw_points(axes[0, 0], accuracy, "validation accuracy", title)
     title = "pixels, {pixels} epochs: higher is better".format(**epochs)
-    draw_points(axes[0, 1], iou, "validation IoU of a U-Net", title)
+    draw_points(axes[0, 1], iou, "validation IoU of a U-Net", title, accuracy)
     return figure
 
 

@@ -131,6 +131,7 @@ def draw(numbers: Numbers) -> Any:
         numbers["shift"],
         "|ln (variance, dropout on / off)|",
         "worst BatchNorm: 0 is no shift",
+        numbers["loss"],
     )
     return figure
 
