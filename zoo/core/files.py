@@ -73,7 +73,8 @@ def ready_folder(path: Path) -> Path:
             pass
     except OSError as error:
         reason = full_disk(path) if error.errno in FULL else error.strerror
-        raise UserError(f"nothing can be written in {path}: {reason}: give another") from None
+        where = f"nothing can be written in {path} ({reason})"
+        raise UserError(f"{where}: give another folder") from None
     return path
 
 

@@ -112,7 +112,7 @@ class FashionMNIST(ImageData):
                 download(datasets.FashionMNIST, self.name, self.folder, holding)
             except DataMissing as missing:
                 raise DataMissing(
-                    f"{missing}; --data.fallback digits trains on digits instead"
+                    f"{missing}; a fit with --data.fallback digits trains on digits instead"
                 ) from None
         if not self._checked:
             for name, expected in SHA256.items():
