@@ -418,11 +418,13 @@ def audits(table: Table, chosen: list[Job]) -> Iterator[Job]:
     families: dict[str, list[Job]] = {}
     for job in random.Random(0).sample(chosen, len(chosen)):
         families.setdefault(_module(job), []).append(job)
+    accepts = {key_of(row): row["accepts"] for row in table.rows()}
     for turn in zip_longest(*families.values()):
         for job in filter(None, turn):
             yield job
-            row = next(row for row in table.rows() if key_of(row) == job.key)
-            for name in row["accepts"].split():
+            if job.key not in accepts:  # its row was made just now
+                accepts = {key_of(row): row["accepts"] for row in table.rows()}
+            for name in accepts[job.key].split():
                 yield replace(job, argument=f"{name}={RATE}")
 
 

@@ -89,10 +89,11 @@ METHOD = [
     "8 let every BatchNorm learn its statistics, then `zoo.variance_shift` compares the variance "
     "of its input with dropout on and off over 4 further batches. Off is all noise, stochastic "
     "depth too where an architecture has it by default (torchvision's maxvit), and the blocks of "
-    f"block dropout are cut to the small feature maps of small images. Up to {NO_SHIFT} counts as "
-    "no shift. A trained network on real images has other ratios; the exact one for a linear layer "
-    "is 1 + p/(1−p) · E[x²]/Var[x] as the layer weighs its inputs (Li et al., CVPR 2019, section "
-    "3).",
+    "block dropout are cut to the small feature maps of small images. A BatchNorm behind a "
+    "global average sees 8 values a batch, and its ratio is the least certain. "
+    f"Up to {NO_SHIFT} counts as no shift. A trained network on real images has other ratios; the "
+    "exact one for a linear layer is 1 + p/(1−p) · E[x²]/Var[x] as the layer weighs its inputs (Li "
+    "et al., CVPR 2019, section 3).",
 ]
 
 
@@ -110,9 +111,9 @@ def _introduction(
     return (
         f"`zoo.audit` follows the data through one training forward of every architecture that "
         f"timm {timm.__version__} and torchvision {_version(torchvision)} register, up to 120 "
-        f"million parameters. {len(done)} architectures are audited with default arguments, and "
-        f"{clean} of them have no error. "
-        f"{sum(row['outcome'] in AUDITED for row in rated)} further audits set one drop rate of "
+        f"million parameters. {len(done):,} architectures are audited with default arguments, and "
+        f"{clean:,} of them have no error. "
+        f"{sum(row['outcome'] in AUDITED for row in rated):,} further audits set one drop rate of "
         f"the constructor to 0.1. Audited on {span} with zoo {__version__}, torch "
         f"{_version(torch)} and Python {platform.python_version()}, on a CPU. The tables are "
         f"{' and '.join(f'[{name}]({name})' for name in files)}; [{PAGE}]({PAGE}) has all audits "
@@ -257,7 +258,7 @@ def _rules(defaults: list[Row], rated: list[Row]) -> tuple[list[str], list[list[
 
     default, other = of(defaults), of(rated)
     return (
-        ["rule", "gravest", "with defaults", "with a drop rate", "what it says"],
+        ["rule", "severity, at most", "with defaults", "with a drop rate", "what it says"],
         [
             [rule, RULES[rule].severity, str(default[rule]), str(other[rule]), RULES[rule].sentence]
             for rule in sorted(default | other, key=lambda rule: -default[rule])
