@@ -35,14 +35,13 @@ from zoo.diagnostics.trace.graph import MERGED, STRAIGHT, Trace, reach
 from zoo.diagnostics.trace.recorder import record
 from zoo.diagnostics.variance_shift import variance_shift
 from zoo.errors import UserError
-from zoo.study.in_the_wild_page import at_fault, write_page
+from zoo.study.in_the_wild_page import SAMPLE, at_fault, write_page
 from zoo.study.seed_oracle import changed_by_the_seed
 from zoo.study.table import Row, Table, Worker, says
 
 LARGEST = 120_000_000  # parameters
 RATE = 0.1
 ORACLE_RATE = 0.5  # the seed must change every input now and then; where dropout stands is the same
-SAMPLE = 200  # audits that are compared with the oracle
 SECONDS = {"audit": 180, "ratios": 180, "oracle": 300}  # of processor time, for one row
 MEMORY = 12 * 2**30  # of address space, for one row
 SHIFT = "dropout-before-bn"

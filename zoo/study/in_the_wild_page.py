@@ -22,6 +22,7 @@ from zoo.diagnostics.rules import RULES
 Row = dict[str, str]
 Block = tuple[str, Any]  # ("h2", text), ("p", text), ("code", text) or ("table", (header, rows))
 
+SAMPLE = 200  # audits that are compared with the oracle
 NO_SHIFT = 1.05  # above it, a ratio is more than sampling makes
 SHOWN = 40  # rows of the longest tables; the CSV and the HTML page hold all
 AUDITED = ("audited", "in part")
@@ -116,7 +117,7 @@ def _introduction(
         f"{sum(row['outcome'] in AUDITED for row in rated):,} further audits set one drop rate of "
         f"the constructor to 0.1. Audited on {span} with zoo {__version__}, torch "
         f"{_version(torch)} and Python {platform.python_version()}, on a CPU. The tables are "
-        f"{' and '.join(f'[{name}]({name})' for name in files)}; [{PAGE}]({PAGE}) has all audits "
+        f"{', '.join(f'[{name}]({name})' for name in files)}; [{PAGE}]({PAGE}) has all audits "
         "in a table that sorts and filters."
     )
 
@@ -298,9 +299,10 @@ def _oracle(oracle: list[Row]) -> list[Block]:
     heading: Block = ("h2", "Against the seed")
     text = (
         f"The oracle knows no rule: it runs the training forward with up to 100 seeds and looks at "
-        f"whether a BatchNorm's input changes. A seeded sample of {len(oracle)} audits, half of "
-        f"them with a dropout that reaches a BatchNorm, is compared at a rate of 0.5: "
-        f"{len(compared) - len(differing)} of {len(compared)} that ran are equal, over {norms} "
+        f"whether a BatchNorm's input changes. A seeded sample of up to {SAMPLE} audits, half of "
+        f"them with a dropout that reaches a BatchNorm, is compared at a rate of 0.5, {len(oracle)} "
+        f"so far: {len(compared) - len(differing)} of {len(compared)} that ran are equal, over "
+        f"{norms:,} "
         "BatchNorms."
     )
     if not differing:
