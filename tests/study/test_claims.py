@@ -216,8 +216,10 @@ def toy(measured: list[int]) -> Claim:
         measured.append(form.seeds)
         return {}
 
+    def draw(_: object) -> object:
+        return new_figure(1, 1, 4, 3)[0]
+
     found = [larger("It rises.", "points", [2.0, 2.1], [1.0, 1.1])]
-    draw = lambda _: new_figure(1, 1, 4, 3)[0]  # noqa: E731
     return Claim("toy", "A toy.", measure, lambda _: found, draw, lambda _: "It is a toy")
 
 

@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> int:
     if options.seeds is not None:
         form = replace(form, seeds=options.seeds)
     claim = registry.load(CLAIMS[options.name])
-    # All are on the page that is written at the end: one that is damaged is named before hours.
+    # All are on the page that is written at the end: name a damaged one before hours of measuring.
     stored = {name: read_result(name, options.out) for name in CLAIMS}
     last = stored[claim.name]
     took = f"; in {last['form']} form it took {duration(last['seconds'])}" if last else ""

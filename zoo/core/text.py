@@ -1,8 +1,9 @@
-"""Help with words that were misspelt, and values and counts in a message."""
+"""Help with words that were misspelt, values and counts in a message, and text as HTML."""
 
 from __future__ import annotations
 
 import difflib
+import html
 import reprlib
 from collections.abc import Iterable
 
@@ -42,3 +43,17 @@ def first_line(error: BaseException) -> str:
     """Returns the first line of an exception's message, cut short, or its type without one."""
     lines = str(error).strip().splitlines()
     return lines[0].strip()[:200] if lines else type(error).__name__
+
+
+def inline_html(text: str) -> str:
+    """Escapes a paragraph; `code`, **bold** and [links](file) become tags."""
+    pieces = html.escape(text).split("`")
+    text = "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(pieces))
+    pieces = text.split("**")
+    text = "".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(pieces))
+    while "](" in text:
+        before, _, rest = text.partition("](")
+        before, _, label = before.rpartition("[")
+        target, _, after = rest.partition(")")
+        text = f'{before}<a href="{target}">{label}</a>{after}'
+    return text

@@ -16,6 +16,7 @@ import torch
 import torchvision
 
 from zoo.core.files import write_text
+from zoo.core.text import inline_html
 from zoo.core.version import __version__
 from zoo.diagnostics.rules import RULES
 
@@ -90,7 +91,7 @@ METHOD = [
     "8 let every BatchNorm learn its statistics, then `zoo.variance_shift` compares the variance "
     "of its input with dropout on and off over 4 further batches. Off is all noise, stochastic "
     "depth too where an architecture has it by default (torchvision's maxvit), and the blocks of "
-    "block dropout are cut to the small feature maps of small images. A BatchNorm behind a "
+    "block dropout are cut to the small feature maps of small images. A BatchNorm after a "
     "global average sees 8 values a batch, and its ratio is the least certain. "
     f"Up to {NO_SHIFT} counts as no shift. A trained network on real images has other ratios; the "
     "exact one for a linear layer is 1 + p/(1−p) · E[x²]/Var[x] as the layer weighs its inputs (Li "
@@ -179,7 +180,7 @@ def _faults(audits: list[Row], ratios: list[Row]) -> list[Block]:
         f"({straight[0]} of them straight, the others by way of a sum or concatenation). With a "
         f"drop rate at 0.1 it is {len(rated)} audits more ({straight[1]} straight). The ratio is "
         "the largest over the BatchNorms at fault of the variance of their input with dropout on "
-        f"to that with dropout off. It is measured of {len(measured)} of the {len(faulty)}, and "
+        f"to that with dropout off. It is measured for {len(measured)} of the {len(faulty)}, and "
         f"of these {shifted} are above {NO_SHIFT}."
     )
 
@@ -366,7 +367,7 @@ COLUMNS: dict[str, Callable[[Row, Row], str]] = {
     "dropouts": lambda row, _: row["dropouts"],
     "straight": lambda row, _: row["straight"],
     "through a sum": lambda row, _: row["merged"],
-    "behind a norm": lambda row, _: row["behind_norm"],
+    "after a norm": lambda row, _: row["behind_norm"],
     "stochastic depth": lambda row, _: row["stochastic_depth"],
     "ratio, median": lambda _, ratio: ratio.get("median", ""),
     "ratio, largest": lambda _, ratio: ratio.get("largest", ""),
@@ -394,7 +395,7 @@ def page(blocks: Iterable[Block], tables: dict[str, list[Row]]) -> str:
         elif kind == "code":
             parts.append(f"<pre>{html.escape(value)}</pre>")
         else:
-            parts.append(f"<{kind}>{_inline(value)}</{kind}>")
+            parts.append(f"<{kind}>{inline_html(value)}</{kind}>")
     measured = {_key(row): row for row in tables["ratios"] if row["outcome"] == "measured"}
     rows = [
         [column(row, measured.get(_key(row), {})) for column in COLUMNS.values()]
@@ -404,17 +405,3 @@ def page(blocks: Iterable[Block], tables: dict[str, list[Row]]) -> str:
     data = json.dumps({"columns": list(COLUMNS), "rows": rows}, ensure_ascii=False)
     template = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
     return template.substitute(body="\n".join(parts), data=data.replace("</", "<\\/"))
-
-
-def _inline(text: str) -> str:
-    """Escapes a paragraph; `code`, **bold** and [links](file) become tags."""
-    pieces = html.escape(text).split("`")
-    text = "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(pieces))
-    pieces = text.split("**")
-    text = "".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(pieces))
-    while "](" in text:
-        before, _, rest = text.partition("](")
-        before, _, label = before.rpartition("[")
-        target, _, after = rest.partition(")")
-        text = f'{before}<a href="{target}">{label}</a>{after}'
-    return text

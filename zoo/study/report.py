@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from statistics import mean
 from zoo.checkpoints.card import standard_error
 from zoo.core.files import write_text
 from zoo.core.pictures import save_figure
-from zoo.core.text import counted
+from zoo.core.text import counted, inline_html
 from zoo.study.compare import BEST, GAP, Groups, results, spread
 from zoo.study.pictures import draw_panels
 from zoo.study.runs import Run
@@ -276,11 +275,6 @@ def _rule(runs: Sequence[Run]) -> str:
     )
 
 
-def _code(text: str) -> str:
-    """Escapes a text whose `code` is between backticks."""
-    return re.sub("`(.*?)`", r"<code>\1</code>", html.escape(text))
-
-
 def _page(
     label: str,
     tables: Sequence[Table],
@@ -297,7 +291,7 @@ def _page(
         "<meta name=viewport content='width=device-width'>",
         f"<title>What regularizes</title><style>{STYLE}</style>",
         f"<h1>{TITLE}</h1>",
-        f"<p class=label><b>{html.escape(label)}.</b> {_code(made)}</p>",
+        f"<p class=label><b>{html.escape(label)}.</b> {inline_html(made)}</p>",
     ]
     for kind, path in pictures.items():
         content = base64.b64encode(path.read_bytes()).decode()
