@@ -45,5 +45,8 @@ def test_a_stop_while_a_command_starts_is_one_line(zoo_cli, monkeypatch) -> None
         raise KeyboardInterrupt
 
     monkeypatch.setattr("zoo.registry.load", stop)
-    result = zoo_cli("audit", "model.py")
+    try:
+        result = zoo_cli("audit", "model.py")
+    except KeyboardInterrupt:  # would end the whole suite, where one test is at fault
+        pytest.fail("it was not caught")
     assert (result.code, result.err.strip()) == (130, "zoo audit: stopped")
