@@ -18,7 +18,7 @@ import zoo
 from tests.conftest import needs_data
 from tests.photos import write_photos
 from zoo.checkpoints.store import read_config
-from zoo.commands import Parser
+from zoo.core.options import Parser
 from zoo.registry import COMMANDS, load
 
 ROOT = Path(__file__).parent.parent

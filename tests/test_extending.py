@@ -123,7 +123,7 @@ class Dark(Digits):
         return images // 2, labels
 ''',
     "command.py": """
-from zoo.commands import Parser
+from zoo.core.options import Parser
 
 
 def main(arguments):

@@ -15,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import Parser, add_weights_options, chosen_weights
+from zoo.commands import add_weights_options, chosen_weights
+from zoo.core.options import Parser
 from zoo.core.text import counted, nearest
 from zoo.errors import UserError
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from zoo.commands import WEIGHTS_HELP, Parser
+from zoo.commands import WEIGHTS_HELP
 from zoo.commands.predict import add_reading_options, read
 from zoo.core.files import written_whole
+from zoo.core.options import Parser
 from zoo.errors import UserError
 
 

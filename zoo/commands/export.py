@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoo.commands import Parser
+from zoo.core.options import Parser
 from zoo.errors import UserError
 
 PARTS = ("preprocessing", "probabilities")

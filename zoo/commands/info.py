@@ -6,7 +6,8 @@ import json
 import time
 from typing import Any
 
-from zoo.commands import WEIGHTS_HELP, Parser
+from zoo.commands import WEIGHTS_HELP
+from zoo.core.options import Parser
 from zoo.errors import UserError
 
 SECONDS = 1.0  # that the throughput is measured for, at least

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 
 from zoo import recipes
-from zoo.commands import Parser
+from zoo.core.options import Parser
 
 
 def main(arguments: list[str]) -> int:

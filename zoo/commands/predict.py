@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.start import start
-from zoo.commands import WEIGHTS_HELP, Parser
+from zoo.commands import WEIGHTS_HELP
 from zoo.core.files import written_whole
+from zoo.core.options import Parser
 from zoo.core.text import counted
 from zoo.errors import UserError
 

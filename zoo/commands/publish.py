@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo import recipes
-from zoo.commands import Parser
 from zoo.core.files import is_file, read_json
+from zoo.core.options import Parser
 from zoo.core.schema import check
 from zoo.core.text import first_line, shown
 from zoo.errors import UserError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zoo.commands import Parser, add_weights_options, chosen_weights
+from zoo.commands import add_weights_options, chosen_weights
+from zoo.core.options import Parser
 from zoo.errors import UserError
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from zoo import registry
-from zoo.commands import Parser
 from zoo.core.memory import keep_freed_memory
+from zoo.core.options import Parser
 from zoo.core.text import nearest
 from zoo.errors import UserError
 from zoo.study.catalog import CLAIMS, EXPERIMENTS, WILD

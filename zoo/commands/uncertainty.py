@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.card import CALIBRATED_COLUMNS, COLUMNS, cell
-from zoo.commands import Parser, add_weights_options, chosen_weights
+from zoo.commands import add_weights_options, chosen_weights
+from zoo.core.options import Parser
 from zoo.core.text import counted
 from zoo.errors import UserError
 

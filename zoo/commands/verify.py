@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.commands import Parser
+from zoo.core.options import Parser
 from zoo.core.text import counted
 
 

@@ -28,8 +28,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zoo.commands import Parser
 from zoo.core.files import ready_folder
+from zoo.core.options import Parser
 from zoo.diagnostics.audit import Report, audit
 from zoo.diagnostics.trace.graph import MERGED, STRAIGHT, Trace, reach
 from zoo.diagnostics.trace.recorder import record
