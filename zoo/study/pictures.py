@@ -66,6 +66,8 @@ def _empty(width: float, height: float) -> Any:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    # Tick labels at the ends of neighboring panels stay apart.
+    figure.get_layout_engine().set(w_pad=0.1)
     return figure
 
 
