@@ -63,11 +63,11 @@ def _empty(width: float, height: float) -> Any:
     """A figure without a window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    # With a wider pad, tick labels at the ends of neighboring panels stay apart.
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1))
     FigureCanvasAgg(figure)
-    # Tick labels at the ends of neighboring panels stay apart.
-    figure.get_layout_engine().set(w_pad=0.1)
     return figure
 
 
