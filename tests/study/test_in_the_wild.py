@@ -157,6 +157,36 @@ def test_the_oracle_agrees_and_would_not_with_an_audit_that_is_blind(
     assert (row["outcome"], row["missed"], row["invented"]) == ("differs", "last", "")
 
 
+@pytest.mark.parametrize("row_of", [ratio_row, oracle_row])
+def test_images_are_large_enough_for_a_training_forward(
+    row_of: Callable[[Job], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Tiny.forward
+
+    def of_training(self: Tiny, x: torch.Tensor) -> torch.Tensor:
+        """As with an auxiliary head, which only training has."""
+        if self.training and x.shape[-1] < least:
+            raise RuntimeError("too small for the auxiliary head")
+        return forward(self, x)
+
+    monkeypatch.setattr(Tiny, "forward", of_training)
+    monkeypatch.setattr(in_the_wild, "sizes", lambda *_, **__: [(3, 8, 8), (3, 16, 16)])
+    least = 9
+    row = row_of(DROPPED)
+    assert row["input"].endswith("×3×16×16")
+    assert row["outcome"] in ("measured", "equal")
+    least = 17
+    row = row_of(DROPPED)
+    assert row["outcome"] == "does not run"
+    assert "RuntimeError: too small for the auxiliary head" in row["note"]
+
+
+def test_inception_v3_is_given_its_own_size_quantized_too() -> None:
+    for name in ("inception_v3", "quantized_inception_v3"):
+        job = Job("torchvision", name)
+        assert sizes(job, nn.Identity(), smallest=False) == [(3, 299, 299)]
+
+
 def test_smaller_images_are_tried_before_an_architectures_own() -> None:
     vit = timm.create_model("test_vit")  # 160 pixels, and no other number
     assert sizes(Job("timm", "test_vit"), vit, smallest=True) == [(3, 160, 160)]

@@ -174,7 +174,7 @@ def sizes(job: Job, model: nn.Module, smallest: bool) -> list[tuple[int, ...]]:
         fixed = cfg.get("fixed_input_size", False)
     else:
         package = _module(job)
-        side = 299 if job.name == "inception_v3" else 224
+        side = 299 if job.name.endswith("inception_v3") else 224
         own, fixed = (3, side, side), job.name.startswith(("vit_", "maxvit"))
         if ".video" in package:
             own, fixed = (3, 16, side, side), job.name.startswith("mvit")
@@ -267,8 +267,8 @@ def found(model: nn.Module, inputs: tuple[Any, ...], report: Report) -> Row:
     if norms and noise:
         shifts = [finding for finding in report.findings if finding.rule == SHIFT]
         faults = {finding.module for finding in shifts}
-        fails = any(note.startswith("training mode fails") for note in report.notes)
-        mode = "evaluation as training" if fails else "training"  # as the audit does
+        # As the audit does.
+        mode = "evaluation as training" if fails_in_training(report) else "training"
         levels = nearest_dropout(record(model, inputs, mode=mode))
         straight = {module for module in faults if levels.get(module) == STRAIGHT}
         behind = {module for module, level in levels.items() if level > MERGED} - faults
@@ -279,6 +279,38 @@ def found(model: nn.Module, inputs: tuple[Any, ...], report: Report) -> Row:
             "example": shifts[0].message if shifts else "",
         }
     return row
+
+
+def fails_in_training(report: Report) -> str:
+    """What a report says of a training forward that fails; empty where none does."""
+    fails = (note for note in report.notes if note.startswith("training mode fails"))
+    return next(fails, "")
+
+
+def audit_smallest(
+    job: Job, model: nn.Module, batch: int, rules: list[str]
+) -> tuple[tuple[int, ...], Report]:
+    """Finds the least size of a sample at which a training forward runs, and audits it there.
+
+    Args:
+        job: which architecture.
+        model: the architecture as it was built.
+        batch: images in the audit's input.
+        rules: of the audit.
+
+    Raises:
+        UserError: there is none; the message says why the last fails.
+    """
+    for size in sizes(job, model, smallest=True):
+        try:
+            report = audit(model, *inputs_for(job, model, size, batch), rules=rules)
+        except UserError as error:
+            failure = error
+            continue
+        if not (fails := fails_in_training(report)):
+            return size, report
+        failure = UserError(fails)
+    raise failure
 
 
 def nearest_dropout(trace: Trace, path: bool = False) -> dict[str, int]:
@@ -310,33 +342,30 @@ def ratio_row(job: Job) -> Row:
     """
     model = build(job, "cpu")
     wake(model)
-    for size in sizes(job, model, smallest=True):
-        try:
-            report = audit(model, *inputs_for(job, model, size, 2), rules=[SHIFT])
-        except UserError as error:
-            failure = error
-            continue
-        faults = {finding.module for finding in report.findings}
-        batches = [torch.randn(BATCH, *size) for _ in range(LEARNING + MEASURING)]
-        learn(model, batches[:LEARNING])
-        layers = [
-            layer
-            for layer in variance_shift(model, batches[LEARNING:]).layers
-            if layer.module in faults and layer.ratio > 0
-        ]
-        if not layers:
-            return {"outcome": "nothing measured", "note": f"{len(faults)} at fault"}
-        largest = max(layers, key=lambda layer: layer.ratio)
-        return {
-            "input": "×".join(map(str, (BATCH, *size))),
-            "outcome": "measured",
-            "measured": len(layers),
-            "median": f"{statistics.median(layer.ratio for layer in layers):.3f}",
-            "largest": f"{largest.ratio:.3f}",
-            "at": largest.module,
-            "running": f"{largest.running_ratio:.3f}",
-        }
-    return {"outcome": "does not run", "note": says(failure)}
+    try:
+        size, report = audit_smallest(job, model, 2, [SHIFT])
+    except UserError as error:
+        return {"outcome": "does not run", "note": says(error)}
+    faults = {finding.module for finding in report.findings}
+    batches = [torch.randn(BATCH, *size) for _ in range(LEARNING + MEASURING)]
+    learn(model, batches[:LEARNING])
+    layers = [
+        layer
+        for layer in variance_shift(model, batches[LEARNING:]).layers
+        if layer.module in faults and layer.ratio > 0
+    ]
+    if not layers:
+        return {"outcome": "nothing measured", "note": f"{len(faults)} at fault"}
+    largest = max(layers, key=lambda layer: layer.ratio)
+    return {
+        "input": "×".join(map(str, (BATCH, *size))),
+        "outcome": "measured",
+        "measured": len(layers),
+        "median": f"{statistics.median(layer.ratio for layer in layers):.3f}",
+        "largest": f"{largest.ratio:.3f}",
+        "at": largest.module,
+        "running": f"{largest.running_ratio:.3f}",
+    }
 
 
 @torch.no_grad()
@@ -365,30 +394,27 @@ def oracle_row(job: Job) -> Row:
     """Compares the audit of one architecture with what the random seed changes in fact."""
     rate = replace(job, argument=re.sub(r"=.*", f"={ORACLE_RATE}", job.argument))
     model = build(rate, "cpu")
-    for size in sizes(job, model, smallest=True):
-        (images,) = inputs_for(job, model, size, 3)
-        try:
-            report = audit(model, images, rules=[SHIFT, DEPTH])
-        except UserError as error:
-            failure = error
-            continue
-        trace = record(model, (images,), mode="training")
-        depends = set(nearest_dropout(trace, path=True))
-        near = {finding.module for finding in report.findings}
-        changed, ran = changed_by_the_seed(model, images, depends)
-        near_changed, _ = changed_by_the_seed(model, images, near, replay=True)
-        return {
-            "input": "×".join(map(str, (3, *size))),
-            "outcome": "equal" if (depends, near) == (changed, near_changed) else "differs",
-            "batch_norms": len(ran),
-            "depends": len(changed),
-            "near": len(near_changed),
-            "missed": " ".join(sorted(changed - depends)),
-            "invented": " ".join(sorted(depends - changed)),
-            "near_missed": " ".join(sorted(near_changed - near)),
-            "near_invented": " ".join(sorted(near - near_changed)),
-        }
-    return {"outcome": "does not run", "note": says(failure)}
+    try:
+        size, report = audit_smallest(job, model, 3, [SHIFT, DEPTH])
+    except UserError as error:
+        return {"outcome": "does not run", "note": says(error)}
+    (images,) = inputs_for(job, model, size, 3)
+    trace = record(model, (images,), mode="training")
+    depends = set(nearest_dropout(trace, path=True))
+    near = {finding.module for finding in report.findings}
+    changed, ran = changed_by_the_seed(model, images, depends)
+    near_changed, _ = changed_by_the_seed(model, images, near, replay=True)
+    return {
+        "input": "×".join(map(str, (3, *size))),
+        "outcome": "equal" if (depends, near) == (changed, near_changed) else "differs",
+        "batch_norms": len(ran),
+        "depends": len(changed),
+        "near": len(near_changed),
+        "missed": " ".join(sorted(changed - depends)),
+        "invented": " ".join(sorted(depends - changed)),
+        "near_missed": " ".join(sorted(near_changed - near)),
+        "near_invented": " ".join(sorted(near - near_changed)),
+    }
 
 
 ROWS: dict[str, Callable[[Job], Row]] = {
