@@ -39,6 +39,7 @@ from zoo.study.claims.base import (
 )
 from zoo.study.fitting import build, train
 from zoo.study.pictures import COLORS, draw_points, large_type, new_figure, palette, set_title
+from zoo.study.progress import elapsed
 
 STORED = sorted(Path("docs/study/claims").glob("*.json"))
 
@@ -347,3 +348,19 @@ def test_quick_forms_run_to_their_end(zoo_cli, name: str) -> None:
     result = json.loads(Path(f"study/claims/{name}-quick.json").read_text())
     assert result["findings"]
     assert result["cpu_seconds"] < 600  # five minutes on two cores
+
+
+def test_a_terminal_shows_for_how_long_and_a_log_file_stays_as_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with elapsed("drop-rate, quick form"):
+        pass
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # stands for a terminal
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with elapsed("drop-rate, quick form"):
+        pass
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "drop-rate, quick form" in printed.err
+    assert "0:00:00" in printed.err

@@ -110,6 +110,7 @@ def main(arguments: list[str]) -> int:
         run_claim,
         write_page,
     )
+    from zoo.study.progress import elapsed
 
     form = QUICK if options.quick else FULL
     if options.seeds is not None:
@@ -121,7 +122,7 @@ def main(arguments: list[str]) -> int:
     took = f"; in {last['form']} form it took {duration(last['seconds'])}" if last else ""
     started = f"measuring {claim.name} in {form.name} form, {counted(form.seeds, 'seed')}{took}"
     print(started, file=sys.stderr, flush=True)
-    with stopped(NOT_KEPT):
+    with stopped(NOT_KEPT), elapsed(f"{claim.name}, {form.name} form"):
         result = run_claim(claim, form, options.out)
     print(report(result))
     print(f"\npicture: {file_of(claim.name, form.name, options.out).with_suffix('.png')}")

@@ -11,7 +11,14 @@ from typing import Self
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from zoo.runs.metrics import duration
 
@@ -30,6 +37,22 @@ def quietly() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def elapsed(what: str) -> Iterator[None]:
+    """Shows on a terminal, for as long as something is measured, for how long already."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        refresh_per_second=1,  # a claim may measure times of its own
+    ) as shown:
+        shown.add_task(what, total=None)
+        yield
 
 
 class Display(Callback):
