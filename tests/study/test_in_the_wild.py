@@ -220,7 +220,7 @@ def test_a_run_goes_on_where_it_stopped_and_its_page_says_what_is_known(
     assert re.search(r"\| timm \| test_in_the_wild \| drop_rate \| 1 \| straight \| 1\.1", text)
     assert re.search(r"\| attn_drop_rate \| 1 \| tiny_wild \|", text)  # has no effect
     assert "It is measured for 1 of the 1, and of these 1 are above 1.05." in text
-    assert "3 of 3 that ran are equal" in text
+    assert "3 ran, and 3 of them are equal" in text
 
 
 def test_the_page_stands_alone_and_holds_every_row(tmp_path: Path) -> None:

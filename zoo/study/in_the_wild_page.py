@@ -301,9 +301,9 @@ def _oracle(oracle: list[Row]) -> list[Block]:
     text = (
         f"The oracle knows no rule: it runs the training forward with up to 100 seeds and looks at "
         f"whether a BatchNorm's input changes. A seeded sample of up to {SAMPLE} audits, half of "
-        "them with a dropout that reaches a BatchNorm, is compared at a rate of 0.5, "
-        f"{len(oracle)} so far: {len(compared) - len(differing)} of {len(compared)} that ran are "
-        f"equal, over {norms:,} BatchNorms."
+        "them with a dropout that reaches a BatchNorm, is compared at a rate of 0.5. "
+        f"{len(compared)} ran, and {len(compared) - len(differing)} of them are equal, over "
+        f"{norms:,} BatchNorms."
     )
     if not differing:
         return [heading, ("p", text)]
