@@ -13,6 +13,7 @@ import torch
 from matplotlib.text import Text
 
 from zoo import registry
+from zoo.core.files import write_json
 from zoo.data.digits import Digits
 from zoo.errors import UserError
 from zoo.study.catalog import CLAIMS
@@ -207,7 +208,10 @@ def test_what_is_not_seen_is_explained(tmp_path: Path) -> None:
         assert "Twice the standard error over seeds is more than the difference" in text
         assert "never read" not in text
     assert "1 of 3 parts reproduced" in page
-    assert "s of processor time)" in page or result["cpu_seconds"] == 0
+    file = tmp_path / "claims/toy-quick.json"
+    write_json(file, result | {"seconds": 5.2, "cpu_seconds": 3.1})
+    page = write_page(["toy"], tmp_path).read_text()
+    assert "5 s (3 s of processor time) on " in page
 
 
 def toy(measured: list[int]) -> Claim:
@@ -235,6 +239,29 @@ def test_fewer_seeds_do_not_replace_more(tmp_path: Path) -> None:
     run_claim(claim, replace(FULL, seeds=6), tmp_path)
     run_claim(claim, replace(QUICK, seeds=1), tmp_path)  # a file of its own
     assert measured == [5, 6, 1]
+
+
+def test_more_seeds_that_another_process_wrote_meanwhile_stay(tmp_path: Path) -> None:
+    def measure(form: Form) -> dict[str, object]:
+        if form.seeds == 5:
+            run_claim(claim, replace(FULL, seeds=10), tmp_path)
+        return {}
+
+    claim = replace(toy([]), measure=measure)
+    with pytest.raises(UserError, match="has 10 seeds, and 5 would replace them: give another"):
+        run_claim(claim, FULL, tmp_path)
+    assert json.loads((tmp_path / "claims/toy-full.json").read_text())["seeds"] == 10
+
+
+def test_a_claim_says_how_long_it_took_last_in_the_same_form(zoo_cli) -> None:
+    result = zoo_cli("study", "inverted-dropout", "--quick", "--out", "study")
+    assert "took" not in result.err
+    file = Path("study/claims/inverted-dropout-quick.json")
+    known = json.loads(file.read_text())
+    write_json(file, known | {"seconds": 70.2, "cpu_seconds": 65.1})
+    write_json(file.with_name("inverted-dropout-full.json"), known | {"form": "full"})
+    result = zoo_cli("study", "inverted-dropout", "--quick", "--out", "study")
+    assert "; last time it took 70 s (65 s of processor time)\n" in result.err
 
 
 def test_what_could_not_be_written_is_not_measured(tmp_path: Path) -> None:

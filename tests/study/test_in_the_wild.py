@@ -13,6 +13,8 @@ from timm.models import _registry, register_model
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.commands import study
+from zoo.core.locks import held
 from zoo.errors import UserError
 from zoo.study import in_the_wild
 from zoo.study.in_the_wild import Job, audit_row, main, oracle_row, ratio_row, sizes
@@ -220,7 +222,51 @@ def test_a_run_goes_on_where_it_stopped_and_its_page_says_what_is_known(
     assert re.search(r"\| timm \| test_in_the_wild \| drop_rate \| 1 \| straight \| 1\.1", text)
     assert re.search(r"\| attn_drop_rate \| 1 \| tiny_wild \|", text)  # has no effect
     assert "It is measured for 1 of the 1, and of these 1 are above 1.05." in text
-    assert "3 ran, and 3 of them are equal" in text
+    assert "3 of 3 ran, and 3 of them are equal" in text
+
+
+def test_two_processes_do_not_make_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_the_wild, "Worker", InProcess)
+    monkeypatch.setattr(InProcess, "made", [])
+    options = ["--models", "tiny_wild", "--out", str(tmp_path)]
+    with (
+        held(tmp_path / "in_the_wild.csv"),
+        pytest.raises(UserError, match=r"another process is adding rows to \S+in_the_wild.csv: "),
+    ):
+        main(["audit", *options])
+    assert InProcess.made == []
+    assert main(["audit", *options]) == 0
+    assert len((tmp_path / "in_the_wild.csv").read_text().splitlines()) == 4
+
+
+def test_some_models_are_a_part_of_the_sample(tmp_path: Path) -> None:
+    table = Table(tmp_path / "in_the_wild.csv", in_the_wild.COLUMNS["audit"])
+    for number in range(300):
+        row = {"library": "timm", "version": timm.__version__.partition("+")[0]}
+        row |= {"name": f"net{number}", "outcome": "audited", "batch_norms": 1}
+        table.append(row | {"straight": number % 2})
+    every = [Job("timm", f"net{number}") for number in range(300)]
+    sample = in_the_wild.sampled(table, every)
+    assert len(sample) == 200
+    part = in_the_wild.sampled(table, every[:90])
+    assert part == [job for job in sample if job in every[:90]]
+    assert 40 < len(part) < 90
+
+
+def test_options_stand_before_the_name_of_the_audit_too(tmp_path: Path) -> None:
+    assert study.main(["--out", str(tmp_path), "in-the-wild", "page"]) == 0
+    assert (tmp_path / "in_the_wild.md").is_file()
+
+
+def test_the_list_counts_what_is_of_the_installed_versions(tmp_path: Path) -> None:
+    table = Table(tmp_path / "in_the_wild.csv", in_the_wild.COLUMNS["audit"])
+    table.append({"library": "timm", "version": "0.0.1", "name": "resnet18"})
+    assert study.audited(tmp_path) == "not run"
+    version = timm.__version__.partition("+")[0]
+    table.append({"library": "timm", "version": version, "name": "resnet18"})
+    assert study.audited(tmp_path).startswith("1 of ")
 
 
 def test_the_page_stands_alone_and_holds_every_row(tmp_path: Path) -> None:

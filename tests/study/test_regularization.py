@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from zoo import networks, recipes
 from zoo.commands import study
 from zoo.commands.study import stopped, verdicts
 from zoo.core.files import write_json, write_text
+from zoo.core.locks import held
 from zoo.errors import UserError
 from zoo.study import catalog, regularization
 from zoo.study.progress import Display
@@ -27,7 +29,6 @@ from zoo.study.regularization import (
     QUICK,
     STUDIES,
     Plan,
-    held,
     known,
     measure,
     of_study,
@@ -252,6 +253,8 @@ def test_a_report_of_fewer_seeds_leaves_none_out(
     measure(third, tmp_path, tmp_path / "runs")
     report(few, tmp_path, tmp_path / "runs")
     assert written[-1] == (2, [2, 2])  # two have as many seeds, one has more
+    report(replace(few, seeds=3), tmp_path, tmp_path / "runs")
+    assert written[-1] == (2, [2, 2])  # while a third seed is measured, too
 
 
 @pytest.mark.parametrize(
@@ -270,6 +273,15 @@ def test_a_study_that_is_stopped_says_how_to_go_on(
         raise stop
     assert end.value.code == code
     assert capsys.readouterr().err == "\nzoo study: stopped: so it goes on\n"
+
+
+def test_a_study_outside_a_fit_says_so_of_sigterm_too(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end, stopped("so it goes on"):
+        signal.raise_signal(signal.SIGTERM)
+    assert end.value.code == 143
+    assert capsys.readouterr().err == "\nzoo study: stopped: so it goes on\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_help_is_no_stop(capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,6 +309,11 @@ def test_the_list_has_the_quick_form_until_the_full_one_is_finished(
     assert listed()["regularization (2)"][:2] == ["full", "reproduced"]
     assert listed()["regularization (3)"][:2] == ["quick", "one seed"]
     assert listed()["beyond (9)"][:2] == ["-", "not run"]
+    measure(of_study(full, "regularization"), tmp_path, tmp_path / "runs")
+    assert listed()["regularization (2)"][:2] == ["full", "reproduced"]
+    # A further seed has begun, and what is known of the others stays.
+    measure(replace(full, seeds=3, experiments={1: EXPERIMENTS[1]}), tmp_path, tmp_path / "runs")
+    assert listed()["regularization (2)"][:2] == ["full", "reproduced"]
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from zoo import registry
 from zoo.core.memory import keep_freed_memory
@@ -19,6 +21,12 @@ from zoo.study.catalog import CLAIMS, EXPERIMENTS, WILD
 @contextmanager
 def stopped(how_to_go_on: str) -> Iterator[None]:
     """Says in one line what Ctrl-C or SIGTERM leaves, and ends with the usual exit code."""
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    # While a fit runs, Lightning's own handler is in its place.
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -28,6 +36,8 @@ def stopped(how_to_go_on: str) -> Iterator[None]:
         asked = type(stop).__name__ == "SIGTERMException" or getattr(stop, "code", None) == 143
         print(f"\nzoo study: stopped: {how_to_go_on}", file=sys.stderr)
         raise SystemExit(143 if asked else 130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 GOES_ON = "the same command goes on where it stopped"
@@ -35,11 +45,12 @@ NOT_KEPT = "a claim keeps nothing until its end; the same command measures it fr
 
 
 def main(arguments: list[str]) -> int:
-    if arguments[:1] == [WILD]:
+    if WILD in arguments:  # it has options of its own, which may stand before it, too
         from zoo.study.in_the_wild import main as audit_the_wild
 
+        at = arguments.index(WILD)
         with stopped(GOES_ON):
-            return int(audit_the_wild(arguments[1:]))
+            return int(audit_the_wild(arguments[:at] + arguments[at + 1 :]))
     parser = Parser(
         "study",
         "Measure what course notes on regularization, called the documents, say: their eight "
@@ -100,7 +111,6 @@ def main(arguments: list[str]) -> int:
         )
 
     from zoo.core.text import counted
-    from zoo.runs.metrics import duration
     from zoo.study.claims.base import (
         FULL,
         QUICK,
@@ -108,6 +118,8 @@ def main(arguments: list[str]) -> int:
         read_result,
         report,
         run_claim,
+        stored_result,
+        time_of,
         write_page,
     )
     from zoo.study.progress import elapsed
@@ -117,9 +129,10 @@ def main(arguments: list[str]) -> int:
         form = replace(form, seeds=options.seeds)
     claim = registry.load(CLAIMS[options.name])
     # All are on the page that is written at the end: name a damaged one before hours of measuring.
-    stored = {name: read_result(name, options.out) for name in CLAIMS}
-    last = stored[claim.name]
-    took = f"; in {last['form']} form it took {duration(last['seconds'])}" if last else ""
+    for name in CLAIMS:
+        read_result(name, options.out)
+    last = stored_result(claim.name, form, options.out)
+    took = f"; last time it took {time_of(last)}" if last else ""
     started = f"measuring {claim.name} in {form.name} form, {counted(form.seeds, 'seed')}{took}"
     print(started, file=sys.stderr, flush=True)
     with stopped(NOT_KEPT), elapsed(f"{claim.name}, {form.name} form"):
@@ -134,13 +147,13 @@ def verdicts(out: Path) -> list[str]:
     """Every statement, claim and audit with its verdict, or that it was not run."""
     from zoo.study.claims.base import read_result
     from zoo.study.compare import table
-    from zoo.study.regularization import FULL, QUICK, STUDIES, known, of_study
+    from zoo.study.regularization import FULL, QUICK, STUDIES, finished, of_study
     from zoo.study.statements import judge_all
 
     rows: dict[str, list[str]] = {}
     known_as: dict[int, str] = {}
     for study in STUDIES:
-        judged = [judge_all(known(of_study(plan, study), out)) for plan in (FULL, QUICK)]
+        judged = [judge_all(finished(of_study(plan, study), out)) for plan in (FULL, QUICK)]
         for full, quick in zip(*judged, strict=True):
             form, one = (QUICK.form, quick) if full.verdict == "not run" else (FULL.form, full)
             form = "-" if one.verdict == "not run" else form
@@ -162,10 +175,10 @@ def verdicts(out: Path) -> list[str]:
 
 def audited(out: Path) -> str:
     """How far the audit over all architectures is."""
-    from zoo.study.in_the_wild import registered
+    from zoo.study.in_the_wild import current, registered
     from zoo.study.table import Table
 
-    rows = Table(out / "in_the_wild.csv", []).rows()
+    rows = current(Table(out / "in_the_wild.csv", []))
     if not rows:
         return "not run"
     visited = sum(not row["argument"] for row in rows)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.core.files import ready_folder
+from zoo.core.locks import held
 from zoo.core.options import Parser
 from zoo.diagnostics.audit import Report, audit
 from zoo.diagnostics.trace.graph import MERGED, STRAIGHT, Trace, reach
@@ -467,13 +468,11 @@ def sampled(table: Table, chosen: list[Job]) -> list[Job]:
     A model without BatchNorm has nothing to compare; detection and optical flow take more than
     images and are left out.
     """
-    keys = {job.key for job in chosen}
     rows = [
         row
         for row in current(table)
         if row["outcome"] in ("audited", "in part")
         and int(row["batch_norms"] or 0)
-        and replace(job_of(row), argument="").key in keys
         and not re.search(r"rcnn|retinanet|fcos|^ssd|raft", row["name"])
     ]
     columns = ("straight", "merged", "behind_norm", "stochastic_depth")
@@ -482,16 +481,28 @@ def sampled(table: Table, chosen: list[Job]) -> list[Job]:
     reached = [row for row in rows if any(int(row[column] or 0) for column in columns)]
     others = [row for row in rows if row not in reached]
     half = SAMPLE // 2
-    return [job_of(row) for row in reached[:half] + others[:half]]
+    sample = map(job_of, reached[:half] + others[:half])
+    keys = {job.key for job in chosen}  # a part of the sample, and no other
+    return [job for job in sample if replace(job, argument="").key in keys]
 
 
 # -- running ---------------------------------------------------------------------------------------
 
 
 def grow(step: str, table: Table, jobs: Iterable[Job]) -> None:
-    """Adds the rows that a table lacks, one by one."""
-    done = {key_of(row) for row in table.rows()}
-    with Worker(ROWS[step], SECONDS[step], MEMORY) as worker:
+    """Adds the rows that a table lacks, one by one.
+
+    Raises:
+        UserError: another process is adding rows to it.
+    """
+    with held(table.file) as ours, Worker(ROWS[step], SECONDS[step], MEMORY) as worker:
+        if not ours:
+            raise UserError(
+                f"another process is adding rows to {table.file}: wait for it, or give another "
+                "--out"
+            )
+        table.mend()
+        done = {key_of(row) for row in table.rows()}
         for job in jobs:
             if job.key in done:
                 continue
@@ -535,8 +546,6 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--models {options.models}: timm and torchvision have no such model")
     ready_folder(options.out)
     tables = {step: Table(_file(options.out, step), COLUMNS[step]) for step in ROWS}
-    for table in tables.values():
-        table.mend()
     audited = tables["audit"]
     todo: dict[str, Callable[[], Iterable[Job]]] = {
         "audit": lambda: audits(audited, chosen),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -90,9 +91,9 @@ METHOD = [
     "below 0.1 set to 1 (they hide their branch, and training moves them): 10 training batches of "
     "8 let every BatchNorm learn its statistics, then `zoo.variance_shift` compares the variance "
     "of its input with dropout on and off over 4 further batches. Off is all noise, stochastic "
-    "depth too where an architecture has it by default (torchvision's maxvit), and the blocks of "
-    "block dropout are cut to the small feature maps of small images. A BatchNorm after a "
-    "global average sees 8 values a batch, and its ratio is the least certain. "
+    "depth too where an architecture has it by default, and the blocks of block dropout are cut "
+    "to the small feature maps of small images. A BatchNorm after a global average sees 8 values "
+    "a batch, and its ratio is the least certain. "
     f"Up to {NO_SHIFT} counts as no shift. A trained network on real images has other ratios; the "
     "exact one for a linear layer is 1 + p/(1−p) · E[x²]/Var[x] as the layer weighs its inputs (Li "
     "et al., CVPR 2019, section 3).",
@@ -175,6 +176,14 @@ def _faults(audits: list[Row], ratios: list[Row]) -> list[Block]:
     default = [row for row in faulty if not row["argument"]]
     rated = [row for row in faulty if row["argument"]]
     straight = [sum(number(row, "straight") > 0 for row in rows) for rows in (default, rated)]
+    # Stochastic depth that was not asked for, and is switched off with the rest.
+    deep = [
+        row
+        for row in faulty
+        if _key(row) in measured
+        and number(row, "stochastic_depth")
+        and not re.search("path|depth", row["argument"])
+    ]
     text = (
         f"With default arguments {len(default)} architectures put dropout before a BatchNorm "
         f"({straight[0]} of them straight, the others by way of a sum or concatenation). With a "
@@ -183,6 +192,11 @@ def _faults(audits: list[Row], ratios: list[Row]) -> list[Block]:
         f"to that with dropout off. It is measured for {len(measured)} of the {len(faulty)}, and "
         f"of these {shifted} are above {NO_SHIFT}."
     )
+    if deep:
+        text += (
+            f" In {len(deep)} of them stochastic depth, which the architecture has by default, is "
+            f"on and off as well ({', '.join(sorted({row['family'] for row in deep}))})."
+        )
 
     def ratio(row: Row) -> float:
         return float(measured[_key(row)]["largest"]) if _key(row) in measured else 0.0
@@ -301,9 +315,10 @@ def _oracle(oracle: list[Row]) -> list[Block]:
     text = (
         f"The oracle knows no rule: it runs the training forward with up to 100 seeds and looks at "
         f"whether a BatchNorm's input changes. A seeded sample of up to {SAMPLE} audits, half of "
-        "them with a dropout that reaches a BatchNorm, is compared at a rate of 0.5. "
-        f"{len(compared)} ran, and {len(compared) - len(differing)} of them are equal, over "
-        f"{norms:,} BatchNorms."
+        "them with a dropout that reaches a BatchNorm, is compared at a rate of 0.5, or "
+        "at its defaults where it was audited with them. "
+        f"{len(compared)} of {len(oracle)} ran, and {len(compared) - len(differing)} of them are "
+        f"equal, over {norms:,} BatchNorms."
     )
     if not differing:
         return [heading, ("p", text)]

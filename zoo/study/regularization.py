@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from pathlib import Path
@@ -20,6 +19,7 @@ from zoo.cli.app import ZooCLI
 from zoo.cli.building import from_recipe
 from zoo.cli.run_folder import fits_of, flat
 from zoo.core.files import is_file, ready_folder, write_json
+from zoo.core.locks import held
 from zoo.data.images import TRAINING_SAMPLE
 from zoo.errors import UserError
 from zoo.runs.callbacks import Curves
@@ -126,21 +126,28 @@ def run(study: str, quick: bool, seeds: int | None, out: Path, runs: Path) -> in
 
 
 def report(plan: Plan, out: Path, runs: Path) -> list[Judged]:
-    """Judges what is finished of a plan, and writes the report of it.
-
-    It is of more seeds than the plan's where all experiments have more of them already.
-    """
+    """Judges what is finished of a plan, and writes the report of it."""
     with held(runs / plan.study / plan.form / "report.lock", wait=True):
-        there = known(plan, out)
-        seeds = max(plan.seeds, min(map(len, there.values())))
-        found = {
-            number: [run for run in members if run.facts["seed"] < seeds]
-            for number, members in there.items()
-        }
+        found = finished(plan, out)
         judged = judge_all(found)
-        if any(found.values()):
+        if seeds := max(map(len, found.values())):
             write_report(plan.label, seeds, found, judged, out / plan.study / plan.form)
     return judged
+
+
+def finished(plan: Plan, out: Path) -> dict[int, list[Run]]:
+    """The runs that are judged: of each experiment the same seeds, as many as all of them have.
+
+    Where an experiment has none yet, it is all runs that there are.
+    """
+    there = known(plan, out)
+    seeds = min(map(len, there.values()))
+    if not seeds:
+        return there
+    return {
+        number: [run for run in members if run.facts["seed"] < seeds]
+        for number, members in there.items()
+    }
 
 
 def of_study(plan: Plan, study: str) -> Plan:
@@ -151,30 +158,6 @@ def folder_of(plan: Plan, number: int, root: Path) -> Path:
     """Where an experiment's results or fits are: what several studies have is the first's."""
     study = next(study for study, experiments in STUDIES.items() if number in experiments)
     return root / study / plan.form
-
-
-@contextlib.contextmanager
-def held(file: Path, wait: bool = False) -> Iterator[bool]:
-    """Takes a lock among processes, which the system releases when one of them is killed.
-
-    Args:
-        file: of the lock; it stays where it is, empty.
-        wait: for the process that has it.
-
-    Yields:
-        Whether the lock is ours.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        try:
-            yield True
-        finally:  # a process that was forked from this one may keep the file open
-            fcntl.flock(opened, fcntl.LOCK_UN)
 
 
 def measure(plan: Plan, out: Path, runs: Path) -> list[str]:

@@ -150,12 +150,7 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
     """
     file = file_of(claim.name, form.name, out)
     ready_folder(file.parent)
-    known = _stored(claim.name, form, out)
-    if known is not None and known["seeds"] > form.seeds:
-        raise UserError(
-            f"{file} has {counted(known['seeds'], 'seed')}, and {form.seeds} would replace them: "
-            "give another --out"
-        )
+    _keep_more_seeds(claim, form, out)
     started, used = time.perf_counter(), time.process_time()
     numbers = rounded(claim.measure(form))
     result = {
@@ -174,7 +169,17 @@ def run_claim(claim: Claim, form: Form, out: Path) -> dict[str, Any]:
         "versions": versions(),
         "numbers": numbers,
     }
+    _keep_more_seeds(claim, form, out)  # those of another process, which has ended meanwhile
     return conclude(claim, result, out)
+
+
+def _keep_more_seeds(claim: Claim, form: Form, out: Path) -> None:
+    known = stored_result(claim.name, form, out)
+    if known is not None and known["seeds"] > form.seeds:
+        raise UserError(
+            f"{file_of(claim.name, form.name, out)} has {counted(known['seeds'], 'seed')}, and "
+            f"{form.seeds} would replace them: give another --out"
+        )
 
 
 def conclude(claim: Claim, result: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -198,7 +203,7 @@ def redraw(claims: Mapping[str, str] = CLAIMS, out: Path = Path("docs/study")) -
     """
     for name, place in claims.items():
         for form in (FULL, QUICK):
-            if (result := _stored(name, form, out)) is not None:
+            if (result := stored_result(name, form, out)) is not None:
                 conclude(registry.load(place), result, out)
     return write_page(claims, out)
 
@@ -249,7 +254,12 @@ def summed(verdicts: Sequence[Verdict]) -> str:
     return f"{verdicts.count('reproduced')} of {len(verdicts)} parts reproduced"
 
 
-def _stored(name: str, form: Form, out: Path) -> dict[str, Any] | None:
+def stored_result(name: str, form: Form, out: Path) -> dict[str, Any] | None:
+    """What is known of a claim in one form, or nothing.
+
+    Raises:
+        UserError: the file is no result of a claim.
+    """
     file = file_of(name, form.name, out)
     if not is_file(file):
         return None
@@ -263,7 +273,7 @@ def _stored(name: str, form: Form, out: Path) -> dict[str, Any] | None:
 
 def read_result(name: str, out: Path) -> dict[str, Any] | None:
     """What is known of a claim: the full form's result, else the quick one's, else nothing."""
-    return _stored(name, FULL, out) or _stored(name, QUICK, out)
+    return stored_result(name, FULL, out) or stored_result(name, QUICK, out)
 
 
 def write_page(names: Iterable[str], out: Path) -> Path:
@@ -290,7 +300,7 @@ def write_page(names: Iterable[str], out: Path) -> Path:
         lines += ["", *(f"- *{f.verdict}*: {f.says} {f.reason}" for f in missed)] if missed else []
         lines += [
             "",
-            f"`{result['command']}`, {counted(result['seeds'], 'seed')}: {_time(result)} on "
+            f"`{result['command']}`, {counted(result['seeds'], 'seed')}: {time_of(result)} on "
             f"{result['hardware']}, {result['date']}; numbers in [{name}-{result['form']}.json]"
             f"({name}-{result['form']}.json).",
             "",
@@ -316,7 +326,8 @@ INTRODUCTION = (
 )
 
 
-def _time(result: dict[str, Any]) -> str:
+def time_of(result: dict[str, Any]) -> str:
+    """How long a claim was measured, by the clock and of processor time."""
     cpu = result.get("cpu_seconds")
     return f"{result['seconds']:.0f} s" + (f" ({cpu:.0f} s of processor time)" if cpu else "")
 

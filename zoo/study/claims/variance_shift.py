@@ -193,7 +193,7 @@ def judge_all(numbers: Numbers) -> list[Finding]:
                 f"element-wise dropout {mean(arms[AT_FAULT]['running']):.1f} times."
             )
             if mean(running) < mean(arms[AT_FAULT]["running"]):
-                why += " The smaller shift alone does not lower the loss."
+                why += " A smaller running variance alone does not lower the loss."
         findings.append(
             within(
                 f"{what} lowers the held-out loss.",
