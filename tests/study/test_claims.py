@@ -374,7 +374,6 @@ def test_quick_forms_run_to_their_end(zoo_cli, name: str) -> None:
     assert done.code == 0, done.err
     result = json.loads(Path(f"study/claims/{name}-quick.json").read_text())
     assert result["findings"]
-    assert result["cpu_seconds"] < 600  # five minutes on two cores
 
 
 def test_a_terminal_shows_for_how_long_and_a_log_file_stays_as_it_is(
