@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import zoo
@@ -282,6 +283,23 @@ def test_a_study_outside_a_fit_says_so_of_sigterm_too(capsys: pytest.CaptureFixt
     assert end.value.code == 143
     assert capsys.readouterr().err == "\nzoo study: stopped: so it goes on\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_fit_within_a_study_is_not_torn_out_of_its_batch() -> None:
+    told: list[bool] = []
+
+    class Asked(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if not told:
+                signal.raise_signal(signal.SIGTERM)
+                told.append(trainer.received_sigterm)  # and the batch goes on to its end
+
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = Trainer(max_epochs=2, enable_progress_bar=False, callbacks=[Asked()], **options)
+    with pytest.raises(SystemExit) as end, stopped("so it goes on"):
+        trainer.fit(BoringModel())
+    assert told == [True]
+    assert end.value.code == 143
 
 
 def test_help_is_no_stop(capsys: pytest.CaptureFixture[str]) -> None:
