@@ -13,7 +13,7 @@ COLUMNS = ["name", "value", "note"]
 def test_rows_stay_and_a_line_that_was_cut_off_goes(tmp_path: Path) -> None:
     table = Table(tmp_path / "new" / "table.csv", COLUMNS)
     assert table.rows() == []
-    table.mend()
+    table.cut_unfinished()
     table.append({"name": "a", "value": 1, "note": 'two\nlines, "quoted"'})
     table.append({"name": "b", "value": 2.5})
     expected = [
@@ -24,7 +24,7 @@ def test_rows_stay_and_a_line_that_was_cut_off_goes(tmp_path: Path) -> None:
     with table.file.open("a") as file:
         file.write("c,3")  # where the power failed
     assert table.rows() == expected
-    table.mend()
+    table.cut_unfinished()
     table.append({"name": "d"})
     assert [row["name"] for row in table.rows()] == ["a", "b", "d"]
 

@@ -501,7 +501,7 @@ def grow(step: str, table: Table, jobs: Iterable[Job]) -> None:
                 f"another process is adding rows to {table.file}: wait for it, or give another "
                 "--out"
             )
-        table.mend()
+        table.cut_unfinished()
         done = {key_of(row) for row in table.rows()}
         for job in jobs:
             if job.key in done:

@@ -29,7 +29,7 @@ class Table:
     def __init__(self, file: Path, columns: list[str]) -> None:
         self.file, self.columns = file, columns
 
-    def mend(self) -> None:
+    def cut_unfinished(self) -> None:
         """Cuts off the last line where a killed program left it unfinished."""
         if self.file.is_file() and (content := self.file.read_bytes())[-1:] != b"\n":
             with self.file.open("r+b") as file:

@@ -243,11 +243,11 @@ def draw(numbers: Numbers) -> Any:
 def message(numbers: Numbers) -> str:
     arms = numbers["arms"]
     ratio, loss = (mean(arms[AT_FAULT][kind]) for kind in ("ratio", "loss"))
-    mended = mean(arms[RECALIBRATED]["loss"])
+    repaired = mean(arms[RECALIBRATED]["loss"])
     last = mean(arms["after the last"]["loss"])
     return (
         f"Dropout before BatchNorm: {ratio:.2f} times the variance in training, held-out loss "
-        f"{loss:.2f}; recalibrated {mended:.2f}, moved after the last {last:.2f}"
+        f"{loss:.2f}; recalibrated {repaired:.2f}, moved after the last {last:.2f}"
     )
 
 
